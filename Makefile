@@ -1,0 +1,38 @@
+# Each target prepares .venv by itself; on a bare Debian or Ubuntu machine nothing else is needed.
+# Another interpreter: make PYTHON=/path/to/python3.12 test
+PYTHON ?= python3
+BIN := .venv/bin
+export PYTHON
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format wheel clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
+
+setup: ## make or refresh .venv
+	@bash scripts/bootstrap.sh
+
+demo: setup ## the guided tour; writes demo/index.html
+	$(BIN)/s2dc demo --out demo
+
+test: lint ## every check and every test
+	$(BIN)/python -m pytest
+
+lint: setup ## style, types, import rules and the napari manifest
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/npe2 validate napari-s2dc
+
+format: setup ## mend what ruff can mend
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+wheel: setup ## build the wheel into dist/
+	$(BIN)/python -m build --wheel
+
+clean: ## remove everything that was built, .venv included
+	rm -rf .venv demo dist build site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,34 @@
+"""Errors that carry a sentence for the user and a hint how to mend them."""
+
+from __future__ import annotations
+
+
+class S2DCError(Exception):
+    """Something the user can mend; shown as one sentence, never as a traceback.
+
+    Parameters
+    ----------
+    sentence : str
+        What went wrong, naming the file, layer or setting.
+    hint : str, optional
+        What to do about it.
+    """
+
+    exit_code = 2
+
+    def __init__(self, sentence: str, hint: str = "") -> None:
+        self.sentence = sentence
+        self.hint = hint
+        super().__init__(f"{sentence} {hint}".strip())
+
+
+class VolumeError(S2DCError):
+    """A scan cannot be read, written or used."""
+
+
+class CheckpointError(S2DCError):
+    """Weights cannot be read or do not fit the network."""
+
+
+class ConfigurationError(S2DCError):
+    """A setting is unknown, missing or contradicts another."""

@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# Makes or refreshes .venv with everything the project needs; does nothing when it is up to date.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+venv=.venv
+
+fail() {
+    echo "bootstrap: $*" >&2
+    exit 1
+}
+
+# Debian packages that something here needs and a bare machine lacks; installed when we may,
+# named when we may not.
+require_packages() {
+    local what=$1
+    shift
+    if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
+        fail "$what is missing; install it first, on Debian or Ubuntu with: sudo apt-get install $*"
+    fi
+    echo "bootstrap: installing $* with apt-get"
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq && apt-get install -y -qq --no-install-recommends "$@" >/dev/null ||
+        fail "apt-get could not install $* ($what is missing)"
+}
+
+find_python() {
+    local candidate
+    for candidate in "${PYTHON:-python3}" python3 python3.13 python3.12 python3.11 python3.14; do
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            "$candidate" -c 'import sys; print(sys.executable)'
+            return
+        fi
+    done
+    fail "Python 3.11 or newer is needed and was not found; name one with: make PYTHON=/path/to/python"
+}
+
+# Where the tree lies is part of it, since an environment that was moved does not work.
+fingerprint() {
+    { cat pyproject.toml constraints.txt "${BASH_SOURCE[0]}"; pwd; "$1" -VV; } | cksum
+}
+
+python=$(find_python)
+wanted=$(fingerprint "$python")
+if [ "$wanted" = "$(cat "$venv/.bootstrapped" 2>/dev/null)" ] && "$venv/bin/python" -c '' 2>/dev/null; then
+    exit 0
+fi
+
+echo "bootstrap: preparing $venv (a few minutes the first time)"
+if ! "$venv/bin/python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
+    ! grep -qsF "$PWD/$venv" "$venv/bin/pip"; then
+    if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
+        require_packages "Python's venv module" \
+            "$("$python" -c 'import sys; print("python{}.{}-venv".format(*sys.version_info))')"
+    fi
+    "$python" -m venv --clear "$venv"
+fi
+pip() {
+    "$venv/bin/python" -m pip --disable-pip-version-check "$@"
+}
+# torch first and alone, so that pip takes the tested release, where it is at hand as a CPU
+# build that one, before another package asks for the newest with its accelerator libraries.
+pip install --quiet --quiet "$(grep '^torch==' constraints.txt)"
+pip install --quiet --quiet --editable '.[dev]' --constraint constraints.txt
+# Read again: pyproject.toml may have been edited while pip was at work.
+[ "$wanted" = "$(fingerprint "$python")" ] && echo "$wanted" >"$venv/.bootstrapped"
+echo "bootstrap: $venv is ready"

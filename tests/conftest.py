@@ -1,0 +1,24 @@
+"""What every test shares: the same random numbers each time, no screen, no surprises."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+
+import numpy as np
+import pytest
+
+# Before anything imports these libraries. POT otherwise tries every array library it finds.
+os.environ.setdefault("MPLBACKEND", "Agg")
+for _backend in ("JAX", "CUPY", "TENSORFLOW"):
+    os.environ.setdefault(f"POT_BACKEND_DISABLE_{_backend}", "1")
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers() -> None:
+    """Seed the global generators, so that a test does not depend on those that ran before it."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - libraries still draw from it
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
