@@ -1,0 +1,204 @@
+"""The ``s2dc`` command: look at checkpoints and scans, export weights, run the demo."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from napari_s2dc import __version__
+from napari_s2dc.engine.console import run_reporting_errors
+from napari_s2dc.engine.export import (
+    ENCODER_NAME,
+    FORMATS,
+    checkpoint_in,
+    export_monai_swin_unetr,
+)
+from napari_s2dc.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+PROGRAM = "s2dc"
+_CHECKPOINT_SUFFIXES = frozenset((".safetensors", ".pt", ".pth", ".ckpt", ".bin"))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``s2dc`` and return its exit code: 0, 2 for a user's error, 130 after Ctrl-C."""
+    return run_reporting_errors(lambda: _run(argv), PROGRAM)
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    settings = _parser().parse_args(None if argv is None else list(argv))
+    command = settings.subcommand
+    return _COMMANDS[command](**settings[command].as_dict())
+
+
+def _parser() -> ArgumentParser:
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(
+        prog=PROGRAM,
+        description="S2DC encoders of 3D medical scans: inspect, export, demonstrate.",
+        version=__version__,
+    )
+    commands = parser.add_subcommands(metavar="COMMAND")
+
+    summary = "Describe a checkpoint (layout, architecture, what fits) or the header of a scan."
+    info = ArgumentParser(description=summary)
+    info.add_argument(
+        "file",
+        type=str,
+        help="Checkpoint of ours or of others, run folder, scan, or DICOM series folder.",
+    )
+    info.add_argument(
+        "--json", action="store_true", help="Print JSON instead of text, for other programs."
+    )
+    commands.add_subcommand("info", info, help=summary)
+
+    summary = "Write a trained encoder for another program and say how to load it there."
+    export = ArgumentParser(description=summary)
+    export.add_argument(
+        "run", type=str, help="Run folder of s2dc-train, or any checkpoint that s2dc info reads."
+    )
+    export.add_argument(
+        "--format",
+        choices=FORMATS,
+        default=FORMATS[0],
+        help="What to write; monai-swin-unetr is a state dict for monai.networks.nets.SwinUNETR.",
+    )
+    export.add_argument(
+        "--out",
+        type=str | None,
+        default=None,
+        help="File to write; without it, one named after the format beside the encoder.",
+    )
+    commands.add_subcommand("export", export, help=summary)
+
+    summary = "Pretrain on demonstration scans and show in a report what the encoder learned."
+    demo = ArgumentParser(description=summary)
+    demo.add_argument(
+        "--out",
+        type=str,
+        default="demo",
+        help="Folder for the report (index.html) and everything made on the way.",
+    )
+    demo.add_argument(
+        "--minutes",
+        type=float,
+        default=8.0,
+        help="Time to take; training runs for as many steps as fit.",
+    )
+    commands.add_subcommand("demo", demo, help=summary)
+    return parser
+
+
+def _info(file: str, json: bool) -> int:
+    path = Path(file)
+    if _is_checkpoint(path):
+        return _checkpoint_info(path, json)
+    return _scan_info(path, json)
+
+
+def _export(run: str, format: str, out: str | None) -> int:
+    exported = export_monai_swin_unetr(run, out)
+    print(f"Wrote {exported.path} ({exported.tensors} tensors, {format}). Load it with:\n")
+    print("\n".join(f"    {line}".rstrip() for line in exported.usage.splitlines()))
+    return 0
+
+
+def _demo(out: str, minutes: float) -> int:
+    if not minutes > 0:
+        raise ConfigurationError(f"--minutes must be above 0, not {minutes:g}.")
+    from napari_s2dc.engine.demo import run_demo
+
+    run_demo(out=Path(out), minutes=minutes)
+    return 0
+
+
+_COMMANDS: dict[str, Callable[..., int]] = {"info": _info, "export": _export, "demo": _demo}
+
+
+def _is_checkpoint(path: Path) -> bool:
+    if path.is_dir():
+        return (path / ENCODER_NAME).is_file() or (path / "checkpoints" / "last.ckpt").is_file()
+    if path.suffix.lower() in _CHECKPOINT_SUFFIXES:
+        return True
+    from napari_s2dc.method.checkpoint_files import looks_like_checkpoint
+
+    return looks_like_checkpoint(path)
+
+
+def _checkpoint_info(path: Path, as_json: bool) -> int:
+    from napari_s2dc.method.checkpoint_layouts import read_checkpoint
+    from napari_s2dc.method.checkpoints import compare, require_fit
+    from napari_s2dc.method.encoder import SwinEncoder
+
+    checkpoint = read_checkpoint(checkpoint_in(path))
+    encoder = SwinEncoder(checkpoint.config)
+    report = compare(checkpoint, encoder)
+    config = checkpoint.config
+    parameters = sum(parameter.numel() for parameter in encoder.parameters())
+    facts = {key: value for key, value in checkpoint.metadata.items() if key != "architecture"}
+    if as_json:
+        _print_json(
+            {
+                "kind": "checkpoint",
+                "path": str(checkpoint.path),
+                "layout": checkpoint.layout,
+                "architecture": {**config.as_dict(), "size": config.size_name},
+                "parameters": parameters,
+                "metadata": facts,
+                "report": report.as_dict(),
+            }
+        )
+    else:
+        print(report)
+        print(f"Architecture ({config.size_name}, {parameters:,} parameters)")
+        _print_table(config.as_dict())
+        if facts:
+            print("Metadata")
+            _print_table(facts)
+    require_fit(report)
+    return 0
+
+
+def _scan_info(path: Path, as_json: bool) -> int:
+    from napari_s2dc.volumes.io import read_header
+
+    header = read_header(path)
+    spacing = [float(side) for side in header.spacing_mm]
+    if as_json:
+        _print_json(
+            {
+                "kind": "scan",
+                "path": str(path),
+                "shape_zyx": [int(size) for size in header.shape_zyx],
+                "spacing_mm": spacing,
+                "dtype": str(header.dtype),
+                "modality": header.modality,
+            }
+        )
+        return 0
+    print(f"{path}: scan")
+    _print_table(
+        {
+            "voxels (z, y, x)": " x ".join(str(size) for size in header.shape_zyx),
+            "spacing in mm": " x ".join(f"{side:.4g}" for side in spacing),
+            "stored as": str(header.dtype),
+            "modality": header.modality or "not stated",
+        }
+    )
+    return 0
+
+
+def _print_json(content: dict[str, Any]) -> None:
+    print(json.dumps(content, indent=2, default=str))
+
+
+def _print_table(rows: dict[str, Any]) -> None:
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        shown = json.dumps(value, default=str) if isinstance(value, (dict, list)) else value
+        print(f"  {name:<{width}}  {shown}")

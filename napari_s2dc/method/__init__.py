@@ -1,0 +1,1 @@
+"""The S²DC method in torch: no files, no Qt."""

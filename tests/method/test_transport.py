@@ -1,0 +1,108 @@
+"""Transport with a dustbin against the golden plans, POT's reference and finite differences."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from napari_s2dc.method.transport import assignment
+
+DATA = Path(__file__).parents[1] / "data"
+
+
+def load(name: str) -> dict[str, torch.Tensor]:
+    return {key: torch.as_tensor(value) for key, value in np.load(DATA / name).items()}
+
+
+@pytest.mark.parametrize("name", ["transport_16.npz", "transport_144.npz"])
+@pytest.mark.parametrize("iterations", [5, 20, 100])
+def test_golden_plans(name: str, iterations: int) -> None:
+    golden = load(name)
+    found = assignment(golden["scores"], golden["alpha"], iterations=iterations)
+    expected = golden[f"plan_iters{iterations}"]
+    assert ((found - expected).abs() / expected).max() <= 1e-6
+
+
+def scores(batch: int = 3, n: int = 7, m: int = 9, scale: float = 5.0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return scale * torch.randn(batch, n, m, generator=generator, dtype=torch.float64)
+
+
+def test_marginals() -> None:
+    plan = assignment(scores(), 1.0, iterations=2000)
+    assert torch.allclose(plan[:, :-1].sum(2), torch.ones(3, 7, dtype=torch.float64))
+    assert torch.allclose(plan[:, :, :-1].sum(1), torch.ones(3, 9, dtype=torch.float64))
+    assert torch.allclose(plan[:, -1].sum(1), torch.full((3,), 9.0, dtype=torch.float64))
+    assert torch.allclose(plan[:, :, -1].sum(1), torch.full((3,), 7.0, dtype=torch.float64))
+
+
+@pytest.mark.filterwarnings("ignore:Sinkhorn did not converge")
+def test_one_problem_equals_pot_on_numpy() -> None:
+    import ot
+
+    score = scores(1)[0]
+    n, m = score.shape
+    extended = np.full((n + 1, m + 1), 0.7)
+    extended[:n, :m] = score.numpy()
+    a, b = np.ones(n + 1), np.ones(m + 1)
+    a[n], b[m] = m, n
+    expected = (n + m) * ot.sinkhorn(
+        a / (n + m), b / (n + m), -extended, 1.0, method="sinkhorn_log", numItermax=5000, stopThr=0
+    )
+    found = assignment(score[None], 0.7, iterations=5000)[0].numpy()
+    assert np.abs(found - expected).max() < 1e-9
+
+
+def test_gradient_is_the_true_one() -> None:
+    small = scores(1, 4, 5, 2.0).requires_grad_()
+    dustbin = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    weight = torch.rand(1, 5, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    def objective(score: torch.Tensor, bin_score: torch.Tensor) -> torch.Tensor:
+        return (assignment(score, bin_score, iterations=30) * weight).sum()
+
+    assert torch.autograd.gradcheck(objective, (small, dustbin), eps=1e-6, atol=1e-6)
+
+
+def test_no_gradient_is_built_when_none_is_wanted() -> None:
+    with torch.no_grad():
+        assert not assignment(scores().requires_grad_(), 1.0).requires_grad
+
+
+def test_early_stop_stays_near_the_converged_plan() -> None:
+    full = assignment(scores(scale=2.0), 1.0, iterations=1000)
+    early = assignment(scores(scale=2.0), 1.0, iterations=1000, tolerance=1e-6)
+    assert (full - early).abs().max() < 1e-4
+
+
+def test_tokens_that_are_not_valid_leave_the_others_as_if_absent() -> None:
+    score = scores(2)
+    rows = torch.ones(2, 7, dtype=torch.bool)
+    columns = torch.ones(2, 9, dtype=torch.bool)
+    rows[:, 2] = rows[:, 5] = False
+    columns[:, 0] = False
+    masked = assignment(score, 1.0, iterations=2000, valid_rows=rows, valid_columns=columns)
+    kept_rows, kept_columns = [0, 1, 3, 4, 6], list(range(1, 9))
+    expected = assignment(score[:, kept_rows][:, :, kept_columns], 1.0, iterations=2000)
+    inner = masked[:, kept_rows][:, :, kept_columns]
+    assert torch.allclose(inner, expected[:, :-1, :-1], atol=1e-9)
+    assert masked[:, [2, 5], :-1].abs().max() == 0
+
+
+def test_a_problem_without_any_valid_token_stays_finite() -> None:
+    score = scores(1).float().requires_grad_()
+    none = torch.zeros(1, 7, dtype=torch.bool)
+    plan = assignment(score, 1.0, valid_rows=none)
+    plan.sum().backward()
+    assert plan.isfinite().all()
+    assert score.grad is not None
+    assert score.grad.isfinite().all()
+
+
+def test_float32_agrees_with_float64() -> None:
+    sharp = scores(2, 36, 36, 5.0)
+    exact = assignment(sharp, 1.0)
+    single = assignment(sharp.float(), 1.0)
+    assert single.dtype == torch.float32
+    assert (single - exact).abs().max() < 1e-4
