@@ -1,0 +1,1 @@
+"""Headless S²DC pretraining with Lightning."""

@@ -1,0 +1,34 @@
+"""Keep big buffers inside the process: page faults otherwise take half the time of a CPU step."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+
+# Parameter numbers of glibc's mallopt (malloc.h).
+_TRIM_THRESHOLD = -1
+_TOP_PAD = -2
+_MMAP_MAX = -4
+
+
+def keep_large_buffers() -> bool:
+    """Tell glibc not to hand freed buffers back to the system; call before torch allocates.
+
+    Returns
+    -------
+    bool
+        Whether the settings took effect; False on systems without glibc, where nothing changes.
+
+    Notes
+    -----
+    Memory stays at its peak until the process ends. Measured on 2 cores, forward and backward of
+    four 48-voxel crops: see ``docs/benchmarks.md``.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    settings = {_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 64 * 2**20}
+    return all(mallopt(name, value) == 1 for name, value in settings.items())

@@ -1,0 +1,182 @@
+"""The ``s2dc-train`` command."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from napari_s2dc import __version__
+from napari_s2dc.engine.console import INTERRUPTED, run_reporting_errors
+from napari_s2dc.errors import ConfigurationError
+from s2dc_train.config import RunConfig, run_config
+from s2dc_train.interruption import Interrupted, StopRequest
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+PROGRAM = "s2dc-train"
+LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
+
+
+def presets() -> dict[str, str]:
+    """Names of the packaged configurations and the files that hold them."""
+    folder = files("s2dc_train") / "configs"
+    return {
+        Path(entry.name).stem: str(entry)
+        for entry in sorted(folder.iterdir(), key=lambda entry: entry.name)
+        if entry.name.endswith(".yaml")
+    }
+
+
+def _parser() -> ArgumentParser:
+    from jsonargparse import ArgumentParser, set_parsing_settings
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(
+        prog=PROGRAM,
+        description="Pretrain an S2DC encoder on a folder of unlabelled 3D scans.",
+        exit_on_error=False,
+        version=__version__,
+    )
+    parser.add_argument(
+        "--config",
+        action="config",
+        help=f"Packaged configuration ({', '.join(presets())}) or a YAML file.",
+    )
+    parser.add_argument(
+        "--ckpt",
+        type=str,
+        default="",
+        help="Resume: 'last' for the run folder's own checkpoint, or a checkpoint file.",
+    )
+    parser.add_class_arguments(RunConfig, as_group=False)
+    return parser
+
+
+def _with_preset_files(arguments: Sequence[str]) -> list[str]:
+    """Replace the name of a packaged configuration after ``--config`` by its file."""
+    known = presets()
+    result: list[str] = []
+    for position, argument in enumerate(arguments):
+        value = argument.removeprefix("--config=")
+        named = value != argument or (position > 0 and arguments[position - 1] == "--config")
+        if named and value in known:
+            argument = argument.removesuffix(value) + known[value]
+        elif named and not Path(value).is_file():
+            raise ConfigurationError(
+                f"There is no configuration '{value}'.",
+                f"Use {', '.join(known)} or a YAML file.",
+            )
+        result.append(argument)
+    return result
+
+
+def _parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
+    from jsonargparse import ArgumentError
+
+    try:
+        return parser.parse_args(_with_preset_files(arguments))
+    except ArgumentError as error:
+        raise ConfigurationError(
+            " ".join(str(error).split()), f"See {PROGRAM} --help for every setting."
+        ) from error
+
+
+def _checkpoint(asked: str, out: Path) -> Path | None:
+    """Checkpoint to resume from; refuses to write over a run that is already there."""
+    from s2dc_train.run import LAST, last_checkpoint
+
+    if asked and asked != "last":
+        return Path(asked).expanduser()
+    found = last_checkpoint(out)
+    # A job that SLURM requeued starts with the same command as before.
+    if asked or (found and int(os.environ.get("SLURM_RESTART_COUNT", "0"))):
+        return found or out / LAST
+    if found:
+        raise ConfigurationError(
+            f"{out} already holds a run.",
+            "Go on with --ckpt last, choose another --out, or delete that folder.",
+        )
+    return None
+
+
+def _show_messages() -> None:
+    """Print what the run reports, and nothing of the libraries'."""
+    from s2dc_train.callbacks import is_first_process
+
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    messages = logging.getLogger("s2dc_train")
+    if is_first_process() and not messages.handlers:
+        messages.addHandler(logging.StreamHandler(sys.stdout))
+        messages.setLevel(logging.INFO)
+        messages.propagate = False
+
+
+def _run(arguments: Sequence[str]) -> int:
+    parser = _parser()
+    parsed = _parse(parser, arguments)
+    asked = parsed.pop("ckpt")
+    parsed.pop("config", None)
+    config = run_config(parsed.as_dict())
+    out = Path(config.out).expanduser()
+    config.out = str(out)
+    resume_command = f"{PROGRAM} --config {shlex.quote(str(out / 'config.yaml'))} --ckpt last"
+    try:
+        with StopRequest() as request:
+            # Only now: --help and --print_config must not wait for torch.
+            from s2dc_train.allocator import keep_large_buffers
+
+            keep_large_buffers()
+            from s2dc_train.callbacks import is_first_process
+            from s2dc_train.run import train
+
+            _show_messages()
+            resume = _checkpoint(asked, out)
+            summary = train(config, resume=resume, request=request)
+    except Interrupted as interrupted:
+        saved = (out / LAST_CHECKPOINT).is_file()
+        then = f"Go on with: {resume_command}" if saved else "Start again with the same command."
+        print(f"Stopped before a step was taken. {then}")
+        return INTERRUPTED if interrupted.number == signal.SIGINT else 0
+    if not is_first_process():
+        return 0  # the first process speaks for all
+    _print_result(summary, out, resume_command)
+    stopped_by_user = summary["stopped"] == "signal" and request.number == signal.SIGINT
+    return INTERRUPTED if stopped_by_user else 0
+
+
+def _print_result(summary: dict[str, Any], out: Path, resume_command: str) -> None:
+    """Print the main figures and where the files are."""
+
+    def change(name: str) -> str:
+        first, last = (summary.get(f"{name}_{when}") for when in ("first", "last"))
+        shown = ["not measured" if value is None else f"{value:.3f}" for value in (first, last)]
+        return " -> ".join(shown)
+
+    rows = [
+        ("Steps", f"{summary['steps']} in {summary['seconds'] / 60:.1f} minutes"),
+        ("Matching accuracy", change("match_accuracy")),
+        ("Effective rank", change("effective_rank")),
+    ]
+    if "nearest_neighbour_accuracy_last" in summary:
+        rows.insert(2, ("5-NN accuracy", change("nearest_neighbour_accuracy")))
+    rows += [("Encoder", str(out / "encoder.safetensors")), ("Figures", str(out / "metrics.csv"))]
+    for name, text in rows:
+        print(f"{name:<19}{text}")
+    if summary["stopped"]:
+        why = "at the time limit" if summary["stopped"] == "time" else "on request"
+        print(f"Stopped {why} and saved. Go on with: {resume_command}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``s2dc-train`` and return its exit code: 0, 2 for a user's error, 130 after Ctrl-C."""
+    arguments = sys.argv[1:] if argv is None else argv
+    return run_reporting_errors(lambda: _run(arguments), PROGRAM)

@@ -1,0 +1,258 @@
+"""From the data settings to batches for training and whole scans for evaluation."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+
+from napari_s2dc.errors import ConfigurationError
+from s2dc_train.cache import ScanCache, build_cache
+from s2dc_train.cached_scan import CachedScan
+from s2dc_train.config import DataConfig
+from s2dc_train.data_settings import check_settings, subvolume_size
+from s2dc_train.preflight import PreflightReport, nothing_left, preflight
+from s2dc_train.sources import ScanEntry, find_scans
+from s2dc_train.subvolumes import CounterSampler, SubVolumeDataset
+
+# Shown by the command line, and by its first process only.
+_log = logging.getLogger("s2dc_train")
+
+__all__ = ["CounterSampler", "FullVolume", "S2DCDataModule", "SubVolumeDataset"]
+
+
+@dataclass(frozen=True)
+class FullVolume:
+    """A whole preprocessed scan for evaluation, at least as large as a sub-volume.
+
+    Parameters
+    ----------
+    name : str
+        File name of the scan.
+    image : torch.Tensor
+        (1, Z, Y, X) float32 in [0, 1]; 0 in padding.
+    valid, foreground : torch.Tensor
+        (Z, Y, X) bool; ``valid`` is False in padding.
+    labels : torch.Tensor or None
+        (Z, Y, X) int32, 0 = background, where the scan has a label map.
+    spacing_mm : tuple of float
+        Spacing (z, y, x).
+    """
+
+    name: str
+    image: torch.Tensor
+    valid: torch.Tensor
+    foreground: torch.Tensor
+    labels: torch.Tensor | None
+    spacing_mm: tuple[float, float, float]
+
+
+class S2DCDataModule(LightningDataModule):
+    """From the data settings to batches, and to whole volumes for evaluation.
+
+    Parameters
+    ----------
+    config : DataConfig
+        Data settings.
+    seed : int
+        Seed of order and places.
+    run_dir : pathlib.Path, optional
+        Holds the cache when ``config.cache_dir`` is empty.
+
+    Attributes
+    ----------
+    start_sample : int
+        Global number of the first training sample; set it before fitting to resume.
+    preflight_report : PreflightReport
+        Filled by :meth:`setup`, as are all the following.
+    skipped : list of tuple
+        (path, reason) of scans that are not used.
+    train_entries, validation_entries : list of ScanEntry
+        The split: the last scans in the order of their paths are held out.
+    train_scans, validation_scans : list of CachedScan
+        The same scans in the cache.
+    notes : list of str
+        Sentences on the split that a user should read.
+    """
+
+    def __init__(self, config: DataConfig, *, seed: int = 0, run_dir: Path | None = None) -> None:
+        super().__init__()
+        check_settings(config)
+        if not config.cache_dir and run_dir is None:
+            raise ConfigurationError("No cache folder is named.", "Set --data.cache_dir.")
+        self.config = config
+        self.seed = seed
+        self.cache_folder = (
+            Path(config.cache_dir).expanduser()
+            if config.cache_dir
+            else Path(run_dir or "", "cache")
+        )
+        self.start_sample = 0
+        self._start_step = 0
+        self._prepared: tuple[PreflightReport, list[CachedScan]] | None = None
+        self.preflight_report: PreflightReport | None = None
+        self.skipped: list[tuple[Path, str]] = []
+        self.train_scans: list[CachedScan] = []
+        self.validation_scans: list[CachedScan] = []
+        self.notes: list[str] = []
+
+    @property
+    def train_entries(self) -> list[ScanEntry]:
+        """Scans trained on."""
+        return [scan.entry for scan in self.train_scans]
+
+    @property
+    def validation_entries(self) -> list[ScanEntry]:
+        """Scans held out."""
+        return [scan.entry for scan in self.validation_scans]
+
+    def prepare_data(self) -> None:
+        """Check and preprocess every scan; under Lightning one process of each node does it.
+
+        Raises
+        ------
+        S2DCError
+            No scan can be used, or the cache cannot be written.
+        """
+        if self._prepared is not None:
+            return
+        report = preflight(find_scans(self.config), self.config)
+        _log.info(f"Scans found:\n{report}")
+        cached, failed = build_cache(report, self.cache_folder, self.config)
+        if not cached:
+            raise nothing_left([*report.skipped, *failed])
+        self._prepared = report.with_cached(cached, failed), cached
+        for path, why in [*failed, *self._prepared[0].label_problems]:
+            _log.info(f"Not used: {path}: {why}")
+
+    def setup(self, stage: str | None = None) -> None:
+        """Split the scans; every rank follows the list of rank 0, so that all agree."""
+        if self.train_scans:
+            return
+        world_size = self.trainer.world_size if self.trainer else 1
+        if self._prepared is None and (world_size == 1 or self._rank == 0):
+            self.prepare_data()
+        if world_size > 1 and self.trainer:
+            self._prepared = self.trainer.strategy.broadcast(self._prepared, src=0)
+        assert self._prepared is not None
+        self.preflight_report, scans = self._prepared
+        if self._rank != 0:
+            # Without a shared disk each node has its own cache, and its own modification times.
+            cache = ScanCache(self.cache_folder, self.config)
+            scans = [cache.get(scan.entry) for scan in scans]
+        self.skipped = list(self.preflight_report.skipped)
+        self._split(scans)
+        for note in self.notes:
+            _log.info(note)
+
+    def _split(self, scans: list[CachedScan]) -> None:
+        wanted = self.config.validation_volumes
+        held_out = min(wanted, len(scans) // 2)
+        self.train_scans = scans[: len(scans) - held_out]
+        self.validation_scans = scans[len(scans) - held_out :] if held_out else scans
+        if not held_out:
+            self.notes.append(
+                "There is only one usable scan: figures are measured on the scan that is trained "
+                "on, so they do not show what is learned for other scans."
+            )
+        elif held_out < wanted:
+            self.notes.append(
+                f"Only {held_out} of the {len(scans)} usable scans "
+                f"{'is' if held_out == 1 else 'are'} held out instead of {wanted}, "
+                "so that at least half remain to train on."
+            )
+
+    @property
+    def _rank(self) -> int:
+        return self.trainer.global_rank if self.trainer else 0
+
+    @property
+    def train_dataset(self) -> SubVolumeDataset:
+        """Random sub-volumes of the training scans."""
+        return SubVolumeDataset(
+            self.train_scans,
+            subvolume_size(self.config),
+            seed=self.seed,
+            foreground_fraction=self.config.foreground_fraction,
+        )
+
+    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Endless batches of this rank, beginning at ``start_sample``."""
+        workers = self.config.workers
+        on_gpu = (
+            self.trainer.strategy.root_device.type == "cuda"
+            if self.trainer
+            else torch.cuda.is_available()
+        )
+        return DataLoader(
+            self.train_dataset,
+            batch_size=self.config.batch_size,
+            sampler=CounterSampler(
+                self.start_sample,
+                rank=self._rank,
+                world_size=self.trainer.world_size if self.trainer else 1,
+                batch_size=self.config.batch_size,
+            ),
+            num_workers=workers,
+            pin_memory=on_gpu,
+            persistent_workers=workers > 0,
+            prefetch_factor=4 if workers else None,
+        )
+
+    def validation_items(self) -> list[dict[str, Any]]:
+        """One fixed sub-volume of each held-out scan, as :class:`SubVolumeDataset` returns them."""
+        dataset = SubVolumeDataset(self.validation_scans, subvolume_size(self.config))
+        return [dataset.centred(volume) for volume in range(len(self.validation_scans))]
+
+    def validation_volumes(self) -> list[FullVolume]:
+        """Whole held-out scans, padded evenly where smaller than a sub-volume."""
+        return [self._full(scan) for scan in self.validation_scans]
+
+    def train_volumes_with_labels(self, number: int) -> list[FullVolume]:
+        """First ``number`` training scans that have label maps; fewer where there are fewer."""
+        labelled = [scan for scan in self.train_scans if scan.has_labels]
+        return [self._full(scan) for scan in labelled[:number]]
+
+    def _full(self, scan: CachedScan) -> FullVolume:
+        size = [max(pair) for pair in zip(scan.shape, subvolume_size(self.config), strict=True)]
+        start = [(old - new) // 2 for old, new in zip(scan.shape, size, strict=True)]
+        cut = scan.open().cut(start, size)
+        return FullVolume(
+            name=scan.entry.image.name,
+            image=torch.from_numpy(cut["image"])[None],
+            valid=torch.from_numpy(cut["valid"]),
+            foreground=torch.from_numpy(cut["foreground"]),
+            labels=torch.from_numpy(cut["labels"]) if "labels" in cut else None,
+            spacing_mm=scan.spacing_mm,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the number of the next sample that no step has used; prefetched ones count not."""
+        trainer = self.trainer
+        used = 0
+        if trainer:
+            steps = trainer.global_step - self._start_step
+            per_step = trainer.world_size * trainer.accumulate_grad_batches
+            used = steps * per_step * self.config.batch_size
+        return {
+            "next_sample": self.start_sample + used,
+            "step": trainer.global_step if trainer else 0,
+            "seed": self.seed,
+            "scans": [entry.image.name for entry in self.train_entries],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue where a checkpoint left the data; say so when the data are not the same."""
+        self.start_sample = int(state_dict["next_sample"])
+        self._start_step = int(state_dict["step"])
+        now = {"seed": self.seed, "scans": [entry.image.name for entry in self.train_entries]}
+        for name, value in now.items():
+            if state_dict[name] != value:
+                note = f"The {name} of the resumed run differ, so the order of samples is another."
+                self.notes.append(note)
+                _log.info(note)

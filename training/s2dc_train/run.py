@@ -1,0 +1,286 @@
+"""One pretraining run: Lightning's Trainer, its callbacks and the files of the run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import math
+import resource
+import signal
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import yaml
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from napari_s2dc import __version__
+from napari_s2dc.errors import ConfigurationError, S2DCError
+from napari_s2dc.files import replace_atomically
+from s2dc_train.callbacks import MetricsFile, OrderlyStop, Progress, is_first_process
+from s2dc_train.checks import check_fit, read_training_checkpoint
+from s2dc_train.config import RunConfig
+from s2dc_train.data import S2DCDataModule
+from s2dc_train.interruption import StopRequest
+from s2dc_train.module import S2DCModule
+from s2dc_train.validation import Validation
+
+LAST = Path("checkpoints") / "last.ckpt"
+
+# Chatter that says nothing about this program, by the beginning of its text.
+_KNOWN_WARNINGS = (
+    r".*does not have many workers",
+    r".*isinstance\(treespec, LeafSpec\)",
+    r"Checkpoint directory .* exists and is not empty",
+    r"The dirpath has changed",
+    r"You're resuming from a checkpoint that ended before the epoch ended",  # samples are numbered
+    r"The number of training batches .* is smaller than the logging interval",
+    r"The `srun` command is available",
+    r".*GPU available but not used",
+)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Checkpoint files that appear whole or not at all, whatever kills the process."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
+    ) -> None:
+        """Write to a neighbouring file, flush it to disk and rename it."""
+        # Through a Python file, because torch's own writer hides why it failed.
+        with replace_atomically(Path(path)) as temporary, temporary.open("wb") as stream:
+            torch.save(checkpoint, stream)
+
+
+def _precision(config: RunConfig) -> str:
+    if config.trainer.precision != "auto":
+        return config.trainer.precision
+    wanted = config.trainer.accelerator in ("auto", "gpu", "cuda")
+    if wanted and torch.cuda.is_available() and torch.cuda.is_bf16_supported():
+        return "bf16-mixed"
+    return "32-true"
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Largest memory taken so far: of the device if it is a GPU, else resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    with replace_atomically(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def encoder_metadata(
+    config: RunConfig, data: S2DCDataModule, summary: dict[str, Any]
+) -> dict[str, Any]:
+    """Return what an encoder file says about its training."""
+    return {
+        "name": Path(config.out).resolve().name,
+        "preprocessing": {"preset": config.data.preset, "crop_size": config.data.crop_size},
+        "spacing_mm": list(config.data.spacing_mm) or None,
+        "token_stage": config.model.token_stage,
+        "training": {
+            "volumes": len(data.train_entries),
+            "steps": summary["steps"],
+            "seconds": summary["seconds"],
+            "match_accuracy": summary["match_accuracy_last"],
+            "seed": config.seed,
+        },
+        "version": __version__,
+    }
+
+
+@contextmanager
+def _disk_errors(out: Path) -> Iterator[None]:
+    """Turn a full or closed disk into a sentence; other errors are faults and keep their trace."""
+    try:
+        yield
+    except OSError as error:
+        place = Path(error.filename or "").resolve()
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) and out.resolve() not in place.parents:
+            raise
+        raise S2DCError(
+            f"Cannot write to the run folder {out}: {error.strerror or error}.",
+            "Free some space or choose another folder; a saved run goes on with --ckpt last.",
+        ) from error
+
+
+def last_checkpoint(out: Path) -> Path | None:
+    """Newest checkpoint of a run folder, None without one.
+
+    Under SLURM, Lightning saves beside ``last.ckpt`` when the job is about to be requeued.
+    """
+    found = [out / LAST, *(out / LAST.parent).glob("hpc_ckpt_*.ckpt")]
+    found = [path for path in found if path.is_file()]
+    return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+
+
+@rank_zero_only
+def _begin_folder(config: RunConfig, out: Path) -> None:
+    """Write ``config.yaml`` and remove what a kill while saving has left."""
+    for leftover in (out / LAST.parent).glob(".part-*"):
+        leftover.unlink(missing_ok=True)
+    with replace_atomically(out / "config.yaml") as temporary:
+        temporary.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+
+
+def train(
+    config: RunConfig, *, resume: Path | None = None, request: StopRequest | None = None
+) -> dict[str, Any]:
+    """Pretrain an encoder and write the run folder.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Every setting.
+    resume : Path, optional
+        Checkpoint to go on from.
+    request : StopRequest, optional
+        Notes SIGTERM and Ctrl-C; one of its own is used when missing.
+
+    Returns
+    -------
+    dict
+        The content of ``summary.json``, with ``stopped`` telling why the run ended before its last
+        step: "" (it did not), "signal" or "time".
+
+    Raises
+    ------
+    S2DCError
+        Settings, scans or checkpoint are not usable, or the disk is full.
+    Interrupted
+        A signal came before the first step; nothing had to be saved.
+    """
+    out = Path(config.out)
+    with (
+        request or StopRequest() as request,
+        warnings.catch_warnings(),
+        _disk_errors(out),
+    ):
+        for known in _KNOWN_WARNINGS:
+            warnings.filterwarnings("ignore", known)
+        return _train(config, out, resume, request)
+
+
+def _train(
+    config: RunConfig, out: Path, resume: Path | None, request: StopRequest
+) -> dict[str, Any]:
+    settings = config.trainer
+    L.seed_everything(config.seed, workers=True, verbose=False)
+    module = S2DCModule(config)
+    resumed_step = 0
+    if resume:
+        checkpoint = read_training_checkpoint(resume)
+        check_fit(checkpoint, module, resume)
+        resumed_step = int(checkpoint["global_step"])
+        if resumed_step >= settings.max_steps:
+            raise ConfigurationError(
+                f"{resume} has already done {resumed_step} steps.",
+                "Give a larger --trainer.max_steps to go on.",
+            )
+        del checkpoint
+    data = S2DCDataModule(config.data, seed=config.seed, run_dir=out)
+    if is_first_process():
+        # Before other processes are started, which would wait for this one in vain on an error.
+        data.prepare_data()
+    _begin_folder(config, out)
+
+    stop = OrderlyStop(request, out / LAST, settings.max_minutes)
+    validation = Validation(config, leaving=lambda: stop.reason == "signal")
+    checkpoints = ModelCheckpoint(
+        dirpath=out / LAST.parent,
+        filename=LAST.stem,
+        every_n_train_steps=settings.save_every,
+        save_on_train_epoch_end=False,
+        enable_version_counter=False,
+    )
+    trainer = _trainer(
+        config,
+        logger=[
+            MetricsFile(out, resumed_step),
+            TensorBoardLogger(
+                str(out), name="", version="tensorboard", purge_step=resumed_step or None
+            ),
+        ],
+        callbacks=[validation, stop, Progress(lambda: validation.last), checkpoints],
+    )
+    try:
+        trainer.fit(
+            module, datamodule=data, ckpt_path=str(resume) if resume else None, weights_only=True
+        )
+        if not stop.reason:
+            trainer.save_checkpoint(out / LAST)
+    except BaseException:
+        # The other processes of this machine would wait for this one for ever.
+        if trainer.strategy.launcher is not None:
+            trainer.strategy.launcher.kill(getattr(signal, "SIGKILL", signal.SIGTERM))
+        raise
+    finally:
+        request.deferred = False
+    summary = _summary(trainer, module, data, validation)
+    if trainer.is_global_zero:
+        _write_json(out / "summary.json", summary)
+        module.student.encoder.save(
+            out / "encoder.safetensors", encoder_metadata(config, data, summary)
+        )
+    return summary | {"stopped": stop.reason}
+
+
+def _trainer(config: RunConfig, **parts: Any) -> L.Trainer:
+    settings = config.trainer
+    try:
+        return L.Trainer(
+            # Where Lightning saves, under SLURM, when the job is about to be requeued.
+            default_root_dir=Path(config.out) / LAST.parent,
+            accelerator=settings.accelerator,
+            devices=settings.devices,
+            num_nodes=settings.num_nodes,
+            precision=_precision(config),  # type: ignore[arg-type]
+            max_steps=settings.max_steps,
+            limit_train_batches=settings.max_steps * settings.accumulate,
+            limit_val_batches=0,
+            accumulate_grad_batches=settings.accumulate,
+            gradient_clip_val=settings.gradient_clip or None,
+            log_every_n_steps=settings.log_every,
+            use_distributed_sampler=False,
+            enable_model_summary=False,
+            enable_progress_bar=False,
+            plugins=[AtomicCheckpointIO()],
+            **parts,
+        )
+    except (MisconfigurationException, ValueError, RuntimeError) as error:
+        raise ConfigurationError(
+            f"This machine cannot run with trainer.accelerator {settings.accelerator}, "
+            f"devices {settings.devices} and precision {settings.precision}: {error}"
+        ) from error
+
+
+def _summary(
+    trainer: L.Trainer, module: S2DCModule, data: S2DCDataModule, validation: Validation
+) -> dict[str, Any]:
+    """Figures of the run; seconds are those of steps and validation, counted on over a resume."""
+    steps, training = trainer.global_step, validation.training_seconds
+    return {
+        "steps": steps,
+        "seconds": round(training + validation.measuring_seconds, 1),
+        "steps_per_second": round(steps / training, 4) if training else None,
+        **{
+            name: value if value is not None and math.isfinite(value) else None
+            for name, value in validation.summary().items()
+        },
+        "peak_memory_mb": round(peak_memory_mb(module.device), 1),
+        "volumes_used": len(data.train_entries) + len(data.validation_entries),
+        "volumes_skipped": [[str(path), reason] for path, reason in data.skipped],
+    }

@@ -1,0 +1,147 @@
+"""Projection heads, the student with its averaged teacher, and the queue of past keys."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from napari_s2dc.method.encoder import SwinEncoder
+
+
+class ProjectionHead(nn.Sequential):
+    """Three-layer perceptron whose normalisation is over features across all rows, without affine.
+
+    Statistics always come from the rows at hand, so that there are no buffers that could differ
+    between processes or between student and teacher.
+
+    Parameters
+    ----------
+    inputs, hidden, outputs : int
+        Widths.
+    """
+
+    def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
+        def norm(width: int) -> nn.BatchNorm1d:
+            return nn.BatchNorm1d(width, affine=False, track_running_stats=False)
+
+        super().__init__(
+            nn.Linear(inputs, hidden, bias=False),
+            norm(hidden),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden, hidden, bias=False),
+            norm(hidden),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden, outputs, bias=False),
+            norm(outputs),
+        )
+
+
+class Branch(nn.Module):
+    """Encoder with a token head and a head for whole crops.
+
+    Parameters
+    ----------
+    encoder : SwinEncoder
+        The encoder φ.
+    token_stage : int
+        Stage whose tokens are matched.
+    hidden, outputs : int
+        Widths of both heads.
+    crops_per_pass : int
+        Crops encoded together; 0 means all.
+    """
+
+    def __init__(
+        self, encoder: SwinEncoder, token_stage: int, hidden: int, outputs: int, crops_per_pass: int
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.token_stage = token_stage
+        self.crops_per_pass = crops_per_pass
+        channels = encoder.stage_channels
+        self.token_head = ProjectionHead(channels[token_stage], hidden, outputs)
+        self.contrast_head = ProjectionHead(channels[-1], hidden, outputs)
+
+    def encode(self, crops: Tensor) -> tuple[Tensor, Tensor]:
+        """Features of crops.
+
+        Parameters
+        ----------
+        crops : Tensor (N, 1, c, c, c)
+            Crops; each is encoded on its own.
+
+        Returns
+        -------
+        tokens : Tensor (N, C, t, t, t)
+            Output of the token stage.
+        pooled : Tensor (N, 16 f)
+            Mean of the last stage.
+        """
+        chunks = crops.split(self.crops_per_pass or len(crops))
+        stages = [self.encoder(chunk) for chunk in chunks]
+        tokens = torch.cat([stage[self.token_stage] for stage in stages])
+        pooled = torch.cat([stage[-1].mean((-3, -2, -1)) for stage in stages])
+        return tokens, pooled
+
+
+@torch.no_grad()
+def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+    """Move the teacher towards the student: parameters averaged, buffers copied.
+
+    Parameters
+    ----------
+    teacher, student : Module
+        Of equal structure.
+    momentum : float
+        Share of the old teacher that stays.
+    """
+    torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1 - momentum)
+    for kept, current in zip(teacher.buffers(), student.buffers(), strict=True):
+        kept.copy_(current)
+
+
+def make_teacher(student: Branch) -> Branch:
+    """Return a copy of the student without gradients."""
+    return copy.deepcopy(student).requires_grad_(False)
+
+
+class KeyQueue(nn.Module):
+    """Ring of past teacher keys in persistent buffers; empty slots never count as negatives.
+
+    Parameters
+    ----------
+    length : int
+        Keys kept.
+    width : int
+        Features of a key.
+    """
+
+    def __init__(self, length: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("keys", torch.zeros(length, width))
+        self.register_buffer("filled", torch.zeros(length, dtype=torch.bool))
+        self.register_buffer("position", torch.zeros((), dtype=torch.long))
+        self.keys: Tensor
+        self.filled: Tensor
+        self.position: Tensor
+
+    @torch.no_grad()
+    def push(self, keys: Tensor) -> None:
+        """Add keys, overwriting the oldest; wraps at any batch size.
+
+        Parameters
+        ----------
+        keys : Tensor (N, width)
+            Teacher keys, gathered over all processes.
+        """
+        length = len(self.keys)
+        if length == 0:
+            return
+        newest = keys[-length:].to(self.keys)
+        skipped = len(keys) - len(newest)
+        slots = (self.position + skipped + torch.arange(len(newest), device=keys.device)) % length
+        self.keys[slots] = newest
+        self.filled[slots] = True
+        self.position.add_(len(keys)).remainder_(length)
