@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from napari_s2dc.errors import CheckpointError
+from napari_s2dc.files import replace_atomically
 
 ENCODER_NAME = "encoder.safetensors"
 FORMATS = ("monai-swin-unetr",)
@@ -72,11 +72,12 @@ def export_monai_swin_unetr(
     Raises
     ------
     CheckpointError
-        The checkpoint cannot be read or the file cannot be written.
+        The checkpoint cannot be read.
+    S2DCError
+        The file cannot be written.
     """
     import torch
 
-    from napari_s2dc.method.checkpoint_files import write_atomically
     from napari_s2dc.method.encoder import SwinEncoder
 
     source = checkpoint_in(run)
@@ -94,9 +95,9 @@ def export_monai_swin_unetr(
     state = {
         f"swinViT.{name}": tensor.contiguous() for name, tensor in encoder.swin.state_dict().items()
     }
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    write_atomically(target, buffer.getvalue())
+    # Through a Python file, because torch's own writer hides why it failed.
+    with replace_atomically(target) as temporary, temporary.open("wb") as stream:
+        torch.save(state, stream)
     config = encoder.config
     usage = "\n".join(
         [

@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 import re
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -200,36 +199,3 @@ def _damaged(path: Path) -> CheckpointError:
     return CheckpointError(
         f"{path} is truncated or damaged, or not a checkpoint.", "Copy or download it again."
     )
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file through a temporary neighbour, so that a crash leaves the old file whole.
-
-    Raises
-    ------
-    CheckpointError
-        The folder or file cannot be written.
-    """
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=f".{path.name}.", suffix=".part", delete=False
-        ) as stream:
-            temporary = Path(stream.name)
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        # temporary files are private; a checkpoint gets what the user's umask gives any file
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise CheckpointError(
-            f"Cannot write {path}: {error.strerror or error}.",
-            "Check the folder's permissions and the free space.",
-        ) from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)

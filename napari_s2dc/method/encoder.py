@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from napari_s2dc import __version__
 from napari_s2dc.errors import CheckpointError, ConfigurationError
-from napari_s2dc.method.checkpoint_files import METADATA_KEY, write_atomically
+from napari_s2dc.files import replace_atomically
+from napari_s2dc.method.checkpoint_files import METADATA_KEY
 
 if TYPE_CHECKING:
     from monai.networks.nets.swin_unetr import SwinUNETR
@@ -240,7 +241,9 @@ class SwinEncoder(nn.Module):
         Raises
         ------
         CheckpointError
-            The file cannot be written or the metadata is not JSON.
+            The metadata is not JSON.
+        S2DCError
+            The file cannot be written.
         """
         from safetensors.torch import save as serialise
 
@@ -261,7 +264,8 @@ class SwinEncoder(nn.Module):
             for name, tensor in self.swin.state_dict().items()
             if not name.endswith(DERIVED_SUFFIX)
         }
-        write_atomically(path, serialise(tensors, metadata=header))
+        with replace_atomically(path) as temporary:
+            temporary.write_bytes(serialise(tensors, metadata=header))
 
     def to_swin_unetr(self, out_channels: int) -> SwinUNETR:
         """MONAI ``SwinUNETR`` whose encoder is a copy of this one; its decoder is untrained.

@@ -14,7 +14,7 @@ from monai.networks.nets.swin_unetr import SwinTransformer, SwinUNETR
 from safetensors import safe_open
 
 import napari_s2dc
-from napari_s2dc.errors import CheckpointError, ConfigurationError
+from napari_s2dc.errors import CheckpointError, ConfigurationError, S2DCError
 from napari_s2dc.method.encoder import SIZES, STRIDES, EncoderConfig, SwinEncoder
 
 WINDOW = 4
@@ -174,7 +174,7 @@ def test_failed_save_leaves_the_old_file_whole(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, failing, full)
-    with pytest.raises(CheckpointError, match=r"Cannot write .*encoder\.safetensors: No space"):
+    with pytest.raises(S2DCError, match=r"Cannot write .*encoder\.safetensors: No space"):
         encoder.save(path, {"steps": 2})
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]

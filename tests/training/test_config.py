@@ -12,7 +12,6 @@ from typing import Any, get_type_hints
 import pytest
 import torch
 import yaml
-
 from s2dc_train import config as settings
 from s2dc_train.checks import check_configuration
 from s2dc_train.cli import _parse, _parser, main, presets

@@ -6,8 +6,6 @@ import math
 
 import pytest
 import torch
-
-from napari_s2dc.method.encoder import EncoderConfig, SwinEncoder
 from s2dc_train.losses import global_contrast
 from s2dc_train.student_teacher import (
     Branch,
@@ -16,6 +14,8 @@ from s2dc_train.student_teacher import (
     make_teacher,
     update_teacher,
 )
+
+from napari_s2dc.method.encoder import EncoderConfig, SwinEncoder
 
 
 def keys_numbered(first: int, count: int) -> torch.Tensor:
