@@ -17,6 +17,7 @@ import torch
 import yaml
 from s2dc_train.callbacks import MetricsFile, read_rows
 from s2dc_train.cli import main
+from s2dc_train.interruption import Interrupted, StopRequest
 from s2dc_train.module import S2DCModule
 from s2dc_train.run import last_checkpoint
 
@@ -77,9 +78,11 @@ def assert_same_run(one: Path, other: Path) -> None:
 def at_step(number: int, act: Callable[[], None]) -> Callable[..., Any]:
     """Wrap the training step so that something happens at the beginning of one of them."""
     original = S2DCModule.training_step
+    done: list[int] = []
 
     def step(self: S2DCModule, *args: Any) -> torch.Tensor:
-        if self.global_step == number:
+        if self.global_step == number and not done:
+            done.append(number)
             act()
         return original(self, *args)
 
@@ -214,10 +217,24 @@ def test_signal_before_the_first_step(
 ) -> None:
     monkeypatch.setattr(place, lambda *args, **kwargs: os.kill(os.getpid(), number))
     assert main(train_arguments(tmp_path / "run")) == code
-    assert "Stopped before a step was taken." in capsys.readouterr().out
+    assert "Stopped at once." in capsys.readouterr().out
     monkeypatch.undo()
     # Nothing stands in the way of the same command.
     assert last_checkpoint(tmp_path / "run") is None
+
+
+def test_only_an_impatient_ctrl_c_stops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = {"now": 10.0}
+    monkeypatch.setattr("s2dc_train.interruption.time.monotonic", lambda: clock["now"])
+    with StopRequest() as request:
+        request.deferred = True
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
+        assert request.number == signal.SIGINT
+        clock["now"] += 2
+        os.kill(os.getpid(), signal.SIGTERM)  # torchrun and SLURM repeat it
+        with pytest.raises(Interrupted):
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_time_limit_measures_saves_and_can_go_on(
@@ -306,7 +323,7 @@ def test_full_disk_while_logging_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def full(*args: object) -> None:
+    def full(*args: object, **kwargs: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(MetricsFile, "log_metrics", full)

@@ -108,8 +108,10 @@ def test_teacher_moves_by_the_momentum_and_has_no_gradient() -> None:
         assert torch.equal(new, target)
 
 
-def test_head_normalises_over_rows_in_training_and_afterwards() -> None:
-    head = ProjectionHead(5, 16, 4)
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_head_normalises_over_rows_in_training_and_afterwards(layers: int) -> None:
+    head = ProjectionHead(5, 16, 4, layers)
+    assert sum(isinstance(module, torch.nn.Linear) for module in head) == layers
     rows = torch.randn(64, 5) * 3 + 7
     for mode in (True, False):
         head.train(mode)
@@ -121,7 +123,7 @@ def test_head_normalises_over_rows_in_training_and_afterwards() -> None:
 
 def test_crops_are_encoded_one_by_one_however_they_are_batched() -> None:
     encoder = SwinEncoder(EncoderConfig(feature_size=12, window_size=2))
-    branch = Branch(encoder, token_stage=2, hidden=8, outputs=4, crops_per_pass=0)
+    branch = Branch(encoder, token_stage=2, hidden=8, outputs=4, layers=2, crops_per_pass=0)
     crops = torch.rand(3, 1, 32, 32, 32)
     with torch.no_grad():
         tokens, pooled = branch.encode(crops)

@@ -20,11 +20,6 @@ from napari_s2dc.files import replace_atomically
 from s2dc_train.interruption import StopRequest
 
 
-def is_first_process() -> bool:
-    """Tell whether this process is the one that prints and writes, even before Lightning starts."""
-    return not getattr(rank_zero_only, "rank", 0)
-
-
 class OrderlyStop(Callback):
     """End the run after a whole step when a signal came or the time is over, and save first.
 

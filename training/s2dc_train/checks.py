@@ -81,6 +81,7 @@ def _check_ranges(config: RunConfig) -> None:
         ],
         1: [
             "model.window_size",
+            "model.head_layers",
             "model.head_hidden",
             "model.head_output",
             "loss.sinkhorn_iterations",

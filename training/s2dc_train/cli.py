@@ -16,7 +16,7 @@ from napari_s2dc import __version__
 from napari_s2dc.engine.console import INTERRUPTED, run_reporting_errors
 from napari_s2dc.errors import ConfigurationError
 from s2dc_train.config import RunConfig, run_config
-from s2dc_train.interruption import Interrupted, StopRequest
+from s2dc_train.interruption import Interrupted, StopRequest, is_first_process
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -109,8 +109,6 @@ def _checkpoint(asked: str, out: Path) -> Path | None:
 
 def _show_messages() -> None:
     """Print what the run reports, and nothing of the libraries'."""
-    from s2dc_train.callbacks import is_first_process
-
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
     messages = logging.getLogger("s2dc_train")
@@ -135,7 +133,6 @@ def _run(arguments: Sequence[str]) -> int:
             from s2dc_train.allocator import keep_large_buffers
 
             keep_large_buffers()
-            from s2dc_train.callbacks import is_first_process
             from s2dc_train.run import train
 
             _show_messages()
@@ -144,7 +141,8 @@ def _run(arguments: Sequence[str]) -> int:
     except Interrupted as interrupted:
         saved = (out / LAST_CHECKPOINT).is_file()
         then = f"Go on with: {resume_command}" if saved else "Start again with the same command."
-        print(f"Stopped before a step was taken. {then}")
+        if is_first_process():
+            print(f"Stopped at once. {then}")
         return INTERRUPTED if interrupted.number == signal.SIGINT else 0
     if not is_first_process():
         return 0  # the first process speaks for all

@@ -47,6 +47,8 @@ class ModelConfig:
     """Checkpoint to start the encoder from; empty means random weights."""
     token_stage: int = 2
     """Encoder stage whose tokens are matched; its stride is 2, 4, 8, 16 or 32 voxels."""
+    head_layers: int = 3
+    """Linear layers of both projection heads."""
     head_hidden: int = 2048
     """Width of the hidden layers of both projection heads."""
     head_output: int = 512

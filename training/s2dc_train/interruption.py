@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+import time
 from types import TracebackType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# torchrun passes on what the terminal has already sent: that is not a second wish.
+_ONE_PRESS_SECONDS = 1.0
+
+
+def is_first_process() -> bool:
+    """Tell whether this process prints and writes; known before any library is imported."""
+    if "RANK" in os.environ:
+        return os.environ["RANK"] == "0"
+    ranks = ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+    return all(os.environ.get(name, "0") == "0" for name in ranks)
 
 
 class Interrupted(BaseException):
-    """A signal came while there was nothing to save.
+    """A signal came while there was nothing to save, or Ctrl-C came twice.
 
     Not a ``KeyboardInterrupt``, which Lightning turns into exit code 1.
 
@@ -30,7 +42,7 @@ class StopRequest:
     """Takes over SIGTERM and Ctrl-C inside a ``with`` block.
 
     While steps are taken, a signal is only noted, so that the step can end and be saved; at any
-    other time, or when a second one comes, it raises :class:`Interrupted`.
+    other time, or when Ctrl-C is pressed again, it raises :class:`Interrupted`.
 
     Attributes
     ----------
@@ -43,6 +55,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.number = 0
         self.deferred = False
+        self._noted = 0.0
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -68,6 +81,9 @@ class StopRequest:
             self._previous.setdefault(number, previous)
 
     def _handle(self, number: int, frame: Any) -> None:
-        if not self.deferred or self.number:
+        now = time.monotonic()
+        again = self.number and number == signal.SIGINT and now - self._noted > _ONE_PRESS_SECONDS
+        if not self.deferred or again:
             raise Interrupted(number)
-        self.number = number
+        if not self.number:
+            self.number, self._noted = number, now

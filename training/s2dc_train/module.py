@@ -57,6 +57,7 @@ class S2DCModule(L.LightningModule):
             model.token_stage,
             model.head_hidden,
             model.head_output,
+            model.head_layers,
             model.crops_per_pass,
         )
         self.teacher = make_teacher(self.student)

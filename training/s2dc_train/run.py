@@ -26,11 +26,11 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from napari_s2dc import __version__
 from napari_s2dc.errors import ConfigurationError, S2DCError
 from napari_s2dc.files import replace_atomically
-from s2dc_train.callbacks import MetricsFile, OrderlyStop, Progress, is_first_process
+from s2dc_train.callbacks import MetricsFile, OrderlyStop, Progress
 from s2dc_train.checks import check_fit, read_training_checkpoint
 from s2dc_train.config import RunConfig
 from s2dc_train.data import S2DCDataModule
-from s2dc_train.interruption import StopRequest
+from s2dc_train.interruption import StopRequest, is_first_process
 from s2dc_train.module import S2DCModule
 from s2dc_train.validation import Validation
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from napari_s2dc.method.encoder import SwinEncoder
 
 
 class ProjectionHead(nn.Sequential):
-    """Three-layer perceptron whose normalisation is over features across all rows, without affine.
+    """Perceptron whose normalisation is over features across all rows, without affine.
 
     Statistics always come from the rows at hand, so that there are no buffers that could differ
     between processes or between student and teacher.
@@ -20,22 +21,20 @@ class ProjectionHead(nn.Sequential):
     ----------
     inputs, hidden, outputs : int
         Widths.
+    layers : int
+        Linear layers, at least 1; the paper has 3.
     """
 
-    def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
+    def __init__(self, inputs: int, hidden: int, outputs: int, layers: int) -> None:
         def norm(width: int) -> nn.BatchNorm1d:
             return nn.BatchNorm1d(width, affine=False, track_running_stats=False)
 
-        super().__init__(
-            nn.Linear(inputs, hidden, bias=False),
-            norm(hidden),
-            nn.ReLU(inplace=True),
-            nn.Linear(hidden, hidden, bias=False),
-            norm(hidden),
-            nn.ReLU(inplace=True),
-            nn.Linear(hidden, outputs, bias=False),
-            norm(outputs),
-        )
+        widths = [inputs, *[hidden] * (layers - 1)]
+        modules: list[nn.Module] = []
+        for before, after in itertools.pairwise(widths):
+            modules += [nn.Linear(before, after, bias=False), norm(after), nn.ReLU(inplace=True)]
+        modules += [nn.Linear(widths[-1], outputs, bias=False), norm(outputs)]
+        super().__init__(*modules)
 
 
 class Branch(nn.Module):
@@ -47,22 +46,28 @@ class Branch(nn.Module):
         The encoder φ.
     token_stage : int
         Stage whose tokens are matched.
-    hidden, outputs : int
-        Widths of both heads.
+    hidden, outputs, layers : int
+        Widths and depth of both heads.
     crops_per_pass : int
         Crops encoded together; 0 means all.
     """
 
     def __init__(
-        self, encoder: SwinEncoder, token_stage: int, hidden: int, outputs: int, crops_per_pass: int
+        self,
+        encoder: SwinEncoder,
+        token_stage: int,
+        hidden: int,
+        outputs: int,
+        layers: int,
+        crops_per_pass: int,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.token_stage = token_stage
         self.crops_per_pass = crops_per_pass
         channels = encoder.stage_channels
-        self.token_head = ProjectionHead(channels[token_stage], hidden, outputs)
-        self.contrast_head = ProjectionHead(channels[-1], hidden, outputs)
+        self.token_head = ProjectionHead(channels[token_stage], hidden, outputs, layers)
+        self.contrast_head = ProjectionHead(channels[-1], hidden, outputs, layers)
 
     def encode(self, crops: Tensor) -> tuple[Tensor, Tensor]:
         """Features of crops.

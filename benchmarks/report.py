@@ -1,0 +1,96 @@
+"""Tables for the terminal and for ``docs/benchmarks.md``."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
+
+_HEADING = """# Benchmarks
+
+Every figure here was written by a command of `benchmarks/`, which stands below it; nothing is
+typed in. What is compared and how: `benchmarks/README.md`.
+"""
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Markdown table with aligned columns, the first one to the left.
+
+    Parameters
+    ----------
+    header : sequence of str
+        Names of the columns.
+    rows : sequence of sequences of str
+        Cells, as many in each row as there are columns.
+    """
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        first, *others = zip(cells, widths, strict=True)
+        aligned = [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]
+        return "| " + " | ".join(aligned) + " |"
+
+    rule = "|" + "|".join(
+        "-" * (width + 2) if place == 0 else "-" * (width + 1) + ":"
+        for place, width in enumerate(widths)
+    )
+    return "\n".join([line(header), rule + "|", *map(line, rows)])
+
+
+def spread(values: Sequence[float], scale: float = 1e3, digits: int = 1) -> str:
+    """Median, and in brackets the quartiles; seconds become milliseconds."""
+    first, median, third = (
+        f"{value * scale:.{digits}f}"
+        for value in statistics.quantiles(values, n=4, method="inclusive")
+    )
+    return f"{median} [{first}, {third}]"
+
+
+def machine(device: torch.device) -> str:
+    """One sentence on the machine and the libraries that count."""
+    processor = platform.processor() or platform.machine()
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        for entry in information.read_text().splitlines():
+            if entry.startswith("model name"):
+                processor = entry.partition(":")[2].strip()
+                break
+    parts = [f"{os.cpu_count()} cores ({processor})", f"{torch.get_num_threads()} threads"]
+    if device.type == "cuda":
+        parts.insert(0, torch.cuda.get_device_name(device))
+    parts += [f"{name} {version(name)}" for name in ("torch", "monai", "POT")]
+    parts.append(f"Python {platform.python_version()}")
+    if hasattr(os, "getloadavg"):
+        parts.append(f"load average {os.getloadavg()[0]:.1f} at the start")
+    return ", ".join(parts) + "."
+
+
+def write_section(name: str, text: str, document: Path = DOCUMENT) -> None:
+    """Put a section between its markers, in the place it has or at the end.
+
+    Parameters
+    ----------
+    name : str
+        Name of the section's markers.
+    text : str
+        Markdown.
+    document : Path
+        File to write; created when missing, and what others wrote in it stays.
+    """
+    begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+    section = f"{begin}\n{text.strip()}\n{end}"
+    content = document.read_text() if document.is_file() else _HEADING
+    before, found, rest = content.partition(begin)
+    if found:
+        content = before + section + rest.partition(end)[2]
+    else:
+        content = content.rstrip() + "\n\n" + section + "\n"
+    document.parent.mkdir(parents=True, exist_ok=True)
+    document.write_text(content)

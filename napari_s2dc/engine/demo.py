@@ -1,0 +1,289 @@
+"""The guided tour: train a small encoder on demonstration scans and show what it learned."""
+
+from __future__ import annotations
+
+import csv
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from napari_s2dc.engine.demo_page import Tour, measurements_of, write_report
+from napari_s2dc.engine.demo_scans import HELD_OUT, Scan, claim_folder, read_scans, write_scans
+from napari_s2dc.engine.demo_training import (
+    preflight_of,
+    preset,
+    steps_within,
+    train,
+    untrained_encoder,
+)
+from napari_s2dc.engine.embed import embed
+from napari_s2dc.engine.measures import (
+    Matches,
+    ViewPair,
+    foreground_tokens,
+    label_tokens,
+    match_views,
+    organ_accuracy,
+    two_views,
+)
+from napari_s2dc.engine.pictures import (
+    Curve,
+    MatchPicture,
+    colours_of,
+    draw_curves,
+    draw_embedding,
+    draw_matches,
+)
+from napari_s2dc.engine.report import as_text
+from napari_s2dc.files import replace_atomically
+from napari_s2dc.method.affine import Affine3D
+from napari_s2dc.method.encoder import STRIDES, SwinEncoder
+
+__all__ = ["run_demo"]
+
+# View 2 of the picture of matches: shift in voxels, degrees, scale.
+_VIEW = ((9.0, -7.0), 20.0, 1.1)
+
+# Kept back for starting the trainer, its last validation, the pictures and the page.
+_RESERVE_SECONDS = 60.0
+_LEAST_TRAINING_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What one encoder makes of the scans.
+
+    Parameters
+    ----------
+    features : dict of str to Tensor (C, tz, ty, tx)
+        Token features by name of the scan.
+    matches : Matches
+        Between the two views of the held-out scan.
+    organs : float
+        Share of the held-out scan's patches whose organ is named right.
+    """
+
+    features: dict[str, Tensor]
+    matches: Matches
+    organs: float
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _pair_of_views(scan: Scan) -> ViewPair:
+    """Make two views as large as a sub-volume of the training."""
+    settings = preset()
+    crops_z, crops_y, crops_x = settings["data"]["grid"]
+    return two_views(
+        scan.image,
+        scan.foreground,
+        Affine3D.in_plane(*_VIEW),
+        grid=(crops_z, crops_y, crops_x),
+        crop_size=settings["data"]["crop_size"],
+        stage=settings["model"]["token_stage"],
+    )
+
+
+def _look(encoder: SwinEncoder, scans: Sequence[Scan], pair: ViewPair) -> Learned:
+    """Embed every scan, match the two views, and name organs across subjects."""
+    side = STRIDES[pair.stage]
+    features = {
+        scan.name: embed(scan.image, encoder, stage=pair.stage, window_vox=pair.crop_size)
+        for scan in scans
+    }
+    labelled = {
+        scan.name: (features[scan.name], label_tokens(scan.labels, side))
+        for scan in scans
+        if scan.labels is not None
+    }
+    asked = labelled.pop(HELD_OUT)
+    return Learned(
+        features, match_views(pair, encoder), organ_accuracy(list(labelled.values()), asked)
+    )
+
+
+def _curves(run: Path, chance: float) -> list[Curve]:
+    with (run / "metrics.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+
+    def column(name: str) -> tuple[list[float], list[float]]:
+        filled = [(float(row["step"]), float(row[name])) for row in rows if row.get(name)]
+        # Rows count steps from 0, except that of the untrained encoder.
+        steps = [step + 1 if step else 0.0 for step, _ in filled]
+        return steps, [value for _, value in filled]
+
+    steps, accuracy = column("validation_match_accuracy")
+    percent = [100 * value for value in accuracy]
+    return [
+        Curve("Matching accuracy, held-out scan (%)", steps, percent, 100 * chance, "guessing"),
+        Curve("Training loss", *column("loss")),
+    ]
+
+
+def _draw(
+    folder: Path, scans: Sequence[Scan], pair: ViewPair, before: Learned, after: Learned
+) -> None:
+    """Draw the matches and, for every scan, the colours of its features."""
+    side = STRIDES[pair.stage]
+    middle = len(pair.true_pairs) // 2
+    plane = middle * side + side // 2
+    draw_matches(
+        folder / "matches.png",
+        [
+            MatchPicture(
+                title=title,
+                first=pair.first[plane].numpy(),
+                second=pair.second[plane].numpy(),
+                source=(asked := learned.matches.asked[middle].nonzero()[:, 0]).numpy(),
+                guess=learned.matches.guess[middle][asked].numpy(),
+                right=learned.matches.right[middle][asked].numpy(),
+                token_size_vox=side,
+            )
+            for title, learned in (("Before training", before), ("After training", after))
+        ],
+    )
+    # Torsos share their colours, so that organs can be compared; the brain has its own.
+    torsos = [scan for scan in scans if scan.labels is not None]
+    for group in (torsos, [scan for scan in scans if scan.labels is None]):
+        if not group:
+            continue
+        colours = [
+            colours_of(
+                [learned.features[scan.name] for scan in group],
+                [foreground_tokens(scan.foreground, side) for scan in group],
+                [scan.image.shape for scan in group],
+                side,
+            )
+            for learned in (before, after)
+        ]
+        for scan, untrained, trained in zip(group, *colours, strict=True):
+            draw_embedding(
+                folder / f"{scan.name}.png",
+                scan.image,
+                scan.foreground,
+                [("Untrained", untrained), ("Trained", trained)],
+                scan.spacing_mm,
+            )
+
+
+def _most_frequent(labels: np.ndarray, pair: ViewPair) -> float:
+    """Share of the most frequent organ among the labelled tokens."""
+    cells = label_tokens(labels, STRIDES[pair.stage])
+    counts = torch.bincount(cells[cells > 0].long())
+    return float(counts.max() / counts.sum())
+
+
+def _figures(
+    summary: dict[str, Any], pair: ViewPair, before: Learned, after: Learned
+) -> dict[str, Any]:
+    return {
+        "steps": summary["steps"],
+        "training_minutes": round(summary["seconds"] / 60, 2),
+        "steps_per_second": summary["steps_per_second"],
+        "peak_memory_mb": summary["peak_memory_mb"],
+        "scans_used": summary["volumes_used"],
+        "scans_skipped": len(summary["volumes_skipped"]),
+        "match_accuracy_before": summary["match_accuracy_first"],
+        "match_accuracy_after": summary["match_accuracy_last"],
+        "match_accuracy_guessing": 1 / pair.true_pairs.shape[-1],
+        "views_accuracy_before": before.matches.accuracy,
+        "views_accuracy_after": after.matches.accuracy,
+        "organ_accuracy_before": before.organs,
+        "organ_accuracy_after": after.organs,
+        "effective_rank_before": summary["effective_rank_first"],
+        "effective_rank_after": summary["effective_rank_last"],
+    }
+
+
+def run_demo(
+    out: Path,
+    minutes: float,
+    *,
+    shape: tuple[int, int, int] = (96, 128, 128),
+    steps: int | None = None,
+) -> dict[str, Any]:
+    """Train on demonstration scans and write a report of pictures and figures.
+
+    Parameters
+    ----------
+    out : Path
+        Folder for ``index.html`` and everything made on the way; made when missing, and files of
+        an earlier demo are made anew.
+    minutes : float
+        Time for all of it.
+    shape : tuple of int
+        Voxels (z, y, x) of the phantoms.
+    steps : int, optional
+        Training steps; as many as fit into the time when left out.
+
+    Returns
+    -------
+    dict
+        The content of ``figures.json``.
+
+    Raises
+    ------
+    S2DCError
+        The folder holds other files or cannot be written, or training fails.
+    """
+    from s2dc_train.allocator import keep_large_buffers
+
+    started = time.perf_counter()
+    keep_large_buffers()
+    claim_folder(out)
+    run, pictures = out / "run", out / "pictures"
+
+    _say("1/6 Making the scans: phantom torsos and an average brain")
+    labels = write_scans(out / "scans", shape)
+    scans = read_scans(out / "scans", labels)
+
+    _say("2/6 Preflight: what training will meet")
+    preflight = preflight_of(out / "scans")
+    _say("\n".join(f"  {line}" for line in str(preflight).splitlines()))
+
+    _say("3/6 Looking at the scans with the untrained encoder")
+    measuring = time.perf_counter()
+    pair = _pair_of_views(next(scan for scan in scans if scan.name == HELD_OUT))
+    encoder = untrained_encoder()
+    before = _look(encoder, scans, pair)
+    now = time.perf_counter()
+    # Looking with the trained encoder will take as long again.
+    left = 60 * minutes - (now - started) - (now - measuring) - _RESERVE_SECONDS
+    seconds = max(left, _LEAST_TRAINING_SHARE * 60 * minutes)
+
+    steps = steps_within(seconds, encoder) if steps is None else steps
+    _say(f"4/6 Training for {steps} steps, {seconds / 60:.1f} minutes at most")
+    arguments = train(out / "scans", run, steps=steps, minutes=seconds / 60)
+
+    _say("5/6 Looking at the scans with the trained encoder")
+    trained = SwinEncoder.from_checkpoint(run / "encoder.safetensors")
+    after = _look(trained, scans, pair)
+
+    _say("6/6 Drawing pictures and writing the report")
+    figures = _figures(json.loads((run / "summary.json").read_text()), pair, before, after)
+    figures |= {"organ_accuracy_guessing": _most_frequent(labels[HELD_OUT], pair)}
+    draw_curves(pictures / "training.png", _curves(run, figures["match_accuracy_guessing"]))
+    _draw(pictures, scans, pair, before, after)
+    figures |= {"total_minutes": round((time.perf_counter() - started) / 60, 2)}
+    with replace_atomically(out / "figures.json") as temporary:
+        temporary.write_text(json.dumps(figures, indent=2) + "\n")
+    tour = Tour(
+        figures=figures,
+        scans=[scan.name for scan in scans],
+        preflight=preflight.to_dict(),
+        command=["s2dc-train", *arguments],
+        token_side=STRIDES[pair.stage],
+    )
+    write_report(out / "index.html", tour)
+    _say(f"\n{as_text(measurements_of(tour))}\n")
+    _say(f"Report:  {out / 'index.html'}\nEncoder: {run / 'encoder.safetensors'}")
+    return figures
