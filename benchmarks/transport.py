@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.released_step import sinkhorn
+from benchmarks.released_losses import sinkhorn
 from benchmarks.report import machine, spread, table, write_section
 from benchmarks.stopwatch import Stopwatch
 from napari_s2dc.method.transport import assignment
@@ -24,7 +24,7 @@ TOLERANCE = 1e-4
 
 
 def with_pot(scores: Tensor, iterations: int, tolerance: float) -> Tensor:
-    """Assignment by POT's batched log-domain solver with unrolled gradients."""
+    """Solve with POT's batched log-domain solver with unrolled gradients."""
     from ot.batch import solve_batch
 
     count, n, m = scores.shape
@@ -45,7 +45,7 @@ def with_pot(scores: Tensor, iterations: int, tolerance: float) -> Tensor:
 
 
 def one_by_one(scores: Tensor, iterations: int) -> Tensor:
-    """Assignment of each problem on its own, as in the released code."""
+    """Solve each problem on its own, as in the released code."""
     return torch.stack([sinkhorn(problem, DUSTBIN, iterations) for problem in scores])
 
 

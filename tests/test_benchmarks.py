@@ -14,7 +14,7 @@ from s2dc_train.config import ViewConfig
 from s2dc_train.losses import global_contrast, patch_to_patch, patch_to_structure
 from s2dc_train.module import S2DCModule
 
-from benchmarks import released_step, step, transport
+from benchmarks import released_losses, released_step, step, transport
 from benchmarks.our_step import OurStep
 from benchmarks.report import table, write_section
 from benchmarks.stopwatch import Stopwatch
@@ -136,15 +136,15 @@ def test_looped_losses_equal_batched_ones() -> None:
     )
     pairs = torch.eye(20, dtype=torch.bool).repeat(3, 1, 1)
     pairs[0] = False
-    looped = released_step.patch_to_patch_loop(query, key, pairs, 0.1, 1.0, 30)
+    looped = released_losses.patch_to_patch_loop(query, key, pairs, 0.1, 1.0, 30)
     batched = patch_to_patch(query, key, pairs, temperature=0.1, iterations=30)
     torch.testing.assert_close(looped, batched.total)
     torch.testing.assert_close(
-        released_step.patch_to_structure_loop(query, key, pairs),
+        released_losses.patch_to_structure_loop(query, key, pairs),
         patch_to_structure(query, key, pairs),
     )
     torch.testing.assert_close(
-        released_step.global_contrast_loop(query[0], key[0], [key[1]] * 20, 0.2),
+        released_losses.global_contrast_loop(query[0], key[0], [key[1]] * 20, 0.2),
         global_contrast(query[0], key[0], key[1], temperature=0.2),
     )
 

@@ -148,12 +148,14 @@ def _sections(tour: Tour) -> list[Section]:
                 "untrained and of the trained encoder cannot be compared with each other.",
                 f"A patch is a cube of {side} voxels, so edges are softer than the scan's; colours "
                 "are interpolated between patches. Slices are shown as radiologists do: the "
-                "patient's right (R) on the left, anterior (A) or superior (S) at the top.",
+                "patient's right (R) on the left, anterior (A) or superior (S) at the top; in "
+                "sagittal slices anterior is on the left.",
             ],
             pictures=[
                 (
                     f"pictures/{name}.png",
-                    f"{TITLES.get(name, name)}: the scan, the untrained encoder, the trained one.",
+                    f"{TITLES.get(name, name)}{'' if 'held_out' in name else ', trained on'}: "
+                    "the scan, the untrained encoder, the trained one.",
                 )
                 for name in sorted(tour.scans, key=lambda name: ("brain" in name, name))
             ],

@@ -172,8 +172,10 @@ def colours_of(
 def _figure(width: float, height: float) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(width, height), facecolor=_CARD, layout="constrained")
+    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)
+    figure = Figure(figsize=(width, height), facecolor=_CARD, layout=layout)
     FigureCanvasAgg(figure)  # not pyplot: no global state, no screen
     return figure
 

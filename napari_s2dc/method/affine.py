@@ -41,6 +41,17 @@ def _translation(shift_vox: Tensor) -> Tensor:
     return matrix
 
 
+def _sampling_grid(theta: Tensor, shape: Sequence[int]) -> Tensor:
+    """``F.affine_grid`` as a sum of one term for each axis, without its slow matrix product."""
+    z, y, x = (
+        ((torch.arange(side, device=theta.device).to(theta) * 2 + 1) / side - 1)[:, None]
+        * theta[:, None, :, axis]
+        for side, axis in zip(shape, (2, 1, 0), strict=True)
+    )
+    x = x + theta[:, None, :, 3]
+    return z[:, :, None, None] + y[:, None, :, None] + x[:, None, None]
+
+
 @dataclass(frozen=True)
 class Affine3D:
     """Affine map about the centre of a volume, in array-axis order and voxels.
@@ -75,7 +86,7 @@ class Affine3D:
         scale: float | Tensor,
         plane: tuple[int, int] = (1, 2),
     ) -> Affine3D:
-        """Translation · rotation · scale with translation and rotation in one plane.
+        """Compose translation · rotation · scale with translation and rotation in one plane.
 
         Parameters
         ----------
@@ -105,7 +116,7 @@ class Affine3D:
         rotations: Sequence[tuple[float | Tensor, tuple[int, int]]],
         scale: float | Tensor,
     ) -> Affine3D:
-        """Translation · rotations (first named outermost) · scale in three dimensions.
+        """Compose translation · rotations (first named outermost) · scale in three dimensions.
 
         Parameters
         ----------
@@ -183,6 +194,9 @@ class Affine3D:
             The warped view, with as many dimensions as `image`.
         """
         volume = image.reshape(*(1,) * (5 - image.ndim), *image.shape)
+        if volume.device.type == "cpu" and mode == "bilinear" and self._keeps_first_axis():
+            warped = self._warp_planes(volume, output_shape or volume.shape[-3:])
+            return warped.reshape(*image.shape[:-3], *warped.shape[-3:])
         source = torch.tensor(volume.shape[-3:], dtype=torch.float64, device=self.matrix.device)
         target_shape = list(output_shape) if output_shape is not None else list(volume.shape[-3:])
         target = torch.tensor(target_shape, dtype=torch.float64, device=self.matrix.device)
@@ -192,8 +206,39 @@ class Affine3D:
         theta = torch.cat([linear.flip(-1, -2), shift.flip(-1)[..., None]], dim=-1)
         theta = theta.to(device=volume.device, dtype=volume.dtype)
         theta = theta.expand(volume.shape[0], 3, 4)
-        grid = F.affine_grid(
-            theta, [volume.shape[0], volume.shape[1], *target_shape], align_corners=False
-        )
+        grid = _sampling_grid(theta, target_shape)
         warped = F.grid_sample(volume, grid, mode=mode, align_corners=False)
         return warped.reshape(*image.shape[:-3], *target_shape)
+
+    def _keeps_first_axis(self) -> bool:
+        """Whether the first axis is only scaled and shifted."""
+        mixed = [self.matrix[..., 0, 1:3], self.matrix[..., 1:3, 0]]
+        return not any(bool(part.any()) for part in mixed)
+
+    def _warp_planes(self, volume: Tensor, output_shape: Sequence[int]) -> Tensor:
+        """Trilinear warp as a bilinear one in the planes, then a linear one along the first axis.
+
+        The weights are the same products; torch samples planes several times faster on the CPU,
+        because all planes share their positions.
+        """
+        matrix = self.matrix.cpu()
+        batch, channels, *sides = volume.shape
+        depth, *rest = output_shape
+        source, target = (
+            torch.tensor(shape, dtype=torch.float64) for shape in (sides, [depth, *rest])
+        )
+        linear = matrix[..., 1:3, 1:3] * (target[1:] / source[1:, None])
+        shift = matrix[..., 1:3, 3] * (2 / source[1:])
+        theta = torch.cat([linear.flip(-1, -2), shift.flip(-1)[..., None]], dim=-1).to(volume)
+        grid = F.affine_grid(theta.expand(batch, 2, 3), [batch, 1, *rest], align_corners=False)
+        # Threads share the work by entries of the batch, hence one for each channel.
+        planes = F.grid_sample(
+            volume.flatten(0, 1), grid.repeat_interleave(channels, 0), align_corners=False
+        )
+
+        place = torch.arange(depth, dtype=torch.float64) + 0.5 - depth / 2
+        place = matrix[..., 0, :1] * place + matrix[..., 0, 3:] + (sides[0] - 1) / 2
+        distance = place[..., None] - torch.arange(sides[0])
+        weight = (1 - distance.abs()).clamp(min=0).to(volume).expand(batch, depth, sides[0])
+        columns = planes.view(batch, channels, sides[0], -1)
+        return (weight[:, None] @ columns).view(batch, channels, depth, *rest)

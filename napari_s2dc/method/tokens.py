@@ -95,8 +95,7 @@ def token_centres(
         float64, first axis slowest.
     """
     axes = [
-        (torch.arange(count, dtype=torch.float64, device=device) + 0.5 - count / 2)
-        * token_size_vox
+        (torch.arange(count, dtype=torch.float64, device=device) + 0.5 - count / 2) * token_size_vox
         for count in grid_shape
     ]
     return torch.cartesian_prod(*axes)
@@ -146,7 +145,7 @@ def partners(affine: Affine3D, grid_shape: Sequence[int], token_size_vox: float)
 def correspondences(
     affine: Affine3D, grid_shape: Sequence[int], token_size_vox: float
 ) -> torch.LongTensor:
-    """True token pairs of two views of one volume.
+    """List the true token pairs of two views of one volume.
 
     Parameters
     ----------

@@ -93,7 +93,9 @@ class _Sinkhorn(torch.autograd.Function):
 def _plan(scores: Tensor, a: Tensor, b: Tensor, iterations: int, tolerance: float) -> Tensor:
     with torch.no_grad():
         possible = scores.masked_fill(scores <= MASKED_SCORE, torch.nan)
-        spread = float(possible.nan_to_num(-torch.inf).amax() - possible.nan_to_num(torch.inf).amin())
+        spread = float(
+            possible.nan_to_num(-torch.inf).amax() - possible.nan_to_num(torch.inf).amin()
+        )
     if spread <= LARGEST_SPREAD[scores.dtype]:
         return _Sinkhorn.apply(scores, a, b, iterations, tolerance)
     if spread <= LARGEST_SPREAD[torch.float64]:
@@ -146,7 +148,7 @@ def assignment(
 
     Notes
     -----
-    Source: S²DC, equations of section 3.2 (dustbin as in SuperGlue, Sarlin et al., CVPR 2020); equal
+    Source: S²DC, section 3.2 (dustbin as in SuperGlue, Sarlin et al., CVPR 2020); equal
     to ``ot.batch.solve_batch`` with ``reg=1``, cost ``-scores`` and ``grad="autodiff"``.
     """
     batch, n, m = scores.shape

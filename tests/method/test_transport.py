@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from napari_s2dc.method import transport
 from napari_s2dc.method.transport import assignment
 
 DATA = Path(__file__).parents[1] / "data"
@@ -63,6 +64,42 @@ def test_gradient_is_the_true_one() -> None:
         return (assignment(score, bin_score, iterations=30) * weight).sum()
 
     assert torch.autograd.gradcheck(objective, (small, dustbin), eps=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.1, 0.05])
+def test_plan_and_gradient_equal_pots_unrolled_solver(
+    temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(3)
+    query = torch.nn.functional.normalize(
+        torch.randn(2, 30, 16, generator=generator, dtype=torch.float64), dim=-1
+    )
+    weight = torch.randn(2, 31, 31, generator=generator, dtype=torch.float64)
+
+    def solve() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        score = (query @ query.mT / temperature).requires_grad_()
+        dustbin = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+        # 40 iterations: at the low temperatures far from converged, so the unrolling is compared.
+        plan = assignment(score, dustbin, iterations=40)
+        by_score, by_dustbin = torch.autograd.grad((plan * weight).sum(), (score, dustbin))
+        return plan.detach(), by_score, by_dustbin
+
+    ours = solve()
+    monkeypatch.setattr(transport, "LARGEST_SPREAD", {torch.float32: -1.0, torch.float64: -1.0})
+    for mine, theirs in zip(ours, solve(), strict=True):
+        assert (mine - theirs).abs().max() <= 1e-9 * theirs.abs().max()
+
+
+@pytest.mark.parametrize("scale", [40.0, 600.0])
+def test_scores_too_far_apart_for_exponentials_still_give_the_plan(scale: float) -> None:
+    score = (scale * torch.eye(6)).expand(2, -1, -1).clone().requires_grad_()
+    wide = 2 * score - scale
+    plan = assignment(wide, 0.0, iterations=50)
+    assert plan.dtype == torch.float32
+    assert torch.allclose(plan[:, :-1, :-1].detach(), torch.eye(6).expand(2, -1, -1), atol=0.02)
+    plan.sum().backward()
+    assert score.grad is not None
+    assert score.grad.isfinite().all()
 
 
 def test_no_gradient_is_built_when_none_is_wanted() -> None:

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-
 from s2dc_train.losses import (
     global_contrast,
     match_loss,

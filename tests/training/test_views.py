@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from s2dc_train.config import ViewConfig
+from s2dc_train.views import ViewDraws, build_views, draw
 
 from napari_s2dc.method.affine import Affine3D
 from napari_s2dc.method.tokens import merge_tokens, problems
-from s2dc_train.config import ViewConfig
-from s2dc_train.views import ViewDraws, build_views, draw
 
 GRID, CROP, TOKEN = (1, 2, 2), 32, 8
 SHAPE = tuple(count * CROP for count in GRID)
@@ -104,9 +104,7 @@ def test_padding_stays_dark_whatever_the_brightness() -> None:
 
 
 def test_the_contrastive_crop_shows_the_query_crop() -> None:
-    config = ViewConfig(
-        crop_translation=0.0, crop_rotation_deg=0.0, crop_scale=0.0, **PLAIN
-    )
+    config = ViewConfig(crop_translation=0.0, crop_rotation_deg=0.0, crop_scale=0.0, **PLAIN)
     image = torch.rand(3, 1, *SHAPE)
     views = build_views(
         image,

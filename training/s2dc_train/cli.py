@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,15 +79,23 @@ def _with_preset_files(arguments: Sequence[str]) -> list[str]:
     return result
 
 
+def _named_files(arguments: Sequence[str]) -> list[str]:
+    """Values of every ``--config``."""
+    joined = [item.removeprefix("--config=") for item in arguments if item.startswith("--config=")]
+    return joined + [value for option, value in pairwise(arguments) if option == "--config"]
+
+
 def _parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
     from jsonargparse import ArgumentError
 
     try:
         return parser.parse_args(_with_preset_files(arguments))
     except ArgumentError as error:
-        raise ConfigurationError(
-            " ".join(str(error).split()), f"See {PROGRAM} --help for every setting."
-        ) from error
+        sentence = " ".join(str(error).split())
+        if "parsing config" in sentence:
+            named = [Path(value).name for value in _named_files(arguments)]
+            sentence = f"{', '.join(named)}: {sentence}"
+        raise ConfigurationError(sentence, f"See {PROGRAM} --help for every setting.") from error
 
 
 def _checkpoint(asked: str, out: Path) -> Path | None:
@@ -107,13 +116,20 @@ def _checkpoint(asked: str, out: Path) -> Path | None:
     return None
 
 
+class _Messages(logging.Handler):
+    """Prints to whatever standard output is at the time."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), flush=True)
+
+
 def _show_messages() -> None:
     """Print what the run reports, and nothing of the libraries'."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
     messages = logging.getLogger("s2dc_train")
     if is_first_process() and not messages.handlers:
-        messages.addHandler(logging.StreamHandler(sys.stdout))
+        messages.addHandler(_Messages())
         messages.setLevel(logging.INFO)
         messages.propagate = False
 

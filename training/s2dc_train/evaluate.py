@@ -64,7 +64,7 @@ def match_counts(first: Tensor, second: Tensor, true_pairs: Tensor) -> tuple[int
 def matching(
     views: Sequence[Views], encode: Encode, grid: Sequence[int], *, per_slice: bool
 ) -> dict[str, float]:
-    """Matching accuracy and spread of features over fixed views.
+    """Measure matching accuracy and spread of features over fixed views.
 
     Parameters
     ----------

@@ -32,14 +32,13 @@ def _mean_where(values: Tensor, mask: Tensor) -> Tensor:
 def _pair_masks(
     true_pairs: Tensor, valid_rows: Tensor | None, valid_columns: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """True pairs, false pairs and the problems that hold any valid pair."""
+    """Return true pairs, false pairs and the problems that hold any valid pair."""
     true = true_pairs.bool()
-    considered = torch.ones_like(true)
-    if valid_rows is not None:
-        considered = considered & valid_rows[:, :, None]
-    if valid_columns is not None:
-        considered = considered & valid_columns[:, None, :]
-    return true & considered, ~true & considered, considered.any((-2, -1))
+    rows = torch.ones_like(true[:, :, 0]) if valid_rows is None else valid_rows
+    columns = torch.ones_like(true[:, 0]) if valid_columns is None else valid_columns
+    considered = rows[:, :, None] & columns[:, None, :]
+    used = rows.any(-1) & columns.any(-1)
+    return true & considered, ~true & considered, used
 
 
 def _over_problems(values: Tensor, used: Tensor) -> Tensor:
@@ -127,9 +126,7 @@ def patch_to_patch(
         valid_rows=valid_query,
         valid_columns=valid_key,
     )
-    return match_loss(
-        plan[:, :-1, :-1], true_pairs, valid_query=valid_query, valid_key=valid_key
-    )
+    return match_loss(plan[:, :-1, :-1], true_pairs, valid_query=valid_query, valid_key=valid_key)
 
 
 def _sharpe_weights(similarity: Tensor, valid: Tensor, dim: int) -> Tensor:

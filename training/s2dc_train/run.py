@@ -17,17 +17,16 @@ from typing import Any
 import lightning as L
 import torch
 import yaml
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from napari_s2dc import __version__
 from napari_s2dc.errors import ConfigurationError, S2DCError
 from napari_s2dc.files import replace_atomically
 from s2dc_train.callbacks import MetricsFile, OrderlyStop, Progress
-from s2dc_train.checks import check_fit, read_training_checkpoint
+from s2dc_train.checks import check_configuration, check_fit, read_training_checkpoint
 from s2dc_train.config import RunConfig
 from s2dc_train.data import S2DCDataModule
 from s2dc_train.interruption import StopRequest, is_first_process
@@ -127,7 +126,6 @@ def last_checkpoint(out: Path) -> Path | None:
     return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
 
 
-@rank_zero_only
 def _begin_folder(config: RunConfig, out: Path) -> None:
     """Write ``config.yaml`` and remove what a kill while saving has left."""
     for leftover in (out / LAST.parent).glob(".part-*"):
@@ -177,6 +175,7 @@ def train(
 def _train(
     config: RunConfig, out: Path, resume: Path | None, request: StopRequest
 ) -> dict[str, Any]:
+    check_configuration(config)
     settings = config.trainer
     L.seed_everything(config.seed, workers=True, verbose=False)
     module = S2DCModule(config)
@@ -191,12 +190,6 @@ def _train(
                 "Give a larger --trainer.max_steps to go on.",
             )
         del checkpoint
-    data = S2DCDataModule(config.data, seed=config.seed, run_dir=out)
-    if is_first_process():
-        # Before other processes are started, which would wait for this one in vain on an error.
-        data.prepare_data()
-    _begin_folder(config, out)
-
     stop = OrderlyStop(request, out / LAST, settings.max_minutes)
     validation = Validation(config, leaving=lambda: stop.reason == "signal")
     checkpoints = ModelCheckpoint(
@@ -206,16 +199,20 @@ def _train(
         save_on_train_epoch_end=False,
         enable_version_counter=False,
     )
-    trainer = _trainer(
-        config,
-        logger=[
-            MetricsFile(out, resumed_step),
-            TensorBoardLogger(
-                str(out), name="", version="tensorboard", purge_step=resumed_step or None
-            ),
-        ],
-        callbacks=[validation, stop, Progress(lambda: validation.last), checkpoints],
-    )
+    progress = Progress(lambda: validation.last)
+    trainer = _trainer(config, [validation, stop, progress, checkpoints])
+
+    data = S2DCDataModule(config.data, seed=config.seed, run_dir=out)
+    if is_first_process():
+        # Before other processes are started, which would wait for this one in vain on an error.
+        data.prepare_data()
+        _begin_folder(config, out)
+    trainer.loggers = [
+        MetricsFile(out, resumed_step),
+        TensorBoardLogger(
+            str(out), name="", version="tensorboard", purge_step=resumed_step or None
+        ),
+    ]
     try:
         trainer.fit(
             module, datamodule=data, ckpt_path=str(resume) if resume else None, weights_only=True
@@ -238,7 +235,7 @@ def _train(
     return summary | {"stopped": stop.reason}
 
 
-def _trainer(config: RunConfig, **parts: Any) -> L.Trainer:
+def _trainer(config: RunConfig, callbacks: list[Callback]) -> L.Trainer:
     settings = config.trainer
     try:
         return L.Trainer(
@@ -257,8 +254,9 @@ def _trainer(config: RunConfig, **parts: Any) -> L.Trainer:
             use_distributed_sampler=False,
             enable_model_summary=False,
             enable_progress_bar=False,
+            logger=False,  # they write files at once: only when the scans are ready
+            callbacks=callbacks,
             plugins=[AtomicCheckpointIO()],
-            **parts,
         )
     except (MisconfigurationException, ValueError, RuntimeError) as error:
         raise ConfigurationError(

@@ -181,7 +181,7 @@ def build_views(
     )
     centre = (place + 0.5 - grid / 2) * crop_size
     crop_affine = Affine3D(draws.crop_affine.matrix.to(device)).translated(centre.to(device))
-    contrast = crop_affine.warp(stacked, output_shape=(crop_size,) * 3)
+    contrast = crop_affine.warp(stacked[:, ::2], output_shape=(crop_size,) * 3)
 
     token_grid = [side // token_size_vox for side in shape]
     per_slice = config.matching == "in_plane"
@@ -197,7 +197,7 @@ def build_views(
     return Views(
         first=split_crops(_adjust(image, presence[:, 1:], intensity[:, 0]), crop_size),
         second=split_crops(_adjust(warped[:, :1], warped[:, 2:], intensity[:, 1]), crop_size),
-        contrast=_adjust(contrast[:, :1], contrast[:, 2:], intensity[:, 2]),
+        contrast=_adjust(contrast[:, :1], contrast[:, 1:], intensity[:, 2]),
         query_index=(torch.arange(len(index)) * int(grid.prod()) + index).to(device),
         true_pairs=pairs & valid_first[:, :, None] & valid_second[:, None, :],
         valid_first=valid_first,
