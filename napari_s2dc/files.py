@@ -37,7 +37,7 @@ def replace_atomically(path: Path) -> Iterator[Path]:
         os.close(handle)
         temporary = Path(name)
         yield temporary
-        with temporary.open("rb") as stream:
+        with temporary.open("r+b") as stream:
             os.fsync(stream.fileno())
         # Temporary files are private; a result gets what the user's umask gives any file.
         umask = os.umask(0)

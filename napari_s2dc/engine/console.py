@@ -43,4 +43,8 @@ def run_reporting_errors(function: Callable[[], int | None], program: str) -> in
         # the reader (head, less) went away; keep the interpreter's own last flush quiet
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        # a place that cannot be read or written, or a name the system does not take
+        print(f"{program}: error: {error.filename or 'A file'}: {error.strerror}", file=sys.stderr)
+        return S2DCError.exit_code
     return code

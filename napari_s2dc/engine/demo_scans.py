@@ -72,7 +72,7 @@ def claim_folder(out: Path) -> None:
         )
     (out / "index.html").unlink(missing_ok=True)
     # What the trainer rebuilds under other names; everything else is overwritten file by file.
-    for stale in ("cache", "tensorboard"):
+    for stale in ("cache", "checkpoints", "tensorboard"):
         shutil.rmtree(out / "run" / stale, ignore_errors=True)
 
 
@@ -107,20 +107,21 @@ def write_scans(folder: Path, shape: tuple[int, int, int]) -> dict[str, np.ndarr
     S2DCError
         There is such a scan, or a file cannot be written.
     """
-    labels = {}
-    volumes: dict[str, Volume | None] = {BRAIN: _average_brain()}
-    for name, seed in PHANTOMS.items():
-        volumes[name], organs = phantom(shape, seed=seed)
-        labels[name] = organs.array
-    paths = {folder / f"{name}.nii.gz": volume for name, volume in volumes.items()}
     if folder.is_dir():
-        foreign = sorted(set(find_volumes(folder)) - set(paths))
+        own = {folder / f"{name}.nii.gz" for name in (BRAIN, *PHANTOMS)}
+        foreign = sorted(set(find_volumes(folder)) - own)
         if foreign:
             raise S2DCError(
                 f"{foreign[0]} is not a scan of the demo and would be trained on with the others.",
                 "Move it away, or choose another folder with --out.",
             )
-    for path, volume in paths.items():
+    labels = {}
+    volumes: dict[str, Volume | None] = {BRAIN: _average_brain()}
+    for name, seed in PHANTOMS.items():
+        volumes[name], organs = phantom(shape, seed=seed)
+        labels[name] = organs.array
+    for name, volume in volumes.items():
+        path = folder / f"{name}.nii.gz"
         if volume is None:
             path.unlink(missing_ok=True)
             print(

@@ -159,7 +159,8 @@ def colours_of(
         # Air takes no part in the interpolation, so that it does not bleed into the body.
         weighted = torch.cat([colour * mask, mask[None].float()])[None]
         # A fringe of the body can lie in tokens that are mostly air; it takes the next colour.
-        weighted = weighted + 0.01 * F.avg_pool3d(weighted, 3, stride=1, padding=1)
+        near = F.avg_pool3d(weighted, 3, stride=1, padding=1)
+        weighted = torch.where(mask, weighted, 0.01 * near)
         large = F.interpolate(
             weighted, scale_factor=float(token_size_vox), mode="trilinear", align_corners=False
         )[0]

@@ -16,6 +16,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from napari_s2dc.errors import ConfigurationError
 
 MASKED_SCORE = -1e4
 """Score of a pair that cannot be: its kernel value is 0 in float32 and float64."""
@@ -67,6 +70,7 @@ class _Sinkhorn(torch.autograd.Function):
         return row[:, :, None] * kernel * column[:, None, :]
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
         kernel, transposed, a, b, rows, columns = ctx.saved_tensors
@@ -146,11 +150,20 @@ def assignment(
         ``(n + m) · T`` with the dustbin last. Each row and column of a token sums to 1 at
         convergence, the dustbin row to m and the dustbin column to n.
 
+    Raises
+    ------
+    ConfigurationError
+        No iteration is asked for, or the scores are neither float32 nor float64.
+
     Notes
     -----
     Source: S²DC, section 3.2 (dustbin as in SuperGlue, Sarlin et al., CVPR 2020); equal
     to ``ot.batch.solve_batch`` with ``reg=1``, cost ``-scores`` and ``grad="autodiff"``.
     """
+    if iterations < 1:
+        raise ConfigurationError(f"Transport needs at least one iteration, not {iterations}.")
+    if scores.dtype not in LARGEST_SPREAD:
+        raise ConfigurationError(f"Transport needs float32 or float64 scores, not {scores.dtype}.")
     batch, n, m = scores.shape
     if valid_rows is not None:
         scores = scores.masked_fill(~valid_rows[:, :, None], MASKED_SCORE)

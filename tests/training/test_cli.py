@@ -311,7 +311,7 @@ def test_two_processes(train_arguments: Arguments, tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=500,
+        timeout=570,
     )
     assert finished.returncode == 0, finished.stderr
     # One of them speaks and writes.

@@ -68,6 +68,8 @@ class OrderlyStop(Callback):
         """Decide together with the other processes, else they would wait for each other."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return  # half a step cannot be saved
+        if trainer.global_step >= trainer.max_steps:
+            return  # the run ends here anyway, and saves
         over = bool(self.minutes) and time.monotonic() - self._started > 60 * self.minutes
         decide = trainer.strategy.reduce_boolean_decision
         if decide(bool(self.request.number), all=False):
@@ -76,8 +78,7 @@ class OrderlyStop(Callback):
             self.reason = "time"
         if self.reason:
             trainer.should_stop = True
-            if trainer.global_step < trainer.max_steps:
-                trainer.save_checkpoint(self.checkpoint)
+            trainer.save_checkpoint(self.checkpoint)
 
 
 class Progress(Callback):

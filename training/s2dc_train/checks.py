@@ -52,7 +52,7 @@ def check_configuration(config: RunConfig) -> None:
         (config.loss.patch_to_patch, config.loss.patch_to_structure, config.loss.global_contrast)
     ):
         raise ConfigurationError("All three losses are switched off.", "Give one a weight above 0.")
-    if config.views.scale_min > config.views.scale_max:
+    if not config.views.scale_min <= config.views.scale_max:  # also when it is not a number
         raise ConfigurationError("views.scale_min is larger than views.scale_max.")
 
 
@@ -105,7 +105,6 @@ def _check_ranges(config: RunConfig) -> None:
         "views.crop_scale",
         "views.intensity_scale",
         "views.minimum_foreground",
-        "optimizer.beta2",
     ]
     for bound, names in at_least.items():
         for name in names:
@@ -117,6 +116,10 @@ def _check_ranges(config: RunConfig) -> None:
     for name in shares:
         if not 0 <= _setting(config, name) <= 1:
             raise ConfigurationError(f"{name} must be between 0 and 1.")
+    if not 0 <= config.optimizer.beta2 < 1:
+        raise ConfigurationError("optimizer.beta2 must be at least 0 and below 1.")
+    if config.seed >= 2**32:
+        raise ConfigurationError("seed must be below 4294967296.")
     if not 0 <= config.model.token_stage < len(STRIDES):
         raise ConfigurationError(
             f"model.token_stage is {config.model.token_stage}.", f"Use 0 to {len(STRIDES) - 1}."

@@ -146,7 +146,7 @@ class TrainerConfig:
     max_minutes: float = 0.0
     """Stop after this many minutes and save; 0 means no limit."""
     accelerator: str = "auto"
-    """auto, cpu, gpu or mps."""
+    """auto (a CUDA GPU if there is one, else the CPU), cpu or gpu."""
     devices: str = "auto"
     """Devices on each node; auto takes all."""
     num_nodes: int = 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from s2dc_train.cache import ScanCache, build_cache
 from s2dc_train.cached_scan import CachedScan
 from s2dc_train.config import DataConfig
 from s2dc_train.data_settings import check_settings, subvolume_size
+from s2dc_train.interruption import SIGNALS
 from s2dc_train.preflight import PreflightReport, nothing_left, preflight
 from s2dc_train.sources import ScanEntry, find_scans
 from s2dc_train.subvolumes import CounterSampler, SubVolumeDataset
@@ -50,6 +52,12 @@ class FullVolume:
     foreground: torch.Tensor
     labels: torch.Tensor | None
     spacing_mm: tuple[float, float, float]
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """Let a worker live until the parent has finished its step, whoever gets the signal."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 class S2DCDataModule(LightningDataModule):
@@ -199,6 +207,7 @@ class S2DCDataModule(LightningDataModule):
                 batch_size=self.config.batch_size,
             ),
             num_workers=workers,
+            worker_init_fn=_leave_signals_to_the_parent,
             pin_memory=on_gpu,
             persistent_workers=workers > 0,
             prefetch_factor=4 if workers else None,

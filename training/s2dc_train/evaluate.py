@@ -101,7 +101,21 @@ def matching(
     }
 
 
-def _majority_labels(labels: Tensor, size: int) -> Tensor:
+def majority_labels(labels: Tensor, size: int) -> Tensor:
+    """Return the most frequent label of every cell; ties go to the smaller one.
+
+    Parameters
+    ----------
+    labels : Tensor (Z, Y, X)
+        Integer; every side a multiple of `size` voxels.
+    size : int
+        Side of a cell in voxels.
+
+    Returns
+    -------
+    Tensor (cells,)
+        First axis slowest.
+    """
     cells = rearrange(labels, "(z a) (y b) (x c) -> (z y x) (a b c)", a=size, b=size, c=size)
     return cells.mode(dim=1).values
 
@@ -144,7 +158,7 @@ def labelled_tokens(
     features = encoded.new_zeros(len(crops), *encoded.shape[1:])
     features[used] = encoded
     tokens = problems(merge_tokens(features, grid), per_slice=False)[0]
-    majority = _majority_labels(labels, token_size_vox).to(tokens.device)
+    majority = majority_labels(labels, token_size_vox).to(tokens.device)
     inside = majority > 0
     return F.normalize(tokens[inside], dim=-1), majority[inside]
 
@@ -173,7 +187,9 @@ def nearest_neighbour_accuracy(
     names = torch.cat([labels for _, labels in training])
     right = total = 0
     for features, labels in held_out:
-        votes = names[(features @ known.mT).topk(min(neighbours, len(known)), dim=1).indices]
-        right += int((votes.mode(dim=1).values == labels).sum())
+        # In parts: all cells of two large scans against each other would not fit into memory.
+        for part, truth in zip(features.split(2048), labels.split(2048), strict=True):
+            votes = names[(part @ known.mT).topk(min(neighbours, len(known)), dim=1).indices]
+            right += int((votes.mode(dim=1).values == truth).sum())
         total += len(labels)
     return right / total if total else float("nan")

@@ -229,7 +229,8 @@ class S2DCModule(L.LightningModule):
             ],
             lr=settings.learning_rate,
             betas=(0.9, settings.beta2),
-            fused=True,
+            # Not fused: Lightning does not clip gradients of a fused optimizer under autocast.
+            foreach=True,
         )
         total = self.config.trainer.max_steps
         warmup = min(settings.warmup_steps, total // 2)

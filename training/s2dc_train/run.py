@@ -60,6 +60,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             torch.save(checkpoint, stream)
 
 
+def _accelerator(asked: str) -> str:
+    if asked != "auto":
+        return asked
+    return "gpu" if torch.cuda.is_available() else "cpu"
+
+
 def _precision(config: RunConfig) -> str:
     if config.trainer.precision != "auto":
         return config.trainer.precision
@@ -241,7 +247,8 @@ def _trainer(config: RunConfig, callbacks: list[Callback]) -> L.Trainer:
         return L.Trainer(
             # Where Lightning saves, under SLURM, when the job is about to be requeued.
             default_root_dir=Path(config.out) / LAST.parent,
-            accelerator=settings.accelerator,
+            # Apple's GPUs have no float64, which the exact maps need.
+            accelerator=_accelerator(settings.accelerator),
             devices=settings.devices,
             num_nodes=settings.num_nodes,
             precision=_precision(config),  # type: ignore[arg-type]
@@ -279,6 +286,7 @@ def _summary(
             for name, value in validation.summary().items()
         },
         "peak_memory_mb": round(peak_memory_mb(module.device), 1),
-        "volumes_used": len(data.train_entries) + len(data.validation_entries),
+        "volumes_used": len({*data.train_entries, *data.validation_entries}),
+        "notes": data.notes,
         "volumes_skipped": [[str(path), reason] for path, reason in data.skipped],
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -94,7 +95,9 @@ def draw(
     crop_translations, crop_rotations, crop_scales = [], [], []
     crop_indices, intensities = [], []
     for sample in samples:
-        generator = torch.Generator().manual_seed((seed * 1_000_003 + int(sample)) % 2**63)
+        # Torch's CPU generator looks at 32 bits of a seed only, so seed and number are mixed first.
+        (mixed,) = np.random.SeedSequence([seed, int(sample)]).generate_state(1)
+        generator = torch.Generator().manual_seed(int(mixed))
         shift = _uniform(generator, 3, config.translation * crop_size)
         turn = _uniform(generator, 3, 1.0) * torch.tensor(
             [config.rotation_deg, config.tilt_deg, config.tilt_deg], dtype=torch.float64
