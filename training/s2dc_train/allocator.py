@@ -21,8 +21,8 @@ def keep_large_buffers() -> bool:
 
     Notes
     -----
-    Memory stays at its peak until the process ends. Measured on 2 cores, forward and backward of
-    four 48-voxel crops: see ``docs/benchmarks.md``.
+    Memory stays at its peak until the process ends. ``python -m benchmarks.step`` measures a step
+    with and without it.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
