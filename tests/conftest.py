@@ -15,6 +15,27 @@ for _backend in ("JAX", "CUPY", "TENSORFLOW"):
     os.environ.setdefault(f"POT_BACKEND_DISABLE_{_backend}", "1")
 
 
+_status = pytest.StashKey[int]()
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Remember how the tests went."""
+    session.config.stash[_status] = int(exitstatus)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Leave without the interpreter's own clean-up, once everything is reported.
+
+    After the whole suite ITK, torch and TensorBoard lie in one process, and freeing them in turn
+    crashed it (a segmentation fault after "860 passed"). No command of ours loads all of them.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if _status in config.stash:
+        os._exit(config.stash[_status])
+
+
 @pytest.fixture(autouse=True)
 def _same_random_numbers() -> None:
     """Seed the global generators, so that a test does not depend on those that ran before it."""
