@@ -27,8 +27,8 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Leave without the interpreter's own clean-up, once everything is reported.
 
-    After the whole suite ITK, torch and TensorBoard lie in one process, and freeing them in turn
-    crashed it (a segmentation fault after "860 passed"). No command of ours loads all of them.
+    After the whole suite, and not after its halves, the process crashed on leaving (a segmentation
+    fault after "860 passed"). The cause is not known; many native libraries are loaded by then.
     """
     sys.stdout.flush()
     sys.stderr.flush()

@@ -3,7 +3,7 @@
 The iterations are those of POT's batched log-domain solver, done as matrix-vector products on the
 exponentiated scores. Their reverse needs only the scaling vectors, so that the gradient is that of
 unrolled iterations at the memory of none. POT's solver takes over where scores spread too far for
-exponentials, and is the reference in the tests. Measured on 2 cores, 6 problems of 144 x 144 at
+exponentials, and is the reference in the tests. Measured, 6 problems of 144 x 144 at
 temperature 0.1: see ``docs/benchmarks.md``. (In POT 0.9.7 the cheaper gradients cannot be used:
 ``last_step`` is wrong and ``envelope`` gives none to the plan.)
 """
