@@ -6,7 +6,7 @@ A test holds the loss equal to that of the module's own ``training_step``.
 from __future__ import annotations
 
 import torch
-from s2dc_train.losses import global_contrast, patch_to_patch, patch_to_structure
+from s2dc_train.losses import global_contrast, patch_losses
 from s2dc_train.module import S2DCModule
 from s2dc_train.student_teacher import update_teacher
 from s2dc_train.views import Views
@@ -83,8 +83,7 @@ class OurStep:
         self, query: Tensor, key: Tensor, vector: Tensor, keys: Tensor, views: Views
     ) -> Tensor:
         module, settings = self.module, self.module.config.loss
-        valid = {"valid_query": views.valid_first, "valid_key": views.valid_second}
-        match = patch_to_patch(
+        match, structure = patch_losses(
             query,
             key,
             views.true_pairs,
@@ -92,9 +91,9 @@ class OurStep:
             dustbin=module.dustbin,
             iterations=settings.sinkhorn_iterations,
             tolerance=settings.sinkhorn_tolerance,
-            **valid,
+            valid_query=views.valid_first,
+            valid_key=views.valid_second,
         )
-        structure = patch_to_structure(query, key, views.true_pairs, **valid)
         others, positive = keys[: len(views.second)], keys[len(views.second) :]
         place = torch.arange(len(others), device=keys.device)
         usable = torch.cat(

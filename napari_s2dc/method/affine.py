@@ -52,6 +52,14 @@ def _sampling_grid(theta: Tensor, shape: Sequence[int]) -> Tensor:
     return z[:, :, None, None] + y[:, None, :, None] + x[:, None, None]
 
 
+def _shares(volume: Tensor, depth: int) -> int:
+    """Into how many equal parts to cut `depth` planes, so that every thread samples some.
+
+    On the CPU, torch shares the work of ``grid_sample`` by entries of the batch alone.
+    """
+    return math.gcd(depth, torch.get_num_threads()) if volume.device.type == "cpu" else 1
+
+
 @dataclass(frozen=True)
 class Affine3D:
     """Affine map about the centre of a volume, in array-axis order and voxels.
@@ -153,6 +161,12 @@ class Affine3D:
         """
         return Affine3D(_translation(offset_vox.to(self.matrix)) @ self.matrix)
 
+    def in_larger_voxels(self, factor: int) -> Affine3D:
+        """Return this map for volumes whose voxels are `factor` times as large."""
+        matrix = self.matrix.clone()
+        matrix[..., :3, 3] /= factor
+        return Affine3D(matrix)
+
     def map_points(self, points_vox: Tensor) -> Tensor:
         """Apply the matrix to points.
 
@@ -207,7 +221,14 @@ class Affine3D:
         theta = theta.to(device=volume.device, dtype=volume.dtype)
         theta = theta.expand(volume.shape[0], 3, 4)
         grid = _sampling_grid(theta, target_shape)
-        warped = F.grid_sample(volume, grid, mode=mode, align_corners=False)
+        parts = _shares(volume, target_shape[0])
+        warped = F.grid_sample(
+            volume.repeat_interleave(parts, 0),
+            grid.reshape(len(volume) * parts, -1, *grid.shape[2:]),
+            mode=mode,
+            align_corners=False,
+        )
+        warped = warped.reshape(len(volume), parts, *warped.shape[1:]).movedim(1, 2)
         return warped.reshape(*image.shape[:-3], *target_shape)
 
     def _keeps_first_axis(self) -> bool:
@@ -231,9 +252,11 @@ class Affine3D:
         shift = matrix[..., 1:3, 3] * (2 / source[1:])
         theta = torch.cat([linear.flip(-1, -2), shift.flip(-1)[..., None]], dim=-1).to(volume)
         grid = F.affine_grid(theta.expand(batch, 2, 3), [batch, 1, *rest], align_corners=False)
-        # Threads share the work by entries of the batch, hence one for each channel.
+        parts = channels * _shares(volume, sides[0])
         planes = F.grid_sample(
-            volume.flatten(0, 1), grid.repeat_interleave(channels, 0), align_corners=False
+            volume.reshape(batch * parts, -1, *sides[1:]),
+            grid.repeat_interleave(parts, 0),
+            align_corners=False,
         )
 
         place = torch.arange(depth, dtype=torch.float64) + 0.5 - depth / 2

@@ -48,22 +48,19 @@ def sharpe_ratio(similarity: Tensor, dim: int, valid: Tensor | None = None) -> T
     """
     if valid is None:
         count = torch.tensor(similarity.shape[dim], device=similarity.device)
-        mean = similarity.mean(dim, keepdim=True)
-        highest = similarity.amax(dim)
-        squares = (similarity - mean).square().sum(dim)
+        centred = similarity - similarity.mean(dim, keepdim=True)
     else:
-        mask = valid.expand_as(similarity)
-        count = mask.sum(dim)
-        total = similarity.masked_fill(~mask, 0).sum(dim, keepdim=True)
-        mean = total / count.clamp(min=1).unsqueeze(dim)
-        highest = similarity.masked_fill(~mask, -torch.inf).amax(dim)
-        highest = torch.where(count > 0, highest, torch.zeros_like(highest))
-        squares = (similarity - mean).masked_fill(~mask, 0).square().sum(dim)
+        inside = valid.expand_as(similarity).to(similarity.dtype)
+        count = inside.sum(dim)
+        total = (similarity * inside).sum(dim, keepdim=True)
+        centred = (similarity - total / count.clamp(min=1).unsqueeze(dim)) * inside
+    # The peak is never below the mean, so the zeros of entries left out cannot be mistaken for it.
+    highest = centred.amax(dim)
+    squares = torch.linalg.vecdot(centred, centred, dim=dim)
     flat = (squares <= torch.finfo(similarity.dtype).eps ** 2) | (count < 2)
     # The square root has no gradient at 0, so flat distributions take a harmless 1 instead.
     variance = torch.where(flat, torch.ones_like(squares), squares) / (count - 1).clamp(min=1)
-    ratio = (highest - mean.squeeze(dim)) / variance.sqrt()
-    return torch.where(flat, torch.zeros_like(ratio), ratio)
+    return torch.where(flat, torch.zeros_like(highest), highest / variance.sqrt())
 
 
 def neighbourhood_consistency(

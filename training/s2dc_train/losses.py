@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -23,26 +24,66 @@ class MatchLoss:
     negative: Tensor
 
 
-def _mean_where(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the masked entries of each problem; 0 for a problem with none."""
-    count = mask.sum((-2, -1))
-    return values.masked_fill(~mask, 0).sum((-2, -1)) / count.clamp(min=1)
+@dataclass(frozen=True)
+class _Pairs:
+    """Which pairs of tokens are true, which false, and how many each problem has.
 
+    Parameters
+    ----------
+    true_pairs : Tensor (B, n, m)
+        Non-zero where tokens correspond.
+    valid_rows, valid_columns : Tensor (B, n) and (B, m), optional
+        Boolean; pairs of other tokens are neither true nor false.
+    """
 
-def _pair_masks(
-    true_pairs: Tensor, valid_rows: Tensor | None, valid_columns: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return true pairs, false pairs and the problems that hold any valid pair."""
-    true = true_pairs.bool()
-    rows = torch.ones_like(true[:, :, 0]) if valid_rows is None else valid_rows
-    columns = torch.ones_like(true[:, 0]) if valid_columns is None else valid_columns
-    considered = rows[:, :, None] & columns[:, None, :]
-    used = rows.any(-1) & columns.any(-1)
-    return true & considered, ~true & considered, used
+    true_pairs: Tensor
+    valid_rows: Tensor | None
+    valid_columns: Tensor | None
 
+    @cached_property
+    def considered(self) -> Tensor | None:
+        """Pairs of valid tokens (B, n, m); None when all are."""
+        masks = []
+        if self.valid_rows is not None:
+            masks.append(self.valid_rows[:, :, None].expand_as(self.true_pairs))
+        if self.valid_columns is not None:
+            masks.append(self.valid_columns[:, None, :].expand_as(self.true_pairs))
+        return torch.stack(masks).all(0) if masks else None
 
-def _over_problems(values: Tensor, used: Tensor) -> Tensor:
-    return values.masked_fill(~used, 0).sum() / used.sum().clamp(min=1)
+    @cached_property
+    def true(self) -> Tensor:
+        """True pairs (B, n, m)."""
+        true = self.true_pairs.bool()
+        return true if self.considered is None else true & self.considered
+
+    @cached_property
+    def where(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Problem, row and column of every true pair."""
+        problem, row, column = self.true.nonzero().unbind(1)
+        return problem, row, column
+
+    @cached_property
+    def is_false(self) -> Tensor:
+        """1 for false pairs, else 0 (B, n, m)."""
+        false = ~self.true if self.considered is None else self.considered & ~self.true
+        return false.float()
+
+    def mean_true(self, values: Tensor) -> Tensor:
+        """Mean over true pairs of ``values`` (pairs,), averaged over problems; 0 without any."""
+        count = self.true.sum((1, 2))
+        return (values / count[self.where[0]]).sum() / self.problems
+
+    def mean_false(self, values: Tensor) -> Tensor:
+        """Mean over false pairs of `values` (B, n, m), averaged over problems."""
+        false = self.is_false.to(values.dtype)
+        return ((values * false).sum((1, 2)) / false.sum((1, 2)).clamp(min=1)).sum() / self.problems
+
+    @cached_property
+    def problems(self) -> Tensor:
+        """How many problems hold any valid pair; at least 1."""
+        if self.considered is None:
+            return torch.tensor(len(self.true_pairs), device=self.true_pairs.device)
+        return self.considered.flatten(1).any(1).sum().clamp(min=1)
 
 
 def match_loss(
@@ -73,10 +114,13 @@ def match_loss(
     -----
     Source: S²DC, the patch-to-patch loss of section 3.2.
     """
-    true, false, used = _pair_masks(true_pairs, valid_query, valid_key)
-    probability = assignment.clamp(PROBABILITY_FLOOR, 1 - PROBABILITY_FLOOR)
-    positive = _over_problems(_mean_where(-probability.log(), true), used)
-    negative = _over_problems(_mean_where(-torch.log1p(-probability), false), used)
+    return _match_loss(assignment, _Pairs(true_pairs, valid_query, valid_key))
+
+
+def _match_loss(probability: Tensor, pairs: _Pairs) -> MatchLoss:
+    probability = probability.clamp(PROBABILITY_FLOOR, 1 - PROBABILITY_FLOOR)
+    positive = pairs.mean_true(-probability[pairs.where].log())
+    negative = pairs.mean_false(-torch.log1p(-probability))
     return MatchLoss(positive + negative, positive, negative)
 
 
@@ -118,23 +162,36 @@ def patch_to_patch(
     -----
     Source: S²DC, section 3.2 (L_p2p).
     """
+    pairs = _Pairs(true_pairs, valid_query, valid_key)
+    return _discrepancy(query @ key.mT, pairs, temperature, dustbin, iterations, tolerance)
+
+
+def _discrepancy(
+    cosine: Tensor,
+    pairs: _Pairs,
+    temperature: float,
+    dustbin: float | Tensor,
+    iterations: int,
+    tolerance: float,
+) -> MatchLoss:
     plan = assignment(
-        query @ key.mT / temperature,
+        cosine / temperature,
         dustbin,
         iterations=iterations,
         tolerance=tolerance,
-        valid_rows=valid_query,
-        valid_columns=valid_key,
+        valid_rows=pairs.valid_rows,
+        valid_columns=pairs.valid_columns,
     )
-    return match_loss(plan[:, :-1, :-1], true_pairs, valid_query=valid_query, valid_key=valid_key)
+    return _match_loss(plan[:, :-1, :-1], pairs)
 
 
-def _sharpe_weights(similarity: Tensor, valid: Tensor, dim: int) -> Tensor:
+def _sharpe_weights(similarity: Tensor, valid: Tensor | None, dim: int) -> Tensor:
     """Softmax, over the tokens of one view, of their Sharpe ratios along `dim`."""
     ratio = sharpe_ratio(similarity, dim, valid)
-    present = valid.any(dim)
-    # The lowest finite number keeps a problem without any valid token free of NaN.
-    return ratio.masked_fill(~present, torch.finfo(ratio.dtype).min).softmax(-1)
+    if valid is not None:
+        # The lowest finite number keeps a problem without any valid token free of NaN.
+        ratio = ratio.masked_fill(~valid.any(dim), torch.finfo(ratio.dtype).min)
+    return ratio.softmax(-1)
 
 
 def patch_to_structure(
@@ -165,15 +222,41 @@ def patch_to_structure(
     -----
     Source: S²DC, section 3.3 (L_p2s). The weights are differentiated through.
     """
-    true, false, used = _pair_masks(true_pairs, valid_query, valid_key)
-    considered = true | false
-    similarity = (1 + query @ key.mT) / 2
-    column_weight = _sharpe_weights(similarity, considered, -2)[:, None, :]
-    row_weight = _sharpe_weights(similarity, considered, -1)[:, :, None]
+    return _consistency(query @ key.mT, _Pairs(true_pairs, valid_query, valid_key))
+
+
+def _consistency(cosine: Tensor, pairs: _Pairs) -> Tensor:
+    similarity = (1 + cosine) / 2
+    column_weight = _sharpe_weights(similarity, pairs.considered, -2)
+    row_weight = _sharpe_weights(similarity, pairs.considered, -1)
     clamped = similarity.clamp(PROBABILITY_FLOOR, 1 - PROBABILITY_FLOOR)
-    pull = (-clamped.log() * (column_weight + row_weight) / 2).masked_fill(~true, 0)
-    push = _mean_where(-torch.log1p(-clamped), false)
-    return _over_problems(pull.sum((-2, -1)) + push, used)
+    problem, row, column = pairs.where
+    weight = column_weight[problem, column] + row_weight[problem, row]
+    pull = (-clamped[pairs.where].log() * weight / 2).sum() / pairs.problems
+    return pull + pairs.mean_false(-torch.log1p(-clamped))
+
+
+def patch_losses(
+    query: Tensor,
+    key: Tensor,
+    true_pairs: Tensor,
+    *,
+    temperature: float = 0.1,
+    dustbin: float | Tensor = 1.0,
+    iterations: int = 100,
+    tolerance: float = 0.0,
+    valid_query: Tensor | None = None,
+    valid_key: Tensor | None = None,
+) -> tuple[MatchLoss, Tensor]:
+    """Return :func:`patch_to_patch` and :func:`patch_to_structure` of the same tokens.
+
+    The similarities and the bookkeeping of pairs are worked out once for both; parameters are
+    those of :func:`patch_to_patch`.
+    """
+    pairs = _Pairs(true_pairs, valid_query, valid_key)
+    cosine = query @ key.mT
+    match = _discrepancy(cosine, pairs, temperature, dustbin, iterations, tolerance)
+    return match, _consistency(cosine, pairs)
 
 
 def global_contrast(

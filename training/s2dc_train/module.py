@@ -15,7 +15,7 @@ from napari_s2dc.method.tokens import merge_tokens, problems
 from s2dc_train.checks import check_configuration
 from s2dc_train.config import RunConfig
 from s2dc_train.evaluate import effective_rank
-from s2dc_train.losses import global_contrast, patch_to_patch, patch_to_structure
+from s2dc_train.losses import global_contrast, patch_losses
 from s2dc_train.student_teacher import Branch, KeyQueue, make_teacher, update_teacher
 from s2dc_train.views import Views, build_views, draw
 
@@ -119,7 +119,7 @@ class S2DCModule(L.LightningModule):
         query = self._project(self.student, tokens, views.valid_first)
 
         with torch.autocast(self.device.type, enabled=False):
-            match = patch_to_patch(
+            match, structure = patch_losses(
                 query,
                 key,
                 views.true_pairs,
@@ -127,13 +127,6 @@ class S2DCModule(L.LightningModule):
                 dustbin=self.dustbin,
                 iterations=weights.sinkhorn_iterations,
                 tolerance=weights.sinkhorn_tolerance,
-                valid_query=views.valid_first,
-                valid_key=views.valid_second,
-            )
-            structure = patch_to_structure(
-                query,
-                key,
-                views.true_pairs,
                 valid_query=views.valid_first,
                 valid_key=views.valid_second,
             )

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from napari_s2dc.method.affine import Affine3D
-from napari_s2dc.method.tokens import pair_matrix, partners, problems, split_crops, token_share
+from napari_s2dc.method.tokens import pair_matrix, partners, problems, split_crops
 from s2dc_train.config import ViewConfig
 
 
@@ -131,11 +132,13 @@ def draw(
     )
 
 
-def _adjust(image: Tensor, presence: Tensor, intensity: Tensor) -> Tensor:
-    """Change contrast and brightness where there is scan; air and padding keep their 0."""
-    factor, shift = intensity[:, 0], intensity[:, 1]
-    changed = image * factor.view(-1, 1, 1, 1, 1) + shift.view(-1, 1, 1, 1, 1) * presence
-    return changed.clamp(0, 1)
+def _toned(image: Tensor, presence: Tensor, intensity: Tensor) -> Tensor:
+    """Change contrast and brightness where there is scan; air and padding keep their 0.
+
+    Done before the warp, which is linear: the image alone is warped then, not its mask too.
+    """
+    factor, shift = (intensity[:, number].view(-1, 1, 1, 1, 1) for number in (0, 1))
+    return torch.addcmul(image * factor, presence, shift)
 
 
 def build_views(
@@ -171,10 +174,16 @@ def build_views(
     device = image.device
     shape = image.shape[-3:]
     affine = Affine3D(draws.affine.matrix.to(device))
-    intensity = draws.intensity.to(device)
-    presence = torch.stack([valid, valid & foreground], dim=1).to(image.dtype)
-    stacked = torch.cat([image, presence], dim=1)
-    warped = affine.warp(stacked)
+    masks = torch.stack([valid, valid & foreground], dim=1).to(image.dtype)
+    first, second, contrast = (
+        _toned(image, masks[:, 1:], intensity)
+        for intensity in draws.intensity.to(device).unbind(1)
+    )
+    second = affine.warp(second)
+    # Shares of a token need no full resolution: four cells along its side will do.
+    coarse = max(token_size_vox // 4, 1)
+    masks = F.avg_pool3d(masks, coarse)
+    warped_masks = affine.in_larger_voxels(coarse).warp(masks)
 
     # The contrastive crop is sampled round its own centre straight from the whole sub-volume.
     grid = torch.tensor([side // crop_size for side in shape])
@@ -184,23 +193,23 @@ def build_views(
     )
     centre = (place + 0.5 - grid / 2) * crop_size
     crop_affine = Affine3D(draws.crop_affine.matrix.to(device)).translated(centre.to(device))
-    contrast = crop_affine.warp(stacked[:, ::2], output_shape=(crop_size,) * 3)
+    contrast = crop_affine.warp(contrast, output_shape=(crop_size,) * 3)
 
     token_grid = [side // token_size_vox for side in shape]
     per_slice = config.matching == "in_plane"
     partner = partners(affine, token_grid, token_size_vox)
 
     def usable(mask: Tensor) -> Tensor:
-        inside = token_share(mask[:, :1], token_size_vox) >= 0.5
-        tissue = token_share(mask[:, 1:], token_size_vox) >= config.minimum_foreground
-        return problems((inside & tissue)[:, None], per_slice=per_slice)[..., 0]
+        share = F.avg_pool3d(mask, token_size_vox // coarse)
+        inside, tissue = share[:, :1] >= 0.5, share[:, 1:] >= config.minimum_foreground
+        return problems(inside & tissue, per_slice=per_slice)[..., 0]
 
-    valid_first, valid_second = usable(presence), usable(warped[:, 1:])
+    valid_first, valid_second = usable(masks), usable(warped_masks)
     pairs = pair_matrix(partner, token_grid, per_slice=per_slice)
     return Views(
-        first=split_crops(_adjust(image, presence[:, 1:], intensity[:, 0]), crop_size),
-        second=split_crops(_adjust(warped[:, :1], warped[:, 2:], intensity[:, 1]), crop_size),
-        contrast=_adjust(contrast[:, :1], contrast[:, 1:], intensity[:, 2]),
+        first=split_crops(first.clamp(0, 1), crop_size),
+        second=split_crops(second.clamp(0, 1), crop_size),
+        contrast=contrast.clamp(0, 1),
         query_index=(torch.arange(len(index)) * int(grid.prod()) + index).to(device),
         true_pairs=pairs & valid_first[:, :, None] & valid_second[:, None, :],
         valid_first=valid_first,
