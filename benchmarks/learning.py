@@ -10,18 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import yaml
 from s2dc_train.callbacks import read_rows
-from s2dc_train.config import DataConfig, ModelConfig
-from s2dc_train.data import FullVolume, S2DCDataModule
-from s2dc_train.evaluate import majority_labels, nearest_neighbour_accuracy
-from s2dc_train.validation import PROBE_SUBJECTS
-from torch import Tensor
 
 from benchmarks.report import machine, table, write_section
-from napari_s2dc.engine.embed import embed
-from napari_s2dc.method.encoder import STRIDES, SwinEncoder
 
 FIGURES = {
     "match_accuracy": "matching accuracy",
@@ -57,64 +49,6 @@ def curve(run: Path) -> str:
     return table(["steps", *(FIGURES[name] for name in names)], body)
 
 
-def structures_by_window(run: Path, encoder: SwinEncoder) -> float | None:
-    """5-NN accuracy with the embedding that users get: overlapping windows instead of tiles.
-
-    Parameters
-    ----------
-    run : Path
-        Run folder; its configuration names the scans and the split.
-    encoder : SwinEncoder
-        What embeds them.
-
-    Returns
-    -------
-    float or None
-        None when too few scans have labels.
-    """
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    settings = DataConfig(**config["data"])
-    stage = ModelConfig(**config["model"]).token_stage
-    data = S2DCDataModule(settings, seed=config["seed"], run_dir=run)
-    data.setup()
-    stride = STRIDES[stage]
-
-    def tokens(scan: FullVolume) -> tuple[Tensor, Tensor]:
-        assert scan.labels is not None
-        features = embed(
-            scan.image[0].numpy(),
-            encoder,
-            stage=stage,
-            window_vox=settings.crop_size,
-            overlap=0.5,
-        )
-        missing = [side for size in reversed(scan.labels.shape) for side in (0, -size % stride)]
-        names = majority_labels(F.pad(scan.labels, missing), stride)
-        inside = names > 0
-        return F.normalize(features.flatten(1).T[inside], dim=-1), names[inside]
-
-    training = [tokens(scan) for scan in data.train_volumes_with_labels(PROBE_SUBJECTS)]
-    labelled = [scan for scan in data.validation_volumes() if scan.labels is not None]
-    held_out = [tokens(scan) for scan in labelled[:PROBE_SUBJECTS]]
-    return nearest_neighbour_accuracy(training, held_out) if training and held_out else None
-
-
-def windows_sentence(run: Path) -> str:
-    """5-NN accuracy by overlapping windows, untrained and trained, in a sentence."""
-    trained = SwinEncoder.from_checkpoint(run / "encoder.safetensors")
-    torch.manual_seed(0)
-    before = structures_by_window(run, SwinEncoder(trained.config))
-    after = structures_by_window(run, trained)
-    if before is None or after is None:
-        return "No labels: structures were not probed."
-    return (
-        "5-NN accuracy of the finished encoder with the embedding that the tools use (windows of "
-        f"one crop that overlap by half, Gaussian weights): {after:.3f}, untrained {before:.3f}. "
-        "The column above embeds separate crops, which is quicker but gives their edges less "
-        "context."
-    )
-
-
 def describe(run: Path) -> str:
     """Name, settings that matter, time and scans of a run."""
     summary: dict[str, Any] = json.loads((run / "summary.json").read_text())
@@ -138,7 +72,7 @@ def report(runs: Sequence[Path], title: str) -> str:
     """Describe runs and their curves in markdown."""
     parts = [f"## {title}", machine(torch.device("cpu"))]
     for run in runs:
-        parts += [describe(run), curve(run), windows_sentence(run)]
+        parts += [describe(run), curve(run)]
     parts.append("    python -m benchmarks.learning " + shlex.join(run.name for run in runs))
     return "\n\n".join(parts)
 

@@ -30,7 +30,7 @@ from napari_s2dc.engine.measures import (
     foreground_tokens,
     label_tokens,
     match_views,
-    organ_accuracy,
+    structure_accuracy,
     two_views,
 )
 from napari_s2dc.engine.pictures import (
@@ -96,19 +96,15 @@ def _pair_of_views(scan: Scan) -> ViewPair:
 def _look(encoder: SwinEncoder, scans: Sequence[Scan], pair: ViewPair) -> Learned:
     """Embed every scan, match the two views, and name organs across subjects."""
     side = STRIDES[pair.stage]
-    features = {
-        scan.name: embed(scan.image, encoder, stage=pair.stage, window_vox=pair.crop_size)
-        for scan in scans
-    }
+    features = {scan.name: embed(scan.image, encoder, stage=pair.stage) for scan in scans}
     labelled = {
         scan.name: (features[scan.name], label_tokens(scan.labels, side))
         for scan in scans
         if scan.labels is not None
     }
     asked = labelled.pop(HELD_OUT)
-    return Learned(
-        features, match_views(pair, encoder), organ_accuracy(list(labelled.values()), asked)
-    )
+    organs = structure_accuracy(list(labelled.values()), [asked])
+    return Learned(features, match_views(pair, encoder), organs)
 
 
 def _curves(run: Path, chance: float) -> list[Curve]:

@@ -28,8 +28,9 @@ __all__ = [
     "ViewPair",
     "foreground_tokens",
     "label_tokens",
+    "match_tokens",
     "match_views",
-    "organ_accuracy",
+    "structure_accuracy",
     "two_views",
 ]
 
@@ -134,6 +135,21 @@ def two_views(
     return ViewPair(source[0, 0], warped[0, 0], grid, crop_size, stage, pairs & first & second.mT)
 
 
+def match_tokens(first: Tensor, second: Tensor, true_pairs: Tensor) -> Matches:
+    """Match every token of view 1 to the most similar one of view 2.
+
+    Parameters
+    ----------
+    first, second : Tensor (problems, n, C) and (problems, m, C)
+        Features of the two views; every token of view 2 is a candidate.
+    true_pairs : Tensor (problems, n, m)
+        Boolean; tokens without a partner are not asked.
+    """
+    guess = cosine_similarity(first, second).argmax(-1)
+    asked = true_pairs.any(-1)
+    return Matches(guess, asked, torch.gather(true_pairs, 2, guess[..., None])[..., 0] & asked)
+
+
 @torch.no_grad()
 def match_views(pair: ViewPair, encoder: SwinEncoder) -> Matches:
     """Match the tokens of two views by the cosine similarity of their features.
@@ -150,9 +166,7 @@ def match_views(pair: ViewPair, encoder: SwinEncoder) -> Matches:
         features = encoder(split_crops(view[None, None], pair.crop_size))[pair.stage]
         return problems(merge_tokens(features, pair.grid), per_slice=True)
 
-    guess = cosine_similarity(tokens(pair.first), tokens(pair.second)).argmax(-1)
-    right = torch.gather(pair.true_pairs, 2, guess[..., None])[..., 0]
-    return Matches(guess, pair.true_pairs.any(-1), right)
+    return match_tokens(tokens(pair.first), tokens(pair.second), pair.true_pairs)
 
 
 def _whole_tokens(array: np.ndarray, token_size_vox: int) -> Tensor:
@@ -203,31 +217,36 @@ def label_tokens(labels: np.ndarray, token_size_vox: int) -> Tensor:
     return cells.mode(dim=-1).values
 
 
-def organ_accuracy(
-    known: Sequence[tuple[Tensor, Tensor]], asked: tuple[Tensor, Tensor], *, neighbours: int = 5
+def structure_accuracy(
+    known: Sequence[tuple[Tensor, Tensor]],
+    asked: Sequence[tuple[Tensor, Tensor]],
+    *,
+    neighbours: int = 5,
 ) -> float:
-    """How often the nearest patches of other subjects name the organ of a patch.
+    """How often the nearest patches of other subjects name the structure of a patch.
 
     Parameters
     ----------
     known : sequence of (features (C, tz, ty, tx), labels (tz, ty, tx))
-        Subjects that vote.
-    asked : (features, labels)
-        The subject whose patches are named.
+        Subjects that vote; patches of label 0 take no part.
+    asked : sequence of (features, labels)
+        Subjects whose patches are named.
     neighbours : int
-        Patches that vote, by cosine similarity.
+        Patches that vote, by cosine similarity; fewer where there are fewer.
 
     Returns
     -------
     float
-        Share of the labelled patches named right.
+        Share of the labelled patches named right; NaN when either side has none.
     """
     from sklearn.neighbors import KNeighborsClassifier
 
-    def labelled(features: Tensor, labels: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        return features[:, labels > 0].T.numpy(), labels[labels > 0].numpy()
+    def labelled(subjects: Sequence[tuple[Tensor, Tensor]]) -> tuple[np.ndarray, np.ndarray]:
+        features = [features[:, labels > 0].T for features, labels in subjects]
+        return torch.cat(features).numpy(), torch.cat([n[n > 0] for _, n in subjects]).numpy()
 
-    points, names = zip(*(labelled(*subject) for subject in known), strict=True)
-    classifier = KNeighborsClassifier(neighbours, metric="cosine")
-    classifier.fit(np.concatenate(points), np.concatenate(names))
-    return float(classifier.score(*labelled(*asked)))
+    (points, names), (questions, truth) = labelled(known), labelled(asked)
+    if not len(names) or not len(truth):
+        return float("nan")
+    classifier = KNeighborsClassifier(min(neighbours, len(names)), metric="cosine")
+    return float(classifier.fit(points, names).score(questions, truth))

@@ -16,7 +16,7 @@ from napari_s2dc.engine.demo import run_demo
 from napari_s2dc.engine.demo_scans import HELD_OUT, claim_folder, write_scans
 from napari_s2dc.engine.demo_training import train, untrained_encoder
 from napari_s2dc.engine.embed import embed
-from napari_s2dc.engine.measures import label_tokens, match_views, organ_accuracy, two_views
+from napari_s2dc.engine.measures import label_tokens, match_views, structure_accuracy, two_views
 from napari_s2dc.engine.pictures import colours_of, section
 from napari_s2dc.engine.report import Link, Measurement, Section, as_text, write_page
 from napari_s2dc.errors import ConfigurationError, S2DCError
@@ -232,9 +232,9 @@ def test_organs_are_named_by_like_features() -> None:
     _, labels = phantom((32, 48, 48), seed=1)
     cells = label_tokens(labels.array, 8)
     names = torch.nn.functional.one_hot(cells.long(), 32).float().permute(3, 0, 1, 2)
-    assert organ_accuracy([(names, cells)], (names, cells), neighbours=1) == 1.0
+    assert structure_accuracy([(names, cells)], [(names, cells)], neighbours=1) == 1.0
     blind = torch.ones(4, *cells.shape)
-    assert organ_accuracy([(blind, cells)], (blind, cells)) < 0.8
+    assert structure_accuracy([(blind, cells)], [(blind, cells)]) < 0.8
 
 
 def test_a_cell_has_the_label_of_most_of_its_voxels() -> None:

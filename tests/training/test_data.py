@@ -83,36 +83,36 @@ def test_worker_processes_change_nothing(ready, scan_folder, small_config):
     assert same(batches(parallel, 5), batches(ready, 5))
 
 
-def test_whole_volumes_for_evaluation(ready):
-    first, second = ready.validation_volumes()
+def names(volumes):
+    return [volume.name for volume in volumes]
+
+
+def test_labelled_volumes_for_evaluation(ready, scan_folder, small_config):
+    first, second = ready.labelled_volumes(held_out=True)
     assert (first.name, second.name) == ("case_3.nii.gz", "case_4.nii.gz")
-    # 23 x 24 x 28 voxels are padded to 32 along x, two on either side.
-    assert first.image.shape == (1, 23, 24, 32)
-    assert first.valid[:, :, 2:30].all()
-    assert not first.valid[:, :, :2].any()
-    assert not first.valid[:, :, 30:].any()
+    assert first.image.shape == (23, 24, 28)
     assert first.labels is not None
     assert first.labels.unique().tolist() == [0, 1, 2]
-    assert first.labels.shape == first.foreground.shape == (23, 24, 32)
+    assert first.labels.shape == (23, 24, 28)
     assert first.spacing_mm == pytest.approx((2, 1, 1))
-
-
-def test_labelled_training_volumes(ready, scan_folder, small_config):
-    assert [volume.name for volume in ready.train_volumes_with_labels(2)] == [
+    assert names(ready.labelled_volumes(held_out=False)) == [
         "case_0.nii.gz",
-        "case_1.nii.gz",
-    ]
-    (scan_folder / "labelsTr" / "case_0.nii.gz").unlink()
-    data = S2DCDataModule(small_config(scan_folder))
-    data.setup()
-    assert [volume.name for volume in data.train_volumes_with_labels(9)] == [
         "case_1.nii.gz",
         "case_2.nii.gz",
     ]
 
 
+def test_scans_with_label_maps_are_held_out_first(scan_folder, small_config):
+    (scan_folder / "labelsTr" / "case_4.nii.gz").unlink()
+    data = S2DCDataModule(small_config(scan_folder))
+    data.setup()
+    assert names(data.labelled_volumes(held_out=True)) == ["case_2.nii.gz", "case_3.nii.gz"]
+    assert names(data.labelled_volumes(held_out=False)) == ["case_0.nii.gz", "case_1.nii.gz"]
+    assert "case_4.nii.gz" in {entry.image.name for entry in data.train_entries}
+
+
 def test_validation_items_are_fixed(ready):
-    items = ready.validation_items()
+    items = list(ready.validation_items())
     assert [item["start"].tolist() for item in items] == [[3, 4, -2], [4, 4, -2]]
     assert same(
         [{name: torch.as_tensor(value) for name, value in item.items()} for item in items],

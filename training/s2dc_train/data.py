@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,16 +31,14 @@ __all__ = ["CounterSampler", "FullVolume", "S2DCDataModule", "SubVolumeDataset"]
 
 @dataclass(frozen=True)
 class FullVolume:
-    """A whole preprocessed scan for evaluation, at least as large as a sub-volume.
+    """A whole preprocessed scan for evaluation.
 
     Parameters
     ----------
     name : str
         File name of the scan.
     image : torch.Tensor
-        (1, Z, Y, X) float32 in [0, 1]; 0 in padding.
-    valid, foreground : torch.Tensor
-        (Z, Y, X) bool; ``valid`` is False in padding.
+        (Z, Y, X) float32 in [0, 1].
     labels : torch.Tensor or None
         (Z, Y, X) int32, 0 = background, where the scan has a label map.
     spacing_mm : tuple of float
@@ -48,8 +47,6 @@ class FullVolume:
 
     name: str
     image: torch.Tensor
-    valid: torch.Tensor
-    foreground: torch.Tensor
     labels: torch.Tensor | None
     spacing_mm: tuple[float, float, float]
 
@@ -81,7 +78,8 @@ class S2DCDataModule(LightningDataModule):
     skipped : list of tuple
         (path, reason) of scans that are not used.
     train_entries, validation_entries : list of ScanEntry
-        The split: the last scans in the order of their paths are held out.
+        The split: the last scans in the order of their paths are held out, the last ones with
+        label maps where there are enough.
     train_scans, validation_scans : list of CachedScan
         The same scans in the cache.
     notes : list of str
@@ -161,8 +159,11 @@ class S2DCDataModule(LightningDataModule):
     def _split(self, scans: list[CachedScan]) -> None:
         wanted = self.config.validation_volumes
         held_out = min(wanted, len(scans) // 2)
-        self.train_scans = scans[: len(scans) - held_out]
-        self.validation_scans = scans[len(scans) - held_out :] if held_out else scans
+        # Structures can be probed only where label maps are on both sides of the split.
+        labelled = [scan for scan in scans if scan.has_labels]
+        chosen = (labelled if len(labelled) > held_out else scans)[-held_out:] if held_out else []
+        self.train_scans = [scan for scan in scans if scan not in chosen]
+        self.validation_scans = chosen or scans
         if not held_out:
             self.notes.append(
                 "There is only one usable scan: figures are measured on the scan that is trained "
@@ -213,29 +214,23 @@ class S2DCDataModule(LightningDataModule):
             prefetch_factor=4 if workers else None,
         )
 
-    def validation_items(self) -> list[dict[str, Any]]:
+    def validation_items(self) -> Iterator[dict[str, Any]]:
         """One fixed sub-volume of each held-out scan, as :class:`SubVolumeDataset` returns them."""
         dataset = SubVolumeDataset(self.validation_scans, subvolume_size(self.config))
-        return [dataset.centred(volume) for volume in range(len(self.validation_scans))]
+        for volume in range(len(self.validation_scans)):
+            yield dataset.centred(volume)
 
-    def validation_volumes(self) -> list[FullVolume]:
-        """Whole held-out scans, padded evenly where smaller than a sub-volume."""
-        return [self._full(scan) for scan in self.validation_scans]
-
-    def train_volumes_with_labels(self, number: int) -> list[FullVolume]:
-        """First ``number`` training scans that have label maps; fewer where there are fewer."""
-        labelled = [scan for scan in self.train_scans if scan.has_labels]
-        return [self._full(scan) for scan in labelled[:number]]
+    def labelled_volumes(self, *, held_out: bool) -> Iterator[FullVolume]:
+        """Held-out or training scans that have label maps, each opened when its turn comes."""
+        for scan in self.validation_scans if held_out else self.train_scans:
+            if scan.has_labels:
+                yield self._full(scan)
 
     def _full(self, scan: CachedScan) -> FullVolume:
-        size = [max(pair) for pair in zip(scan.shape, subvolume_size(self.config), strict=True)]
-        start = [(old - new) // 2 for old, new in zip(scan.shape, size, strict=True)]
-        cut = scan.open().cut(start, size)
+        cut = scan.open().cut((0, 0, 0), scan.shape)
         return FullVolume(
             name=scan.entry.image.name,
-            image=torch.from_numpy(cut["image"])[None],
-            valid=torch.from_numpy(cut["valid"]),
-            foreground=torch.from_numpy(cut["foreground"]),
+            image=torch.from_numpy(cut["image"]),
             labels=torch.from_numpy(cut["labels"]) if "labels" in cut else None,
             spacing_mm=scan.spacing_mm,
         )

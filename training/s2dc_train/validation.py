@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import lightning as L
@@ -12,19 +13,25 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from s2dc_train.config import RunConfig
-from s2dc_train.data import FullVolume, S2DCDataModule
-from s2dc_train.evaluate import (
-    labelled_tokens,
-    matching,
-    nearest_neighbour_accuracy,
-)
+from s2dc_train.data import S2DCDataModule
+from s2dc_train.evaluate import matching, structures
 from s2dc_train.module import S2DCModule
 from s2dc_train.views import Views
 
 VIEWS_PER_VOLUME = 4
 FIRST_FIXED_SAMPLE = 2**40
 """Number of the first validation sample: far from every training sample's."""
-PROBE_SUBJECTS = 3
+
+
+def _fixed_views(module: S2DCModule, data: S2DCDataModule) -> Iterator[Views]:
+    """Yield views of the held-out scans, the same every time."""
+    for number, item in enumerate(data.validation_items()):
+        scan = {
+            name: item[name][None].to(module.device) for name in ("image", "valid", "foreground")
+        }
+        for repeat in range(VIEWS_PER_VOLUME):
+            sample = FIRST_FIXED_SAMPLE + number * VIEWS_PER_VOLUME + repeat
+            yield module.views(scan | {"sample": torch.tensor([sample])})
 
 
 class Validation(Callback):
@@ -53,27 +60,10 @@ class Validation(Callback):
         self.last_step = -1
         self.training_seconds = 0.0
         self.measuring_seconds = 0.0
-        self._views: list[Views] = []
-        self._training: list[FullVolume] = []
-        self._held_out: list[FullVolume] = []
         self._started: float | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draw the fixed views, and measure the untrained encoder of a fresh run."""
-        assert isinstance(pl_module, S2DCModule)
-        data: S2DCDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        for number, item in enumerate(data.validation_items()):
-            scan = {
-                name: item[name][None].to(pl_module.device)
-                for name in ("image", "valid", "foreground")
-            }
-            for repeat in range(VIEWS_PER_VOLUME):
-                sample = FIRST_FIXED_SAMPLE + number * VIEWS_PER_VOLUME + repeat
-                self._views.append(pl_module.views(scan | {"sample": torch.tensor([sample])}))
-        if self.config.trainer.probe:
-            self._training = data.train_volumes_with_labels(PROBE_SUBJECTS)
-            labelled = [scan for scan in data.validation_volumes() if scan.labels is not None]
-            self._held_out = labelled[:PROBE_SUBJECTS]
+        """Measure the untrained encoder of a fresh run."""
         if trainer.global_step == 0:
             self._measure(trainer, pl_module)
             self.first = dict(self.last)
@@ -105,7 +95,8 @@ class Validation(Callback):
     def _measure(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, S2DCModule)
         begun = time.perf_counter()
-        data, stage = self.config.data, self.config.model.token_stage
+        data: S2DCDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        stage, grid = self.config.model.token_stage, self.config.data.grid
         branches = {"": module.student, "teacher_": module.teacher}
         values: dict[str, float] = {}
         precision = trainer.precision_plugin.forward_context
@@ -113,27 +104,20 @@ class Validation(Callback):
 
             def encode(crops: Tensor, branch: Any = branch) -> Tensor:
                 with torch.no_grad(), precision():
-                    return branch.encoder(crops.to(module.device))[stage]
+                    return branch.encoder(crops)[stage]
 
-            if self._views:
-                found = matching(self._views, encode, data.grid, per_slice=module.per_slice)
-                values |= {prefix + name: value for name, value in found.items()}
-            if self._training and self._held_out:
-                tokens = [
-                    [
-                        labelled_tokens(
-                            volume.image[0],
-                            volume.labels,
-                            encode,
-                            crop_size=data.crop_size,
-                            token_size_vox=module.token_size_vox,
-                        )
-                        for volume in group
-                        if volume.labels is not None
-                    ]
-                    for group in (self._training, self._held_out)
-                ]
-                values[prefix + "nearest_neighbour_accuracy"] = nearest_neighbour_accuracy(*tokens)
+            found = matching(_fixed_views(module, data), encode, grid, per_slice=module.per_slice)
+            values |= {prefix + name: value for name, value in found.items()}
+        if self.config.trainer.probe:
+            with precision():
+                accuracy = structures(
+                    data.labelled_volumes(held_out=False),
+                    data.labelled_volumes(held_out=True),
+                    module.student.encoder,
+                    stage,
+                )
+            if not math.isnan(accuracy):
+                values["nearest_neighbour_accuracy"] = accuracy
         self.last, self.last_step = values, trainer.global_step
         self.measuring_seconds += time.perf_counter() - begun
         for logger in trainer.loggers:

@@ -176,8 +176,7 @@ def build_views(
     affine = Affine3D(draws.affine.matrix.to(device))
     masks = torch.stack([valid, valid & foreground], dim=1).to(image.dtype)
     first, second, contrast = (
-        _toned(image, masks[:, 1:], intensity)
-        for intensity in draws.intensity.to(device).unbind(1)
+        _toned(image, masks[:, 1:], intensity) for intensity in draws.intensity.to(device).unbind(1)
     )
     second = affine.warp(second)
     # Shares of a token need no full resolution: four cells along its side will do.
