@@ -97,7 +97,10 @@ class OurStep:
         others, positive = keys[: len(views.second)], keys[len(views.second) :]
         place = torch.arange(len(others), device=keys.device)
         usable = torch.cat(
-            [place != views.query_index[:, None], module.queue.filled.expand(len(vector), -1)],
+            [
+                (place != views.query_index[:, None]) & views.tissue_second,
+                module.queue.filled.expand(len(vector), -1),
+            ],
             dim=1,
         )
         contrast = global_contrast(

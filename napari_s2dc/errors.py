@@ -17,6 +17,9 @@ class S2DCError(Exception):
     exit_code = 2
 
     def __init__(self, sentence: str, hint: str = "") -> None:
+        # A loader process hands an error on as its text with a traceback; the user gets the text.
+        if sentence.startswith("Caught ") and "DataLoader worker" in sentence:
+            sentence = sentence.strip().rsplit("\n", 1)[-1].partition(": ")[2] or sentence
         self.sentence = sentence
         self.hint = hint
         super().__init__(f"{sentence} {hint}".strip())

@@ -242,9 +242,8 @@ def run_demo(
     labels = write_scans(out / "scans", shape)
     scans = read_scans(out / "scans", labels)
 
-    _say("2/6 Preflight: what training will meet")
     preflight = preflight_of(out / "scans")
-    _say("\n".join(f"  {line}" for line in str(preflight).splitlines()))
+    _say(f"2/6 Preflight: {len(preflight.entries)} scans can be used")
 
     _say("3/6 Looking at the scans with the untrained encoder")
     measuring = time.perf_counter()

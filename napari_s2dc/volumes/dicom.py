@@ -83,6 +83,8 @@ def is_dicom_file(path: Path) -> bool:
 def series_in(folder: Path) -> list[list[Slice]]:
     """All image series right inside a folder, the one with most slices first.
 
+    One broken file does not hide the others; :func:`series_files` refuses it.
+
     Parameters
     ----------
     folder : Path
@@ -93,8 +95,19 @@ def series_in(folder: Path) -> list[list[Slice]]:
     list of list of Slice
         One list a series, sorted by file name; empty when the folder holds none.
     """
+    return _scan_folder(folder)[0]
+
+
+def _is_directory(tags: Any) -> bool:
+    """Whether it is a DICOMDIR, which lists files and holds no image."""
+    return str(tags.file_meta.get("MediaStorageSOPClassUID", "")) == "1.2.840.10008.1.3.10"
+
+
+def _scan_folder(folder: Path) -> tuple[list[list[Slice]], list[Path]]:
+    """Series of a folder, and DICOM files that cannot be read."""
     import pydicom
 
+    broken: list[Path] = []
     groups: dict[tuple[Any, ...], list[Slice]] = {}
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or not path.is_file() or not is_dicom_file(path):
@@ -103,18 +116,24 @@ def series_in(folder: Path) -> list[list[Slice]]:
             warnings.simplefilter("ignore")  # values against the standard are common
             try:
                 tags = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=TAGS)
+                if not len(tags) and not _is_directory(tags):
+                    broken.append(path)  # cut off before its first tag
                 if not tags.get("Rows") or tags.get("Modality") in NOT_SCANS:
                     continue  # DICOMDIR, reports, plans
                 item = Slice(path, tags)
                 groups.setdefault(item.group, []).append(item)
-            except Exception:  # one broken file must not hide the other series
-                continue
-    return sorted(groups.values(), key=lambda group: (-len(group), str(group[0].path)))
+            except Exception:  # pydicom raises many unrelated types for a broken file
+                broken.append(path)
+    return sorted(groups.values(), key=lambda group: (-len(group), str(group[0].path))), broken
 
 
 def volumes_in(folder: Path) -> list[list[Slice]]:
     """Series of a folder that make a volume: localisers and single slices left out."""
-    return [group for group in series_in(folder) if len(group) > 2 or group[0].frames > 2]
+    return _volumes(series_in(folder))
+
+
+def _volumes(groups: list[list[Slice]]) -> list[list[Slice]]:
+    return [group for group in groups if len(group) > 2 or group[0].frames > 2]
 
 
 def series_files(path: Path) -> list[Slice]:
@@ -130,9 +149,16 @@ def series_files(path: Path) -> list[Slice]:
     VolumeError
         No series, several series, colour images, missing or doubled slices.
     """
+    series, broken = _scan_folder(path if path.is_dir() else path.parent)
+    if broken:
+        # It may be a slice of this series, at whose end its loss would not show.
+        raise VolumeError(
+            f"{path} cannot be read whole: the DICOM file {broken[0].name} is broken.",
+            "Copy it again, or move it away if it is no slice of this scan.",
+        )
     if path.is_dir():
-        groups = volumes_in(path)
-        if not groups and series_in(path):
+        groups = _volumes(series)
+        if not groups and series:
             raise VolumeError(f"{path} holds single DICOM images (2D), not a series of slices.")
         if not groups:
             raise VolumeError(f"{path} holds no DICOM series.")
@@ -145,9 +171,7 @@ def series_files(path: Path) -> list[Slice]:
     else:
         if not is_dicom_file(path):
             raise VolumeError(f"{path} is not a DICOM file although its name ends like one.")
-        matching = [
-            group for group in series_in(path.parent) if any(item.path == path for item in group)
-        ]
+        matching = [group for group in series if any(item.path == path for item in group)]
         if not matching:
             raise VolumeError(f"{path} is a DICOM file without an image.")
         slices = matching[0]

@@ -36,6 +36,7 @@ SUFFIXES = {
 }
 READABLE = "NIfTI (.nii, .nii.gz), NRRD, MHA/MHD, MGH/MGZ or a folder with a DICOM series"
 MODALITIES = {"CT": "ct", "MR": "mr", "PT": "pet"}
+MM_OF_UNIT = {"meter": 1000.0, "micron": 0.001}
 NIFTI_MARKS = {b"n+1\0", b"ni1\0", b"n+2\0", b"ni2\0"}
 
 
@@ -168,10 +169,11 @@ def _nibabel_header(image: Any, file_format: str) -> FileHeader:
     if np.issubdtype(dtype, np.complexfloating):
         channels = 2
     fields: dict[str, Any] = {}
+    affine = np.array(image.affine, dtype=np.float64)
     if file_format == "nifti":
+        affine[:3] *= MM_OF_UNIT.get(stored.get_xyzt_units()[0], 1.0)
         fields = {"header": stored.copy(), "class": type(image)}
     shape = tuple(int(size) for size in image.shape)
-    affine = np.asarray(image.affine, dtype=np.float64)
     return FileHeader(shape, affine, str(dtype), channels, fields, file_format)
 
 

@@ -258,7 +258,8 @@ def find_volumes(folder: str | Path) -> list[Path]:
     -------
     list of Path
         Files; for DICOM the folder of a series, or one file of each where a folder holds
-        several series. Label maps are listed too (see :func:`is_label_path`).
+        several series. Label maps are listed too (see :func:`is_label_path`), and folders that
+        may not be entered, so that whoever reads them learns why.
 
     Raises
     ------
@@ -272,7 +273,11 @@ def find_volumes(folder: str | Path) -> list[Path]:
         raise VolumeError(f"{folder} cannot be read: permission denied.")
     found: list[Path] = []
     visited: set[str] = set()
-    for where, subfolders, names in os.walk(folder, followlinks=True):
+
+    def note(error: OSError) -> None:
+        found.append(Path(error.filename))
+
+    for where, subfolders, names in os.walk(folder, onerror=note, followlinks=True):
         true_path = os.path.realpath(where)
         if true_path in visited:
             subfolders.clear()

@@ -334,3 +334,12 @@ def test_two_processes(train_arguments: Arguments, tmp_path: Path) -> None:
     saved = torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)
     assert saved["S2DCDataModule"]["next_sample"] == 6
     assert all(torch.equal(saved["state_dict"][name], first[name]) for name in first)
+
+
+def test_configuration_that_is_not_text(
+    train_arguments: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "latin.yaml"
+    file.write_bytes(b"out: r\xe9sultats\n")
+    arguments = train_arguments(tmp_path / "run", "--config", str(file))
+    refused(arguments, capsys, "latin.yaml", "UTF-8")

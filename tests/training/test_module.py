@@ -253,3 +253,15 @@ def test_contradicting_settings_are_refused(changes: dict[str, Any], part: str) 
     check_configuration(settings())
     with pytest.raises(ConfigurationError, match=part):
         check_configuration(settings(**changes))
+
+
+def test_the_reference_preset_projects_whole_slices() -> None:
+    module = S2DCModule(settings(model__head_normalization="slices"))
+    tokens = torch.randn(2, module.student.encoder.stage_channels[2], 4, 4, 4)
+    valid = torch.ones(4, 32, dtype=torch.bool)
+    projected = module._project(module.student, tokens, valid)
+    assert projected.shape == (4, 32, 8)
+    assert torch.allclose(projected.norm(dim=-1), torch.ones(4, 32), atol=1e-5)
+    # A slice does not depend on the others.
+    tokens[:, :, 1:] += 3
+    assert torch.allclose(module._project(module.student, tokens, valid)[0], projected[0])

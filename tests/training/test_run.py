@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -378,3 +379,38 @@ def test_metrics_file_continues_before_the_resumed_step(tmp_path: Path) -> None:
     assert after[-1] == {"step": "2", "validation": "", "loss": "7.0", "new": "1.0"}
     MetricsFile(tmp_path, 0)
     assert read_rows(tmp_path / "metrics.csv") == []
+
+
+def test_run_killed_before_its_encoder_was_written_is_finished(
+    straight: Path, train_arguments: Arguments, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(straight, out)
+    (out / "encoder.safetensors").unlink()
+    (out / "summary.json").unlink()
+    assert main(train_arguments(out, "--ckpt", "last")) == 0
+    assert_same_run(out, straight)
+    assert weights(out).keys() == weights(straight).keys()
+    summary, expected = (
+        json.loads((folder / "summary.json").read_text()) for folder in (out, straight)
+    )
+    assert summary["steps"] == 6
+    assert summary["match_accuracy_last"] == expected["match_accuracy_last"]
+    assert summary["match_accuracy_first"] == expected["match_accuracy_first"]
+    # Once it is whole, there is nothing to go on with.
+    assert main(train_arguments(out, "--ckpt", "last")) == 2
+
+
+def test_checkpoint_of_another_run_does_not_overwrite_a_run(
+    straight: Path,
+    train_arguments: Arguments,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    other = tmp_path / "other.ckpt"
+    shutil.copy(straight / "checkpoints" / "last.ckpt", other)
+    before = (straight / "metrics.csv").read_bytes()
+    arguments = train_arguments(straight, "--ckpt", str(other), "--trainer.max_steps", "8")
+    assert main(arguments) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    assert (straight / "metrics.csv").read_bytes() == before

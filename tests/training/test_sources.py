@@ -7,7 +7,7 @@ import pytest
 from s2dc_train.config import DataConfig
 from s2dc_train.sources import ScanEntry, find_scans
 
-from napari_s2dc.errors import S2DCError
+from napari_s2dc.errors import ConfigurationError, S2DCError
 
 
 def names(entries: list[ScanEntry]) -> list[tuple[str, str | None]]:
@@ -170,3 +170,17 @@ def test_folder_without_permission(tmp_path, monkeypatch):
     monkeypatch.setattr("s2dc_train.sources.find_volumes", refuse)
     with pytest.raises(S2DCError, match=r"cannot be read: Permission denied"):
         find_scans(DataConfig(path=str(tmp_path)))
+
+
+def test_json_nested_without_end_is_one_sentence(tmp_path: Path) -> None:
+    file = tmp_path / "dataset.json"
+    file.write_text("[" * 100_000)
+    with pytest.raises(ConfigurationError, match="nested too deeply"):
+        find_scans(DataConfig(path=str(file)))
+
+
+def test_list_with_an_endless_cell_is_one_sentence(tmp_path: Path) -> None:
+    file = tmp_path / "scans.csv"
+    file.write_text("image\n" + "x" * 200_000 + "\n")
+    with pytest.raises(ConfigurationError, match="cannot be read as a list"):
+        find_scans(DataConfig(path=str(file)))

@@ -11,6 +11,7 @@ from s2dc_train.student_teacher import (
     Branch,
     KeyQueue,
     ProjectionHead,
+    SliceNorm,
     make_teacher,
     update_teacher,
 )
@@ -134,3 +135,17 @@ def test_crops_are_encoded_one_by_one_however_they_are_batched() -> None:
     assert torch.allclose(tokens, again[0], atol=1e-5)
     assert torch.allclose(pooled, again[1], atol=1e-5)
     assert math.isfinite(float(tokens.sum()))
+
+
+def test_reference_head_normalises_slices_as_the_released_code() -> None:
+    head = ProjectionHead(5, 16, 4, 2, per_slice=True)
+    rows = torch.randn(3, 12, 5) * 3 + 7
+    expected = rows
+    for layer in head:
+        if isinstance(layer, SliceNorm):
+            # Batch normalisation of (tokens, slices, features), slices taken for channels.
+            norm = torch.nn.BatchNorm1d(3, affine=False)
+            expected = norm(expected.transpose(0, 1)).transpose(0, 1)
+        else:
+            expected = layer(expected)
+    assert torch.allclose(head(rows), expected, atol=1e-5)

@@ -163,3 +163,35 @@ def test_view_two_is_the_warp_of_the_whole() -> None:
     )
     expected = Affine3D(drawn.affine.matrix[0]).warp(image[0])
     assert torch.allclose(merge_tokens(views.second, GRID)[0], expected, atol=1e-5)
+
+
+def test_the_query_crop_and_the_negatives_hold_tissue() -> None:
+    config = ViewConfig(minimum_foreground=0.05)
+    foreground = everywhere(8)
+    foreground[:, :, 32:] = False  # the two crops of the far half along y are air
+    views = build_views(
+        torch.rand(8, 1, *SHAPE),
+        everywhere(8),
+        foreground,
+        draws(config, list(range(8))),
+        config,
+        crop_size=CROP,
+        token_size_vox=TOKEN,
+    )
+    assert (views.query_index % 4 < 2).all()
+    assert set((views.query_index % 4).tolist()) == {0, 1}
+    assert not views.tissue_second.all()
+    tokens = views.valid_second.reshape(8, 4, 2, 4, 2, 4).any((1, 3, 5)).flatten()
+    assert views.tissue_second[tokens.logical_not()].sum() == 0
+    # Where nothing is tissue any crop will do.
+    nothing = build_views(
+        torch.rand(1, 1, *SHAPE),
+        everywhere(1),
+        ~everywhere(1),
+        draws(config, [3]),
+        config,
+        crop_size=CROP,
+        token_size_vox=TOKEN,
+    )
+    assert 0 <= int(nothing.query_index) < 4
+    assert not nothing.tissue_second.any()

@@ -583,3 +583,44 @@ def test_find_volumes_needs_a_folder(tmp_path: Path) -> None:
 )
 def test_label_files_are_known_by_name(name: str, expected: bool) -> None:
     assert is_label_path(Path(name)) is expected
+
+
+def test_broken_slice_at_the_end_of_a_series_is_not_dropped(tmp_path: Path) -> None:
+    folder = write_dicom(tmp_path / "series", content("int16"), AFFINES["lps"])
+    last = sorted(folder.iterdir())[-1]
+    last.write_bytes(last.read_bytes()[:140])
+    with pytest.raises(VolumeError, match=f"{last.name} is broken"):
+        read_volume(folder)
+
+
+@pytest.mark.parametrize(("unit", "factor"), [("micron", 1000.0), ("meter", 0.001)])
+def test_nifti_units_are_turned_into_mm(tmp_path: Path, unit: str, factor: float) -> None:
+    affine = np.diag([2 * factor, 3 * factor, 4 * factor, 1.0])
+    image = nibabel.Nifti1Image(content("int16"), affine)
+    image.header.set_xyzt_units(unit)
+    path = tmp_path / "scan.nii"
+    nibabel.save(image, path)
+    volume = read_volume(path)
+    np.testing.assert_allclose(volume.spacing_mm, (4, 3, 2), rtol=1e-6)
+    np.testing.assert_allclose(read_header(path).spacing_mm, (4, 3, 2), rtol=1e-6)
+    # Back in the file's own unit.
+    written: Any = nibabel.load(write_volume(tmp_path / "result.nii", volume.array, volume))
+    np.testing.assert_allclose(written.affine, image.affine, rtol=1e-6)
+    assert written.header.get_xyzt_units()[0] == unit
+
+
+def test_folder_that_may_not_be_entered_is_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_nifti(tmp_path / "scan.nii", content("int16"), np.eye(4))
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    enter = os.scandir
+
+    def refuse(path: Any) -> Any:
+        if Path(path) == closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return enter(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert find_volumes(tmp_path) == [closed, tmp_path / "scan.nii"]

@@ -90,6 +90,9 @@ def _parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
 
     try:
         return parser.parse_args(_with_preset_files(arguments))
+    except UnicodeDecodeError as error:
+        named = [Path(value).name for value in _named_files(arguments)]
+        raise ConfigurationError(f"{', '.join(named)} is not a UTF-8 text file.") from error
     except ArgumentError as error:
         sentence = " ".join(str(error).split())
         if "parsing config" in sentence:
@@ -102,9 +105,15 @@ def _checkpoint(asked: str, out: Path) -> Path | None:
     """Checkpoint to resume from; refuses to write over a run that is already there."""
     from s2dc_train.run import LAST, last_checkpoint
 
-    if asked and asked != "last":
-        return Path(asked).expanduser()
     found = last_checkpoint(out)
+    if asked and asked != "last":
+        given = Path(asked).expanduser()
+        if found and out.resolve() not in given.resolve().parents:
+            raise ConfigurationError(
+                f"{out} already holds a run, and {given} belongs to another one.",
+                "Choose another --out, or go on with --ckpt last.",
+            )
+        return given
     # A job that SLURM requeued starts with the same command as before.
     if asked or (found and int(os.environ.get("SLURM_RESTART_COUNT", "0"))):
         return found or out / LAST

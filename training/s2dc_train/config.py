@@ -53,6 +53,8 @@ class ModelConfig:
     """Width of the hidden layers of both projection heads."""
     head_output: int = 512
     """Width of the projected features."""
+    head_normalization: Literal["features", "slices"] = "features"
+    """Token head: normalise features over all tokens, or, as the released code, whole z-slices."""
     teacher_momentum: float = 0.999
     """Share of the old teacher kept at each update."""
     teacher_momentum_end: float = 0.0

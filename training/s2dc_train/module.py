@@ -59,6 +59,7 @@ class S2DCModule(L.LightningModule):
             model.head_output,
             model.head_layers,
             model.crops_per_pass,
+            per_slice=model.head_normalization == "slices",
         )
         self.teacher = make_teacher(self.student)
         self.queue = KeyQueue(model.queue_length, model.head_output)
@@ -100,6 +101,8 @@ class S2DCModule(L.LightningModule):
     def _project(self, branch: Branch, tokens: Tensor, valid: Tensor) -> Tensor:
         """Token head on the valid tokens of each problem; the others are 0."""
         rows = problems(merge_tokens(tokens, self.config.data.grid), per_slice=self.per_slice)
+        if branch.token_head.per_slice:
+            return F.normalize(branch.token_head(rows).float(), dim=-1) * valid[..., None]
         chosen = valid if valid.sum() > 1 else torch.ones_like(valid)
         projected = F.normalize(branch.token_head(rows[chosen]).float(), dim=-1)
         result = projected.new_zeros(*rows.shape[:2], projected.shape[-1])
@@ -151,7 +154,7 @@ class S2DCModule(L.LightningModule):
         place = torch.arange(len(others), device=keys.device)
         usable = torch.cat(
             [
-                place != views.query_index[:, None],
+                (place != views.query_index[:, None]) & views.tissue_second,
                 self.queue.filled.expand(len(query), -1),
             ],
             dim=1,

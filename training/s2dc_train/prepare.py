@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,8 @@ def _labels(
     if shift_mm > 0.5 * max(volume.spacing_mm):
         return None, f"its grid lies {shift_mm:.3g} mm off the scan's"
     if spacing_mm:
-        labels = resample(labels, spacing_mm, labels=True)
+        # With the scan's own affine, or rounding could give it another size.
+        labels = resample(replace(labels, affine=volume.affine), spacing_mm, labels=True)
     low, high = int(labels.array.min()), int(labels.array.max())
     return labels.array.astype(np.uint8 if low >= 0 and high < 256 else np.int32), ""
 

@@ -11,6 +11,7 @@ import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import yaml
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.strategies import DDPStrategy, Strategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from napari_s2dc import __version__
@@ -32,6 +34,8 @@ from s2dc_train.data import S2DCDataModule
 from s2dc_train.interruption import StopRequest, is_first_process
 from s2dc_train.module import S2DCModule
 from s2dc_train.validation import Validation
+
+_CACHE_TIMEOUT = timedelta(hours=6)
 
 LAST = Path("checkpoints") / "last.ckpt"
 
@@ -190,7 +194,8 @@ def _train(
         checkpoint = read_training_checkpoint(resume)
         check_fit(checkpoint, module, resume)
         resumed_step = int(checkpoint["global_step"])
-        if resumed_step >= settings.max_steps:
+        # A run that was killed after its last step still needs its encoder and summary.
+        if resumed_step >= settings.max_steps and (out / "encoder.safetensors").is_file():
             raise ConfigurationError(
                 f"{resume} has already done {resumed_step} steps.",
                 "Give a larger --trainer.max_steps to go on.",
@@ -243,8 +248,10 @@ def _train(
 
 def _trainer(config: RunConfig, callbacks: list[Callback]) -> L.Trainer:
     settings = config.trainer
-    try:
+
+    def make(strategy: str | Strategy) -> L.Trainer:
         return L.Trainer(
+            strategy=strategy,
             # Where Lightning saves, under SLURM, when the job is about to be requeued.
             default_root_dir=Path(config.out) / LAST.parent,
             # Apple's GPUs have no float64, which the exact maps need.
@@ -265,6 +272,13 @@ def _trainer(config: RunConfig, callbacks: list[Callback]) -> L.Trainer:
             callbacks=callbacks,
             plugins=[AtomicCheckpointIO()],
         )
+
+    try:
+        trainer = make("auto")
+        if isinstance(trainer.strategy, DDPStrategy):
+            # The other processes wait while the first one fills the cache of scans.
+            trainer = make(DDPStrategy(timeout=_CACHE_TIMEOUT))
+        return trainer
     except (MisconfigurationException, ValueError, RuntimeError) as error:
         raise ConfigurationError(
             f"This machine cannot run with trainer.accelerator {settings.accelerator}, "

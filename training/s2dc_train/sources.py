@@ -169,6 +169,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise ConfigurationError(
             f"{path} is not valid JSON: {error.msg} in line {error.lineno}."
         ) from error
+    except RecursionError as error:
+        raise ConfigurationError(f"{path} is nested too deeply to be a dataset.json.") from error
     if not isinstance(content, dict):
         raise ConfigurationError(
             f"{path} is not a decathlon dataset.json: it holds no named sections.",
@@ -234,7 +236,10 @@ def _from_list(path: Path) -> list[ScanEntry]:
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     if not lines:
         raise ConfigurationError(f"{path} lists no scans.")
-    rows = list(csv.reader(lines, delimiter=_delimiter(path, lines[0])))
+    try:
+        rows = list(csv.reader(lines, delimiter=_delimiter(path, lines[0])))
+    except csv.Error as error:
+        raise ConfigurationError(f"{path} cannot be read as a list: {error}.") from error
     names = [cell.strip().lower() for cell in rows[0]]
     image_column, label_column = 0, None
     if "image" in names:

@@ -6,9 +6,21 @@ import copy
 import itertools
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from napari_s2dc.method.encoder import SwinEncoder
+
+
+class SliceNorm(nn.Module):
+    """Normalise every slice of tokens as a whole, all its features together.
+
+    Source: behaviour of the released code, whose batch normalisation took slices for channels.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Normalise (problems, n, C) over n and C."""
+        return F.layer_norm(features, features.shape[-2:])
 
 
 class ProjectionHead(nn.Sequential):
@@ -23,10 +35,16 @@ class ProjectionHead(nn.Sequential):
         Widths.
     layers : int
         Linear layers, at least 1; the paper has 3.
+    per_slice : bool
+        Take (problems, n, C) and normalise each problem as a whole (:class:`SliceNorm`) instead.
     """
 
-    def __init__(self, inputs: int, hidden: int, outputs: int, layers: int) -> None:
-        def norm(width: int) -> nn.BatchNorm1d:
+    def __init__(
+        self, inputs: int, hidden: int, outputs: int, layers: int, *, per_slice: bool = False
+    ) -> None:
+        def norm(width: int) -> nn.Module:
+            if per_slice:
+                return SliceNorm()
             return nn.BatchNorm1d(width, affine=False, track_running_stats=False)
 
         widths = [inputs, *[hidden] * (layers - 1)]
@@ -35,6 +53,7 @@ class ProjectionHead(nn.Sequential):
             modules += [nn.Linear(before, after, bias=False), norm(after), nn.ReLU(inplace=True)]
         modules += [nn.Linear(widths[-1], outputs, bias=False), norm(outputs)]
         super().__init__(*modules)
+        self.per_slice = per_slice
 
 
 class Branch(nn.Module):
@@ -50,6 +69,8 @@ class Branch(nn.Module):
         Widths and depth of both heads.
     crops_per_pass : int
         Crops encoded together; 0 means all.
+    per_slice : bool
+        The token head normalises slices (:class:`SliceNorm`).
     """
 
     def __init__(
@@ -60,13 +81,17 @@ class Branch(nn.Module):
         outputs: int,
         layers: int,
         crops_per_pass: int,
+        *,
+        per_slice: bool = False,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.token_stage = token_stage
         self.crops_per_pass = crops_per_pass
         channels = encoder.stage_channels
-        self.token_head = ProjectionHead(channels[token_stage], hidden, outputs, layers)
+        self.token_head = ProjectionHead(
+            channels[token_stage], hidden, outputs, layers, per_slice=per_slice
+        )
         self.contrast_head = ProjectionHead(channels[-1], hidden, outputs, layers)
 
     def encode(self, crops: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,15 +25,15 @@ class ViewDraws:
         Batched map of view 2.
     crop_affine : Affine3D
         Batched map of the contrastive crop, about the crop's own centre.
-    crop_index : Tensor (B,)
-        Which crop is the query of the global contrast.
+    crop_choice : Tensor (B,)
+        From 0 to 1: which of the crops that hold tissue is the query of the global contrast.
     intensity : Tensor (B, 3, 2)
         Contrast factor and shift of view 1, view 2 and the contrastive crop.
     """
 
     affine: Affine3D
     crop_affine: Affine3D
-    crop_index: Tensor
+    crop_choice: Tensor
     intensity: Tensor
 
 
@@ -53,6 +53,8 @@ class Views:
         Boolean; true correspondences.
     valid_first, valid_second : Tensor (problems, n)
         Boolean; tokens that hold scan (not padding) and enough foreground.
+    tissue_second : Tensor (B * crops,)
+        Boolean; crops of view 2 that hold enough foreground to stand for anything.
     """
 
     first: Tensor
@@ -62,6 +64,7 @@ class Views:
     true_pairs: Tensor
     valid_first: Tensor
     valid_second: Tensor
+    tissue_second: Tensor
 
 
 def _uniform(generator: torch.Generator, count: int, limit: float) -> Tensor:
@@ -94,7 +97,7 @@ def draw(
     """
     translations, rotations, scales = [], [], []
     crop_translations, crop_rotations, crop_scales = [], [], []
-    crop_indices, intensities = [], []
+    choices, intensities = [], []
     for sample in samples:
         # Torch's CPU generator looks at 32 bits of a seed only, so seed and number are mixed first.
         (mixed,) = np.random.SeedSequence([seed, int(sample)]).generate_state(1)
@@ -113,8 +116,7 @@ def draw(
         crop_translations.append(_uniform(generator, 3, config.crop_translation * crop_size))
         crop_rotations.append(_uniform(generator, 3, config.crop_rotation_deg))
         crop_scales.append(1 + _uniform(generator, 1, config.crop_scale)[0])
-        crop_count = grid[0] * grid[1] * grid[2]
-        crop_indices.append(torch.randint(crop_count, (1,), generator=generator)[0])
+        choices.append(torch.rand(1, generator=generator)[0])
         contrast = 1 + _uniform(generator, 3, config.intensity_scale)
         brightness = _uniform(generator, 3, config.intensity_shift)
         intensities.append(torch.stack([contrast, brightness], dim=1))
@@ -127,7 +129,7 @@ def draw(
     return ViewDraws(
         affine=compose(translations, rotations, scales),
         crop_affine=compose(crop_translations, crop_rotations, crop_scales),
-        crop_index=torch.stack(crop_indices),
+        crop_choice=torch.stack(choices),
         intensity=torch.stack(intensities).float(),
     )
 
@@ -139,6 +141,13 @@ def _toned(image: Tensor, presence: Tensor, intensity: Tensor) -> Tensor:
     """
     factor, shift = (intensity[:, number].view(-1, 1, 1, 1, 1) for number in (0, 1))
     return torch.addcmul(image * factor, presence, shift)
+
+
+def _choose(allowed: Tensor, choice: Tensor) -> Tensor:
+    """Index (B,) of one allowed column of each row (B, n), any column where none is allowed."""
+    allowed = allowed | ~allowed.any(1, keepdim=True)
+    number = (choice * allowed.sum(1)).long().clamp(max=allowed.shape[1] - 1)
+    return (allowed.cumsum(1) > number[:, None]).long().argmax(1)
 
 
 def build_views(
@@ -184,9 +193,13 @@ def build_views(
     masks = F.avg_pool3d(masks, coarse)
     warped_masks = affine.in_larger_voxels(coarse).warp(masks)
 
+    def with_tissue(mask: Tensor) -> Tensor:
+        share = F.avg_pool3d(mask[:, 1], crop_size // coarse).flatten(1)
+        return share >= config.minimum_foreground
+
     # The contrastive crop is sampled round its own centre straight from the whole sub-volume.
     grid = torch.tensor([side // crop_size for side in shape])
-    index = draws.crop_index
+    index = _choose(with_tissue(masks), draws.crop_choice.to(device)).cpu()
     place = torch.stack(
         [index // (grid[1] * grid[2]), index // grid[2] % grid[1], index % grid[2]], dim=1
     )
@@ -213,4 +226,5 @@ def build_views(
         true_pairs=pairs & valid_first[:, :, None] & valid_second[:, None, :],
         valid_first=valid_first,
         valid_second=valid_second,
+        tissue_second=with_tissue(warped_masks).flatten(),
     )
