@@ -35,7 +35,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         description="Time a training step of ours and a plain one like the released code's.",
     )
     parser.add_argument("--size", choices=("tiny", "small", "base"), default="tiny")
-    parser.add_argument("--window", type=int, default=6, help="side of an attention window")
+    parser.add_argument("--window", type=int, default=4, help="side of an attention window")
     parser.add_argument("--crop", type=int, default=48, help="side of a crop in voxels")
     parser.add_argument("--grid", type=int, nargs=3, default=[1, 2, 2], metavar=("Z", "Y", "X"))
     parser.add_argument("--batch", type=int, default=1, help="sub-volumes per step")

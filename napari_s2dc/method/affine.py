@@ -221,9 +221,10 @@ class Affine3D:
         theta = theta.to(device=volume.device, dtype=volume.dtype)
         theta = theta.expand(volume.shape[0], 3, 4)
         grid = _sampling_grid(theta, target_shape)
-        parts = _shares(volume, target_shape[0])
+        # A single volume is shown several times (not copied), each time for a part of the planes.
+        parts = _shares(volume, target_shape[0]) if len(volume) == 1 else 1
         warped = F.grid_sample(
-            volume.repeat_interleave(parts, 0),
+            volume.expand(len(volume) * parts, *volume.shape[1:]),
             grid.reshape(len(volume) * parts, -1, *grid.shape[2:]),
             mode=mode,
             align_corners=False,

@@ -110,6 +110,20 @@ def test_labels_follow_the_scan_to_another_spacing(tmp_path, save_scan, ball):
     assert set(np.unique(stored)) == {0, 37}
 
 
+def test_label_map_of_nearly_the_same_spacing_gets_the_size_of_its_scan(tmp_path, save_scan, ball):
+    array = ball((45, 24, 28))
+    labels = (array > 0).astype(np.uint8)
+    entry = ScanEntry(
+        save_scan(tmp_path / "a.nii.gz", array, spacing_mm=(1.0, 1.0, 1.0)),
+        save_scan(tmp_path / "b.nii.gz", labels, spacing_mm=(1.004, 1.0, 1.0)),
+    )
+    # 22.5 slices are rounded to 22, 22.6 would be rounded to 23.
+    cached = ScanCache(tmp_path / "cache", DataConfig(spacing_mm=[2.0, 1.0, 1.0])).get(entry)
+    stored = cached.open().labels
+    assert stored is not None
+    assert stored.shape == cached.shape == (22, 24, 28)
+
+
 @pytest.mark.parametrize("damage", ["truncate", "zeros", "facts", "missing"])
 def test_damaged_entry_is_computed_anew(cache, scan, damage):
     first = cache.get(scan)

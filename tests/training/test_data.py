@@ -111,6 +111,17 @@ def test_scans_with_label_maps_are_held_out_first(scan_folder, small_config):
     assert "case_4.nii.gz" in {entry.image.name for entry in data.train_entries}
 
 
+def test_subjects_are_on_one_side_of_the_split(tmp_path, small_config, save_scan, ball):
+    for subject, session in [("01", "a"), ("02", "a"), ("03", "a"), ("03", "b")]:
+        name = f"sub-{subject}_ses-{session}_T1w.nii.gz"
+        save_scan(tmp_path / "scans" / f"sub-{subject}" / name, ball())
+    data = S2DCDataModule(small_config(tmp_path / "scans", validation_volumes=1))
+    data.setup()
+    assert [entry.image.name for entry in data.validation_entries] == ["sub-03_ses-b_T1w.nii.gz"]
+    assert [entry.image.parent.name for entry in data.train_entries] == ["sub-01", "sub-02"]
+    assert "1 more scans of the held-out subjects" in data.notes[0]
+
+
 def test_validation_items_are_fixed(ready):
     items = list(ready.validation_items())
     assert [item["start"].tolist() for item in items] == [[3, 4, -2], [4, 4, -2]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -55,6 +56,12 @@ def _leave_signals_to_the_parent(worker: int) -> None:
     """Let a worker live until the parent has finished its step, whoever gets the signal."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+def _subject(scan: CachedScan) -> str:
+    """Subject of a scan as BIDS names it, such as ``sub-01``; empty without one."""
+    found = re.findall(r"(?:^|[/_])(sub-[A-Za-z0-9]+)", scan.entry.image.as_posix())
+    return found[-1] if found else ""
 
 
 class S2DCDataModule(LightningDataModule):
@@ -164,6 +171,7 @@ class S2DCDataModule(LightningDataModule):
         chosen = (labelled if len(labelled) > held_out else scans)[-held_out:] if held_out else []
         self.train_scans = [scan for scan in scans if scan not in chosen]
         self.validation_scans = chosen or scans
+        self._part_subjects()
         if not held_out:
             self.notes.append(
                 "There is only one usable scan: figures are measured on the scan that is trained "
@@ -175,6 +183,17 @@ class S2DCDataModule(LightningDataModule):
                 f"{'is' if held_out == 1 else 'are'} held out instead of {wanted}, "
                 "so that at least half remain to train on."
             )
+
+    def _part_subjects(self) -> None:
+        """Leave scans out of training whose subject (in BIDS names) is held out."""
+        held_out = {_subject(scan) for scan in self.validation_scans} - {""}
+        strangers = [scan for scan in self.train_scans if _subject(scan) not in held_out]
+        if strangers and len(strangers) < len(self.train_scans):
+            self.notes.append(
+                f"{len(self.train_scans) - len(strangers)} more scans of the held-out subjects are "
+                "not trained on."
+            )
+            self.train_scans = strangers
 
     @property
     def _rank(self) -> int:
