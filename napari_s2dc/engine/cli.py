@@ -1,13 +1,24 @@
-"""The ``s2dc`` command: look at checkpoints and scans, export weights, run the demo."""
+"""The ``s2dc`` command: embed and probe scans, look at files, export weights, run the demo."""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari_s2dc import __version__
+from napari_s2dc.engine.cli_embed import EMBED_SUMMARY, embed_parser, run_embed
+from napari_s2dc.engine.cli_probe import (
+    CONSISTENCY_SUMMARY,
+    PROBE_SUMMARY,
+    consistency_parser,
+    points_as_values,
+    probe_parser,
+    run_consistency,
+    run_probe,
+)
 from napari_s2dc.engine.console import run_reporting_errors
 from napari_s2dc.engine.export import (
     ENCODER_NAME,
@@ -30,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    settings = _parser().parse_args(None if argv is None else list(argv))
+    arguments = sys.argv[1:] if argv is None else argv
+    settings = _parser().parse_args(points_as_values(arguments))
     command = settings.subcommand
     return _COMMANDS[command](**settings[command].as_dict())
 
@@ -40,7 +52,7 @@ def _parser() -> ArgumentParser:
 
     parser = ArgumentParser(
         prog=PROGRAM,
-        description="S2DC encoders of 3D medical scans: inspect, export, demonstrate.",
+        description="S2DC encoders of 3D medical scans: embed, probe, inspect and export them.",
         version=__version__,
     )
     commands = parser.add_subcommands(metavar="COMMAND")
@@ -75,6 +87,10 @@ def _parser() -> ArgumentParser:
         help="File to write; without it, one named after the format beside the encoder.",
     )
     commands.add_subcommand("export", export, help=summary)
+
+    commands.add_subcommand("embed", embed_parser(), help=EMBED_SUMMARY)
+    commands.add_subcommand("probe", probe_parser(), help=PROBE_SUMMARY)
+    commands.add_subcommand("consistency", consistency_parser(), help=CONSISTENCY_SUMMARY)
 
     summary = "Pretrain on demonstration scans and show in a report what the encoder learned."
     demo = ArgumentParser(description=summary)
@@ -117,7 +133,14 @@ def _demo(out: str, minutes: float) -> int:
     return 0
 
 
-_COMMANDS: dict[str, Callable[..., int]] = {"info": _info, "export": _export, "demo": _demo}
+_COMMANDS: dict[str, Callable[..., int]] = {
+    "info": _info,
+    "export": _export,
+    "embed": run_embed,
+    "probe": run_probe,
+    "consistency": run_consistency,
+    "demo": _demo,
+}
 
 
 def _is_checkpoint(path: Path) -> bool:

@@ -24,6 +24,7 @@ from napari_s2dc.engine.demo_training import (
     untrained_encoder,
 )
 from napari_s2dc.engine.embed import embed
+from napari_s2dc.engine.encoders import remember_local_run
 from napari_s2dc.engine.measures import (
     Matches,
     ViewPair,
@@ -279,6 +280,7 @@ def run_demo(
         token_side=STRIDES[pair.stage],
     )
     write_report(out / "index.html", tour)
+    remember_local_run(run / "encoder.safetensors")
     _say(f"\n{as_text(measurements_of(tour))}\n")
     _say(f"Report:  {out / 'index.html'}\nEncoder: {run / 'encoder.safetensors'}")
     return figures

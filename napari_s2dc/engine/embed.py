@@ -1,24 +1,153 @@
-"""Features of a whole scan: MONAI's sliding window over the encoder."""
+"""Features of a whole scan by a sliding window, with progress and cancel."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from napari_s2dc import __version__
+from napari_s2dc.engine.embed_settings import (
+    DEVICES,
+    OVERLAP,
+    WINDOW_VOX,
+    EmbedSettings,
+    region_of,
+    stage_of,
+)
+from napari_s2dc.engine.embedding import Embedding, Token, to_voxels
+from napari_s2dc.engine.encode import device_of, encode, windows_at_once
+from napari_s2dc.engine.encoders import name_of, preset_of, weights_hash
+from napari_s2dc.engine.measures import foreground_tokens
+from napari_s2dc.engine.progress import Progress, Steps
+from napari_s2dc.engine.windows import WindowPlan, plan_windows, run_windows
 from napari_s2dc.errors import ConfigurationError
-from napari_s2dc.method.encoder import STRIDES, SwinEncoder
+from napari_s2dc.method.encoder import SwinEncoder
+from napari_s2dc.volumes.io import check_values
+from napari_s2dc.volumes.preprocess import foreground_mask, normalize
+from napari_s2dc.volumes.volume import Volume
 
-__all__ = ["OVERLAP", "WINDOW_VOX", "embed"]
+__all__ = [
+    "DEVICES",
+    "OVERLAP",
+    "WINDOW_VOX",
+    "EmbedSettings",
+    "Embedding",
+    "Token",
+    "WindowPlan",
+    "embed",
+    "embed_volume",
+    "normalised",
+    "plan",
+    "to_voxels",
+]
 
-WINDOW_VOX = 96
-"""Side of a window. Wider than the small presets' crops: on mouse brains (crops of 48) structures
-agreed better across subjects at 96, see ``docs/benchmarks.md``."""
-OVERLAP = 0.25
+
+def plan(shape: tuple[int, ...], encoder: SwinEncoder, settings: EmbedSettings) -> WindowPlan:
+    """Count the windows and estimate the memory before anything is embedded.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Voxels (z, y, x) of the scan.
+    encoder : SwinEncoder
+        Encoder.
+    settings : EmbedSettings
+        Settings.
+
+    Raises
+    ------
+    ConfigurationError
+        A setting is out of range, or the encoder takes several images at once.
+    """
+    if encoder.config.in_channels != 1:
+        raise ConfigurationError(
+            f"This encoder takes {encoder.config.in_channels} images at once; a scan is one.",
+            "Choose an encoder with one input channel.",
+        )
+    region = region_of(shape, settings)
+    return plan_windows(
+        [part.stop - part.start for part in region],
+        encoder.config,
+        stage=stage_of(encoder, settings),
+        window_vox=settings.window_vox,
+        overlap=settings.overlap,
+        windows_at_once=windows_at_once(device_of(settings)),
+    )
 
 
-@torch.no_grad()
+def embed_volume(volume: Volume, encoder: SwinEncoder, settings: EmbedSettings) -> Steps[Embedding]:
+    """Embed a scan or a region of it.
+
+    Parameters
+    ----------
+    volume : Volume
+        Scan with raw intensities.
+    encoder : SwinEncoder
+        Moved to the device and back, and in evaluation mode meanwhile: one run at a time.
+    settings : EmbedSettings
+        Settings.
+
+    Yields
+    ------
+    Progress
+        Once before the first window and after every batch of windows. Where the memory of the
+        graphics processor does not suffice, windows start anew: smaller, then on the CPU.
+
+    Returns
+    -------
+    Embedding
+        ``metadata["notice"]`` says so when that happened.
+
+    Raises
+    ------
+    VolumeError
+        The scan holds no usable values.
+    ConfigurationError
+        A setting is out of range or the device is not there.
+    """
+    check_values(volume)
+    windows = plan(volume.shape, encoder, settings)
+    yield Progress(0, windows.windows, "windows")
+    region = region_of(volume.shape, settings)
+    foreground = foreground_tokens(foreground_mask(volume.array)[region], windows.stride)
+    if not bool(foreground.any()):  # nothing but thin structures
+        foreground = torch.ones_like(foreground)
+    image = normalised(volume, encoder, settings)
+    features, facts = yield from encode(image, encoder, settings)
+    z, y, x = (part.start for part in region)
+    return Embedding(
+        features=features,
+        foreground=foreground,
+        stride=windows.stride,
+        shape=windows.shape,
+        offset_vox=(z, y, x),
+        spacing_mm=volume.spacing_mm,
+        affine=volume.affine,
+        name=volume.name,
+        metadata={
+            "encoder": name_of(encoder),
+            "weights": weights_hash(encoder),
+            "preset": preset_of(volume, encoder, settings.preset),
+            "stage": windows.stage,
+            "settings": asdict(settings),
+            "version": __version__,
+            **facts,
+        },
+    )
+
+
+def normalised(volume: Volume, encoder: SwinEncoder, settings: EmbedSettings) -> np.ndarray:
+    """Intensities of the region in [0, 1], float32 (Z, Y, X).
+
+    Percentiles are those of the whole scan, so that a region looks as it does in the whole.
+    """
+    image = normalize(volume.array, preset_of(volume, encoder, settings.preset))
+    return image[region_of(volume.shape, settings)]
+
+
 def embed(
     image: np.ndarray,
     encoder: SwinEncoder,
@@ -28,7 +157,7 @@ def embed(
     overlap: float = OVERLAP,
     windows_at_once: int = 4,
 ) -> Tensor:
-    """Encode a scan window by window and blend the windows on one token grid.
+    """Encode a normalised image window by window, in one go.
 
     Parameters
     ----------
@@ -57,45 +186,15 @@ def embed(
     ConfigurationError
         A setting is out of range.
     """
-    from monai.inferers import sliding_window_inference
-
-    if not 0 <= stage < len(STRIDES):
-        raise ConfigurationError(f"There is no encoder stage {stage}.", "Use 0 to 4.")
-    stride = STRIDES[stage]
-    multiple = max(16, stride)
-    if window_vox < 32 or window_vox % multiple or not 0 <= overlap < 1:
-        raise ConfigurationError(
-            f"A window of {window_vox} voxels that overlaps by {overlap:g} cannot be used.",
-            f"Use a multiple of {multiple}, at least 32, and an overlap from 0 to below 1.",
-        )
-    tokens = [-(-side // stride) for side in image.shape]
-    window = [min(window_vox, max(32, -(-side // multiple) * multiple)) for side in image.shape]
-    padding: list[int] = []
-    for side, length in zip(reversed(image.shape), reversed(window), strict=True):
-        # Whole tokens, so that windows at the far edge begin on a token too.
-        padding += [0, max(length, -(-side // stride) * stride) - side]
-    device = next(encoder.parameters()).device
-    volume = F.pad(torch.as_tensor(image, dtype=torch.float32)[None, None], padding)
-
-    def share(length: int) -> float:
-        # Windows advance by whole tokens; half a voxel keeps rounding from taking one off.
-        step = max(stride, int(length * (1 - overlap)) // stride * stride)
-        return (length - step - 0.5) / length if step < length else 0.0
-
-    training = encoder.training
-    encoder.eval()
-    try:
-        features = sliding_window_inference(
-            volume,
-            window,
-            windows_at_once,
-            lambda windows: encoder(windows)[stage].float(),
-            overlap=[share(length) for length in window],
-            mode="gaussian",
-            sw_device=device,
-            device="cpu",
-        )
-    finally:
-        encoder.train(training)
-    assert isinstance(features, Tensor)
-    return features[0, :, : tokens[0], : tokens[1], : tokens[2]]
+    windows = plan_windows(
+        image.shape, encoder.config, stage=stage, window_vox=window_vox, overlap=overlap
+    )
+    running = run_windows(
+        image, encoder, windows, windows_at_once=windows_at_once, dtype=torch.float32
+    )
+    while True:
+        try:
+            next(running)
+        except StopIteration as stop:
+            features: Tensor = stop.value
+            return features

@@ -15,21 +15,14 @@ import torch
 from napari_s2dc.engine.demo import run_demo
 from napari_s2dc.engine.demo_scans import HELD_OUT, claim_folder, write_scans
 from napari_s2dc.engine.demo_training import train, untrained_encoder
-from napari_s2dc.engine.embed import embed
+from napari_s2dc.engine.encoders import latest_local_run
 from napari_s2dc.engine.measures import label_tokens, match_views, structure_accuracy, two_views
 from napari_s2dc.engine.pictures import colours_of, section
 from napari_s2dc.engine.report import Link, Measurement, Section, as_text, write_page
-from napari_s2dc.errors import ConfigurationError, S2DCError
+from napari_s2dc.errors import S2DCError
 from napari_s2dc.method.affine import Affine3D
 from napari_s2dc.method.encoder import SwinEncoder
 from napari_s2dc.volumes.phantom import phantom
-
-
-@pytest.fixture(scope="module")
-def encoder() -> SwinEncoder:
-    torch.manual_seed(0)
-    return SwinEncoder.from_size("tiny", window_size=6)
-
 
 # --- the whole tour --------------------------------------------------------------------------
 
@@ -72,6 +65,13 @@ def test_tour_starts_from_the_weights_that_the_trainer_starts_from(
     ]
     # Three steps move a weight by no more than about three learning rates; other seeds by 0.1.
     assert 0 < max(distance) < 0.02
+
+
+@pytest.mark.slow
+def test_tour_leaves_its_encoder_to_the_other_tools(
+    tour: tuple[Path, dict[str, Any], str],
+) -> None:
+    assert latest_local_run() == tour[0] / "run" / "encoder.safetensors"
 
 
 @pytest.mark.slow
@@ -137,41 +137,6 @@ def test_a_foreign_scan_among_the_scans_is_refused(tmp_path: Path) -> None:
 def test_a_failed_training_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(S2DCError, match="Training ended with exit code 2"):
         train(tmp_path / "missing", tmp_path / "run", steps=1, minutes=1.0)
-
-
-# --- embedding -------------------------------------------------------------------------------
-
-
-def test_one_window_is_embedded_as_the_encoder_does(encoder: SwinEncoder) -> None:
-    image = torch.rand(48, 48, 48, generator=torch.Generator().manual_seed(0))
-    expected = encoder(image[None, None])[2][0].detach()
-    found = embed(image.numpy(), encoder, stage=2, window_vox=48)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_windows_lie_where_the_scan_is(encoder: SwinEncoder) -> None:
-    """A scan that repeats with the step of the windows has features that repeat too."""
-    tile = np.random.default_rng(0).random((32, 32, 32), dtype=np.float32)
-    features = embed(np.tile(tile, (2, 2, 3)), encoder, stage=2, window_vox=32, overlap=0.0)
-    assert features.shape == (48, 8, 8, 12)
-    torch.testing.assert_close(features[..., :4], features[..., 8:], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(features[:, :4], features[:, 4:], rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(features[..., :4], features[..., 1:5], atol=1e-2)
-
-
-def test_a_scan_of_any_size_has_a_token_for_every_voxel(encoder: SwinEncoder) -> None:
-    features = embed(np.zeros((30, 33, 50), np.float32), encoder, stage=2, window_vox=32)
-    assert features.shape == (48, 4, 5, 7)
-    assert features.isfinite().all()
-
-
-@pytest.mark.parametrize("setting", [{"stage": 5}, {"window_vox": 40}, {"overlap": 1.0}])
-def test_settings_out_of_range_are_one_sentence(
-    encoder: SwinEncoder, setting: dict[str, float]
-) -> None:
-    settings: dict[str, Any] = {"stage": 2, "window_vox": 32} | setting
-    with pytest.raises(ConfigurationError):
-        embed(np.zeros((32, 32, 32), np.float32), encoder, **settings)
 
 
 # --- measures --------------------------------------------------------------------------------

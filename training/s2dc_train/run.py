@@ -25,6 +25,7 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from napari_s2dc import __version__
+from napari_s2dc.engine.encoders import remember_local_run
 from napari_s2dc.errors import ConfigurationError, S2DCError
 from napari_s2dc.files import replace_atomically
 from s2dc_train.callbacks import MetricsFile, OrderlyStop, Progress
@@ -240,9 +241,10 @@ def _train(
     summary = _summary(trainer, module, data, validation)
     if trainer.is_global_zero:
         _write_json(out / "summary.json", summary)
-        module.student.encoder.save(
-            out / "encoder.safetensors", encoder_metadata(config, data, summary)
-        )
+        encoder = out / "encoder.safetensors"
+        module.student.encoder.save(encoder, encoder_metadata(config, data, summary))
+        # The tools offer it as the latest local run.
+        remember_local_run(encoder)
     return summary | {"stopped": stop.reason}
 
 

@@ -1,0 +1,171 @@
+"""Time and memory of embedding a whole scan, ours beside MONAI's sliding window in one process."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+# Light: torch itself may only allocate after the allocator was set.
+from s2dc_train.allocator import keep_large_buffers
+
+if TYPE_CHECKING:
+    from napari_s2dc.volumes.volume import Volume
+
+STAGE = 2
+
+
+def resident_mb() -> float:
+    """Memory of this process now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * 4096 / 2**20
+
+
+def peak_during(work: Callable[[], object]) -> tuple[float, float]:
+    """Seconds of some work and by how many MB the memory rose above its start meanwhile."""
+    start, highest, finished = resident_mb(), 0.0, threading.Event()
+
+    def watch() -> None:
+        nonlocal highest
+        while not finished.wait(0.01):
+            highest = max(highest, resident_mb())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    begun = time.perf_counter()
+    work()
+    seconds = time.perf_counter() - begun
+    finished.set()
+    watcher.join()
+    return seconds, max(highest, resident_mb()) - start
+
+
+def phantom_of(shape: Sequence[int]) -> Volume:
+    """Return a phantom made by another process, whose memory must not count as ours."""
+    from napari_s2dc.volumes.volume import Volume
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "phantom.npy")
+        code = (
+            "import sys, numpy; from napari_s2dc.volumes.phantom import phantom; "
+            f"numpy.save(sys.argv[1], phantom({tuple(shape)}, seed=0)[0].array)"
+        )
+        subprocess.run([sys.executable, "-c", code, str(file)], check=True)
+        return Volume(np.load(file), np.eye(4), name="phantom")
+
+
+def report(options: argparse.Namespace) -> str:
+    """Measure and describe in markdown."""
+    import torch
+    from monai.inferers import sliding_window_inference
+
+    from benchmarks.report import machine, table
+    from napari_s2dc.engine.cache import EmbeddingCache, embed_cached
+    from napari_s2dc.engine.embed import EmbedSettings, embed_volume, normalised, plan
+    from napari_s2dc.engine.progress import finish
+    from napari_s2dc.engine.windows import stage_features
+    from napari_s2dc.method.encoder import SwinEncoder
+
+    torch.manual_seed(0)
+    description = machine(torch.device("cpu"))
+    encoder = SwinEncoder.from_size("tiny", window_size=options.window).eval()
+    settings = EmbedSettings(stage=STAGE, device="cpu")
+    volume = phantom_of(options.shape)
+    windows = plan(volume.shape, encoder, settings)
+    crop = torch.rand(1, 1, *windows.window)
+
+    @torch.no_grad()
+    def one_window(work: Callable[[torch.Tensor], object]) -> float:
+        times = []
+        for _ in range(5):
+            begun = time.perf_counter()
+            work(crop)
+            times.append(time.perf_counter() - begun)
+        return float(np.median(times[1:]))
+
+    found = {}
+
+    def ours() -> None:
+        found["ours"] = finish(embed_volume(volume, encoder, settings)).features.float()
+
+    @torch.no_grad()
+    def monai() -> None:
+        image = torch.as_tensor(normalised(volume, encoder, settings))[None, None]
+        side = windows.window[0]
+        step = int(side * (1 - settings.overlap)) // windows.stride * windows.stride
+        found["monai"] = sliding_window_inference(
+            image,
+            windows.window,
+            1,
+            lambda batch: encoder(batch)[STAGE],
+            overlap=(side - step - 0.5) / side,
+            mode="gaussian",
+        )[0]
+
+    # Memory of the first time, before the allocator has any to use again; time of the second.
+    _, memory = peak_during(ours)
+    single = one_window(lambda crop: stage_features(encoder, crop, STAGE))
+    seconds, _ = peak_during(ours)
+    monai_seconds, _ = peak_during(monai)
+    shape = found["ours"].shape[1:]
+    theirs = found["monai"][:, : shape[0], : shape[1], : shape[2]]
+    difference = float((found["ours"] - theirs).abs().max() / theirs.abs().max())
+    features_mb = found["ours"].numel() * 2 / 2**20
+    with tempfile.TemporaryDirectory() as folder:
+        cache = EmbeddingCache(Path(folder))
+        finish(embed_cached(volume, encoder, settings, cache))
+        again, _ = peak_during(lambda: finish(embed_cached(volume, encoder, settings, cache)))
+    size = "×".join(map(str, options.shape))
+    rows = [
+        ["ours", f"{seconds:.1f}", f"{seconds / (windows.windows * single):.2f}", f"{memory:.0f}"],
+        [
+            "MONAI sliding_window_inference, whole encoder",
+            f"{monai_seconds:.1f}",
+            f"{monai_seconds / (windows.windows * single):.2f}",
+            "",
+        ],
+        ["ours, again from the cache", f"{again:.2f}", "", ""],
+    ]
+    command = ["python", "-m", "benchmarks.embedding", "--window", str(options.window)]
+    command += ["--shape", *map(str, options.shape)]
+    header = ["way", "seconds", "over windows × one window", "memory above the start, MB"]
+    return "\n\n".join(
+        [
+            f"## Embedding {size}, tiny, attention window {options.window}",
+            f"{windows.windows} windows of {windows.window[0]} voxels, stage {STAGE}; one window "
+            f"alone {single * 1e3:.0f} ms (median of 4). Largest difference from MONAI "
+            f"{difference:.1e} of the largest value (float16 is stored). Features "
+            f"{features_mb:.1f} MB. {description}",
+            table(header, rows),
+            f"    {shlex.join(command)}",
+        ]
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shape", type=int, nargs=3, default=[160, 256, 256], help="voxels z y x")
+    parser.add_argument("--window", type=int, default=4, help="side of an attention window")
+    parser.add_argument("--write", action="store_true", help="put it into docs/benchmarks.md")
+    options = parser.parse_args(arguments)
+    keep_large_buffers()
+    text = report(options)
+    print(text)
+    if options.write:
+        from benchmarks.report import write_section
+
+        write_section(f"embedding window {options.window}", text)
+
+
+if __name__ == "__main__":
+    main()

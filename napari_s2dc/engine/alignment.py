@@ -1,0 +1,162 @@
+"""Rigid, affine and smooth maps between scans, fitted to matched patches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from napari_s2dc.errors import S2DCError
+
+__all__ = ["Alignment", "fit_alignment", "smooth_displacement"]
+
+_FEWEST_PAIRS = 8
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """A linear map between two scans in mm.
+
+    Parameters
+    ----------
+    matrix : np.ndarray (4, 4)
+        Takes (z, y, x, 1) in mm of the first scan to mm of the second.
+    inliers : np.ndarray (pairs,)
+        Boolean; the pairs the map agrees with.
+    residual_mm : float
+        Median distance of the inliers from where the map puts them.
+    """
+
+    matrix: np.ndarray
+    inliers: np.ndarray
+    residual_mm: float
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether the map swaps left and right (or any odd number of axes)."""
+        return bool(np.linalg.det(self.matrix[:3, :3]) < 0)
+
+    def apply(self, points_mm: np.ndarray) -> np.ndarray:
+        """Map points (n, 3) in mm."""
+        mapped: np.ndarray = points_mm @ self.matrix[:3, :3].T + self.matrix[:3, 3]
+        return mapped
+
+
+def fit_alignment(
+    source_mm: np.ndarray,
+    target_mm: np.ndarray,
+    *,
+    tolerance_mm: float,
+    kind: Literal["rigid", "affine"] = "affine",
+    seed: int = 0,
+    trials: int = 2000,
+) -> Alignment:
+    """Fit a map to pairs of points, many of which may be wrong.
+
+    Parameters
+    ----------
+    source_mm, target_mm : np.ndarray (pairs, 3)
+        Points that correspond, in mm.
+    tolerance_mm : float
+        Pairs nearer than this to where the map puts them are inliers.
+    kind : {"rigid", "affine"}
+        Rotation and translation, or any linear map.
+    seed : int
+        Of the random choices.
+    trials : int
+        Random choices at most.
+
+    Returns
+    -------
+    Alignment
+
+    Raises
+    ------
+    S2DCError
+        Too few pairs, or none agree on a map.
+
+    Notes
+    -----
+    RANSAC: ``skimage.measure.ransac`` with scikit-image's three-dimensional transforms.
+    """
+    from skimage.measure import ransac
+    from skimage.transform import AffineTransform, EuclideanTransform
+
+    too_few = S2DCError(
+        f"Only {len(source_mm)} confident pairs were found, too few to fit a map.",
+        "Lower the least confidence or the temperature, or choose scans that show the same region.",
+    )
+    if len(source_mm) < _FEWEST_PAIRS:
+        raise too_few
+    model_class = EuclideanTransform if kind == "rigid" else AffineTransform
+    centre = source_mm.mean(0), target_mm.mean(0)
+
+    class Centred(model_class):  # type: ignore[misc, valid-type]
+        def __init__(self, matrix: np.ndarray | None = None) -> None:
+            super().__init__(matrix=matrix, dimensionality=3)
+
+    model, inliers = ransac(
+        (source_mm - centre[0], target_mm - centre[1]),
+        Centred,
+        min_samples=4,
+        residual_threshold=tolerance_mm,
+        max_trials=trials,
+        stop_probability=0.9999,
+        rng=seed,
+    )
+    if model is None or inliers is None or inliers.sum() < _FEWEST_PAIRS:
+        raise too_few
+    matrix = np.asarray(model.params, dtype=np.float64)
+    shift = np.eye(4)
+    shift[:3, 3] = -centre[0]
+    back = np.eye(4)
+    back[:3, 3] = centre[1]
+    matrix = back @ matrix @ shift
+    fitted = Alignment(matrix, inliers, 0.0)
+    distance = np.linalg.norm(fitted.apply(source_mm[inliers]) - target_mm[inliers], axis=1)
+    return Alignment(matrix, inliers, float(np.median(distance)))
+
+
+def smooth_displacement(
+    points_mm: np.ndarray,
+    displacement_mm: np.ndarray,
+    grid_mm: np.ndarray,
+    *,
+    smoothing: float = 1.0,
+    neighbours: int = 64,
+) -> np.ndarray:
+    """Interpolate displacements of scattered points smoothly over a grid.
+
+    Parameters
+    ----------
+    points_mm : np.ndarray (n, 3)
+        Where displacements are known.
+    displacement_mm : np.ndarray (n, 3)
+        Displacements; outliers must have been removed.
+    grid_mm : np.ndarray (m, 3)
+        Where they are wanted.
+    smoothing : float
+        0 goes through every point.
+    neighbours : int
+        Nearest points used at each place.
+
+    Returns
+    -------
+    np.ndarray (m, 3)
+
+    Notes
+    -----
+    Thin-plate splines: ``scipy.interpolate.RBFInterpolator``.
+    """
+    from scipy.interpolate import RBFInterpolator
+
+    spline = RBFInterpolator(
+        points_mm,
+        displacement_mm,
+        neighbors=min(neighbours, len(points_mm)),
+        smoothing=smoothing,
+        kernel="thin_plate_spline",
+    )
+    result: np.ndarray = spline(grid_mm)
+    return result

@@ -1,0 +1,287 @@
+"""``s2dc probe`` and ``s2dc consistency``: maps on the grid of the scans they were made from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from napari_s2dc.engine.cli_scans import (
+    MAPS,
+    ScanFile,
+    add_shared_arguments,
+    encoder_of,
+    over_scans,
+    read_scan,
+    scans_in,
+    settings_of,
+    targets_of,
+)
+from napari_s2dc.errors import ConfigurationError, S2DCError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+    from napari_s2dc.engine.embedding import Embedding, Token
+    from napari_s2dc.volumes.volume import Volume
+
+__all__ = [
+    "CONSISTENCY_SUMMARY",
+    "PROBE_SUMMARY",
+    "consistency_parser",
+    "points_as_values",
+    "probe_parser",
+    "run_consistency",
+    "run_probe",
+]
+
+PROBE_SUMMARY = "Write a heat-map of everything that looks like a given place in a scan."
+CONSISTENCY_SUMMARY = "Write a map of how alike each place looks when the scan is turned."
+
+_NUMBER = r"\s*([-+]?\d*\.?\d+(?:[eE][-+]?\d+)?)\s*"
+_POINT = re.compile(rf"{_NUMBER},{_NUMBER},{_NUMBER}(mm|vox)?\s*")
+_MAP_OUT = (
+    "Map to write (.nii, .nii.gz, .nrrd) for one scan, on its own grid; a folder for several."
+)
+
+
+def probe_parser() -> ArgumentParser:
+    """Build the parser of ``s2dc probe``."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(description=PROBE_SUMMARY)
+    parser.add_argument(
+        "scans",
+        type=str,
+        nargs="+",
+        help="Scan or file of s2dc embed in which the point lies, and more to compare with it.",
+    )
+    parser.add_argument(
+        "--point",
+        type=str,
+        nargs="+",
+        required=True,
+        help="Place z,y,x in the first scan: 40,60,52vox (the default unit) or -12.5,80,3mm, "
+        "mm to superior, posterior and left; several are averaged.",
+    )
+    parser.add_argument(
+        "--negative",
+        type=str,
+        nargs="*",
+        default=[],
+        help="Places z,y,x that look like something else.",
+    )
+    parser.add_argument("--out", type=str, required=True, help=_MAP_OUT)
+    add_shared_arguments(parser)
+    return parser
+
+
+def consistency_parser() -> ArgumentParser:
+    """Build the parser of ``s2dc consistency``."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(description=CONSISTENCY_SUMMARY)
+    parser.add_argument(
+        "scans",
+        type=str,
+        nargs="+",
+        help="Scans, DICOM series folders, or folders with scans (label maps are left out).",
+    )
+    parser.add_argument(
+        "--views", type=int, default=8, help="How many random views are compared with the scan."
+    )
+    parser.add_argument("--seed", type=int, default=0, help="Seed of the random views.")
+    parser.add_argument("--out", type=str, required=True, help=_MAP_OUT)
+    add_shared_arguments(parser)
+    return parser
+
+
+def points_as_values(arguments: Sequence[str]) -> list[str]:
+    """Keep points that begin with a minus from being taken for options."""
+    return [
+        f" {part}" if part.startswith("-") and _POINT.fullmatch(part) else part
+        for part in arguments
+    ]
+
+
+def run_probe(
+    scans: list[str],
+    point: list[str],
+    negative: list[str],
+    out: str,
+    encoder: str | None,
+    stage: int | None,
+    preset: str,
+    device: str,
+    json: bool,
+) -> int:
+    """Write heat-maps and return the exit code."""
+    from napari_s2dc.engine.embedding import to_voxels
+    from napari_s2dc.engine.probe import query_of, read_patch, similarity_to
+    from napari_s2dc.volumes.writing import write_volume
+
+    settings = settings_of(stage, preset, device)
+    found = scans_in(scans)
+    targets = targets_of(found, out, MAPS, ".similarity.nii.gz")
+    embedded = _Embedded(encoder, settings)
+    # What cannot be done in the first scan cannot be done at all.
+    first, first_grid = embedded.of(found[0].path)
+    positives = [_token(first, text) for text in point]
+    negatives = [_token(first, text) for text in negative]
+    query = query_of(first, positives, negatives)
+    reading = read_patch(first, positives, negatives)
+
+    def work(scan: ScanFile, target: Path) -> dict[str, Any]:
+        embedding, grid = (first, first_grid) if scan is found[0] else embedded.of(scan.path)
+        if embedding.metadata.get("weights") != first.metadata.get("weights"):
+            raise ConfigurationError(
+                f"{scan.path} was embedded by another encoder than {found[0].path}.",
+                "Embed both with the same one.",
+            )
+        similarity = similarity_to(embedding, query)
+        write_volume(target, to_voxels(similarity, embedding.shape, embedding.stride), grid)
+        if not json:
+            print(f"{target}: similarity to {', '.join(text.strip() for text in point)}")
+        return {"highest": float(similarity[embedding.foreground].max())}
+
+    outcome = over_scans(found, targets, work)
+    facts: dict[str, Any] = {
+        "points": [_place(first, token) for token in positives],
+        "sharpe_ratio": reading.sharpe_ratio,
+        "percentile": reading.percentile,
+        "nearest": [
+            {**_place(first, token), "similarity": value} for token, value in reading.nearest
+        ],
+    }
+    if json:
+        outcome.print_json(**facts)
+    else:
+        print(
+            f"Sharpe ratio {reading.sharpe_ratio:.2f}, above that of {reading.percentile:.0f} % "
+            "of the tissue.\nNearest patches (z, y, x):"
+        )
+        for near in facts["nearest"]:
+            voxel, mm = (", ".join(f"{n:.1f}" for n in near[unit]) for unit in ("vox", "mm"))
+            print(f"  {near['similarity']:.3f}  voxel {voxel}  mm {mm}")
+    return outcome.exit_code
+
+
+def run_consistency(
+    scans: list[str],
+    views: int,
+    seed: int,
+    out: str,
+    encoder: str | None,
+    stage: int | None,
+    preset: str,
+    device: str,
+    json: bool,
+) -> int:
+    """Write consistency maps and return the exit code."""
+    from napari_s2dc.engine.consistency import consistency_map
+    from napari_s2dc.engine.embed import plan
+    from napari_s2dc.engine.embedding import to_voxels
+    from napari_s2dc.engine.progress import finish_with_bar
+    from napari_s2dc.volumes.writing import write_volume
+
+    if views < 1:
+        raise ConfigurationError(f"--views must be at least 1, not {views}.")
+    settings = settings_of(stage, preset, device)
+    found = scans_in(scans)
+    targets = targets_of(found, out, MAPS, ".consistency.nii.gz")
+    network = encoder_of(encoder)
+
+    def work(scan: ScanFile, target: Path) -> dict[str, Any]:
+        volume = read_scan(scan.path, network)
+        stride = plan(volume.shape, network, settings).stride
+        steps = consistency_map(volume, network, settings, views=views, seed=seed)
+        result = finish_with_bar(steps)
+        known = result.count > 0
+        if not bool(known.any()):
+            raise S2DCError(
+                f"{scan.path} is too small: no patch has neighbours in the views.",
+                "Use an earlier --stage, whose tokens are smaller.",
+            )
+        write_volume(target, to_voxels(result.mean, volume.shape, stride), volume)
+        facts = {
+            "views": views,
+            "mean": float(result.mean[known].mean()),
+            "spread": float(result.spread[known].mean()),
+            "tokens_known": int(known.sum()),
+        }
+        if not json:
+            print(
+                f"{target}: consistency {facts['mean']:.3f} on average, spread "
+                f"{facts['spread']:.3f} over {views} views"
+            )
+        return facts
+
+    outcome = over_scans(found, targets, work)
+    if json:
+        outcome.print_json()
+    return outcome.exit_code
+
+
+class _Embedded:
+    """Embeddings by path: read from a file of ours, from the cache, or made."""
+
+    def __init__(self, encoder: str | None, settings: Any) -> None:
+        self.option = encoder
+        self.settings = settings
+        self.network: Any = None
+
+    def of(self, path: Path) -> tuple[Embedding, Volume]:
+        """Embedding, and the grid that its maps are written on."""
+        from napari_s2dc.engine.cache import EmbeddingCache, embed_cached
+        from napari_s2dc.engine.embedding_file import SUFFIX, load_embedding
+        from napari_s2dc.engine.progress import finish_with_bar
+
+        if path.name.lower().endswith(SUFFIX):
+            embedding = load_embedding(path)
+            return embedding, _own_grid(embedding)
+        if self.network is None:
+            self.network = encoder_of(self.option)
+        volume = read_scan(path, self.network)
+        steps = embed_cached(volume, self.network, self.settings, EmbeddingCache())
+        return finish_with_bar(steps), volume
+
+
+def _own_grid(embedding: Embedding) -> Volume:
+    """Grid of an embedding whose scan is not at hand."""
+    import numpy as np
+
+    from napari_s2dc.volumes.volume import Volume
+
+    shift = np.eye(4)
+    shift[:3, 3] = embedding.offset_vox
+    # Zeros that take no memory: only the shape is needed.
+    array = np.broadcast_to(np.float32(0), embedding.shape)
+    return Volume(array, embedding.affine @ shift, name=embedding.name)
+
+
+def _token(embedding: Embedding, text: str) -> Token:
+    """Token at a point as it is written on the command line."""
+    match = _POINT.fullmatch(text)
+    if match is None:
+        raise ConfigurationError(
+            f"'{text.strip()}' is no point.", "Write z,y,x and the unit, such as 40,60,52vox."
+        )
+    z, y, x = (float(match[number]) for number in (1, 2, 3))
+    in_mm = match[4] == "mm"
+    token = embedding.token_of_mm((z, y, x)) if in_mm else embedding.token_of_voxel((z, y, x))
+    if token is None:
+        last = ", ".join(str(size - 1) for size in embedding.shape)
+        raise ConfigurationError(
+            f"The point {text.strip()} lies outside {embedding.name}.",
+            f"Its voxels reach to {last}; mm are to superior, posterior and left.",
+        )
+    return token
+
+
+def _place(embedding: Embedding, token: Token) -> dict[str, list[float]]:
+    return {
+        "token": list(token),
+        "vox": list(embedding.voxel_of_token(token)),
+        "mm": [round(value, 3) for value in embedding.mm_of_token(token)],
+    }

@@ -1,0 +1,268 @@
+"""What commands over scans share: options, finding scans, naming results, skipping bad files."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from napari_s2dc.engine.embed_settings import DEVICES, EmbedSettings
+from napari_s2dc.errors import ConfigurationError, S2DCError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+    from napari_s2dc.method.encoder import SwinEncoder
+    from napari_s2dc.volumes.volume import Volume
+
+__all__ = [
+    "Outcome",
+    "ScanFile",
+    "add_shared_arguments",
+    "encoder_of",
+    "over_scans",
+    "read_scan",
+    "scans_in",
+    "settings_of",
+    "targets_of",
+]
+
+MAPS = (".nii", ".nii.gz", ".nrrd")
+"""Endings of a map that is written on the grid of its scan."""
+
+
+@dataclass(frozen=True)
+class ScanFile:
+    """A scan that was named or found in a folder.
+
+    Parameters
+    ----------
+    path : Path
+        File, or folder of a DICOM series.
+    name : Path
+        Name of its results, without ending: where it lay below the folder that was named.
+    """
+
+    path: Path
+    name: Path
+
+
+def add_shared_arguments(parser: ArgumentParser) -> None:
+    """Add the options that say how scans are embedded, and ``--json``."""
+    parser.add_argument(
+        "--encoder",
+        type=str | None,
+        default=None,
+        help="Checkpoint or run folder; without it the bundled encoder or that of the latest run.",
+    )
+    parser.add_argument(
+        "--stage",
+        type=int | None,
+        default=None,
+        help="Encoder stage, 0 to 4 (tokens of 2 to 32 voxels); without it the encoder's own.",
+    )
+    parser.add_argument(
+        "--preset",
+        type=str,
+        default="checkpoint",
+        help="Intensities: checkpoint (as the encoder was trained), auto, ct_soft_tissue, "
+        "ct_lung, ct_bone, ct_wide, mr or pet.",
+    )
+    parser.add_argument(
+        "--device", choices=DEVICES, default="auto", help="Processor that does the work."
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="Print JSON instead of text, for other programs."
+    )
+
+
+def settings_of(stage: int | None, preset: str, device: str) -> EmbedSettings:
+    """Make settings of the options; ConfigurationError when one is unknown."""
+    from napari_s2dc.volumes.preprocess import PRESETS
+
+    if preset not in ("checkpoint", "auto", *PRESETS):
+        raise ConfigurationError(
+            f"There is no intensity preset '{preset}'.",
+            f"Use checkpoint, auto, {', '.join(PRESETS)}.",
+        )
+    return EmbedSettings(stage=stage, preset=preset, device=device)
+
+
+def encoder_of(option: str | None) -> SwinEncoder:
+    """Load the encoder of ``--encoder``, or the first one at hand."""
+    from napari_s2dc.engine.encoders import default_encoder
+    from napari_s2dc.engine.export import checkpoint_in
+    from napari_s2dc.method.encoder import SwinEncoder
+
+    return SwinEncoder.from_checkpoint(
+        default_encoder() if option is None else checkpoint_in(option)
+    )
+
+
+def read_scan(path: Path, encoder: SwinEncoder) -> Volume:
+    """Read a scan and say on standard error when the encoder was trained on something else."""
+    from napari_s2dc.engine.encoders import mismatch
+    from napari_s2dc.volumes.io import check_values, read_volume
+
+    volume = read_volume(path)
+    check_values(volume)
+    warning = mismatch(volume, encoder)
+    if warning:
+        _tell(f"{path}: {warning}")
+    return volume
+
+
+def scans_in(inputs: Sequence[str]) -> list[ScanFile]:
+    """List the scans that files and folders name.
+
+    Parameters
+    ----------
+    inputs : sequence of str
+        Files, taken as they are; folders, searched with their subfolders, without label maps.
+
+    Raises
+    ------
+    S2DCError
+        A folder holds no scan.
+    """
+    from napari_s2dc.volumes.io import find_volumes, is_label_path
+
+    scans: list[ScanFile] = []
+    for path in map(Path, inputs):
+        if not path.is_dir():
+            scans.append(ScanFile(path, Path(_bare(path.name))))
+            continue
+        found = [scan for scan in find_volumes(path) if not is_label_path(scan)]
+        if not found:
+            raise S2DCError(f"{path} holds no scan.")
+        for scan in found:
+            # The folder itself when it is one DICOM series.
+            below = Path(path.resolve().name) if scan == path else scan.relative_to(path)
+            scans.append(ScanFile(scan, below.with_name(_bare(below.name))))
+    return _with_own_names(scans)
+
+
+def _bare(name: str) -> str:
+    """File name without the ending of its format."""
+    from napari_s2dc.volumes.formats import SUFFIXES
+
+    for suffix in sorted((*SUFFIXES, ".embedding.safetensors", ".safetensors"), key=len)[::-1]:
+        if name.lower().endswith(suffix) and len(name) > len(suffix):
+            return name[: -len(suffix)]
+    return name
+
+
+def _with_own_names(scans: Sequence[ScanFile]) -> list[ScanFile]:
+    """Tell equal names apart by a number, so that no result replaces another."""
+    taken: set[Path] = set()
+    result = []
+    for scan in scans:
+        name, number = scan.name, 1
+        while name in taken:
+            number += 1
+            name = scan.name.with_name(f"{scan.name.name}-{number}")
+        taken.add(name)
+        result.append(ScanFile(scan.path, name))
+    return result
+
+
+def targets_of(
+    scans: Sequence[ScanFile], out: str | None, endings: tuple[str, ...], ending: str
+) -> list[Path]:
+    """Name the result of every scan.
+
+    Parameters
+    ----------
+    scans : sequence of ScanFile
+        Scans.
+    out : str, optional
+        A file for a single scan when it has one of the endings, otherwise a folder; beside the
+        scans when left out.
+    endings : tuple of str
+        Endings that mean a file.
+    ending : str
+        What results in a folder end with.
+
+    Raises
+    ------
+    ConfigurationError
+        A file is named for the results of several scans.
+    """
+    if out is None:
+        return [scan.path.parent / f"{scan.name.name}{ending}" for scan in scans]
+    if not out.lower().endswith(endings):
+        return [Path(out) / scan.name.with_name(scan.name.name + ending) for scan in scans]
+    if len(scans) > 1:
+        raise ConfigurationError(
+            f"{out} is one file, but there are {len(scans)} scans.", "Name a folder for --out."
+        )
+    return [Path(out)]
+
+
+@dataclass
+class Outcome:
+    """What became of the scans.
+
+    Parameters
+    ----------
+    done : list of dict
+        JSON-able facts of every scan that worked.
+    skipped : list of dict
+        ``scan`` and ``reason`` of every other.
+    """
+
+    done: list[dict[str, Any]] = field(default_factory=list)
+    skipped: list[dict[str, str]] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        """0 when a scan worked, otherwise that of an error."""
+        return 0 if self.done else S2DCError.exit_code
+
+    def print_json(self, **more: Any) -> None:
+        """Print everything, and more facts, on standard output."""
+        facts = {**more, "scans": self.done, "skipped": self.skipped}
+        print(json.dumps(facts, indent=2, default=str))
+
+
+def over_scans(
+    scans: Sequence[ScanFile],
+    targets: Sequence[Path],
+    work: Callable[[ScanFile, Path], dict[str, Any]],
+) -> Outcome:
+    """Work through scans; one that cannot be used is skipped with a reason on standard error.
+
+    Parameters
+    ----------
+    scans : sequence of ScanFile
+        Scans.
+    targets : sequence of Path
+        Result of each.
+    work : callable
+        Makes the result of one scan and gives JSON-able facts about it.
+
+    Raises
+    ------
+    S2DCError
+        The only scan cannot be used.
+    """
+    outcome = Outcome()
+    for scan, target in zip(scans, targets, strict=True):
+        try:
+            facts = work(scan, target)
+        except (S2DCError, OSError, EOFError, MemoryError) as error:
+            if len(scans) == 1:
+                raise
+            reason = " ".join(str(error).split()) or type(error).__name__
+            _tell(f"skipped {scan.path}: {reason}")
+            outcome.skipped.append({"scan": str(scan.path), "reason": reason})
+        else:
+            outcome.done.append({"scan": str(scan.path), "out": str(target), **facts})
+    return outcome
+
+
+def _tell(text: str) -> None:
+    print(f"s2dc: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,106 @@
+"""Matching scans whose whole plan would not fit into memory: coarsely, then near what matched."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from napari_s2dc.engine.embedding import Embedding
+from napari_s2dc.engine.match import (
+    Match,
+    MatchSettings,
+    foreground_index,
+    match_embeddings,
+    relative_positions,
+)
+from napari_s2dc.method.transport import assignment
+
+__all__ = ["coarse_to_fine"]
+
+_FACTOR = 2
+_PARTNERS = 6
+"""Coarse partners whose fine tokens are looked at."""
+_CELLS_AT_ONCE = 512
+
+
+def _pooled(embedding: Embedding) -> Embedding:
+    """Return the embedding with cells of 2 x 2 x 2 tokens, foreground where any token is."""
+    inside = embedding.foreground[None, None].float()
+    unit = embedding.unit().mT.reshape(1, *embedding.features.shape) * inside
+    pooled = F.avg_pool3d(unit, _FACTOR, ceil_mode=True, count_include_pad=False)
+    share = F.max_pool3d(inside, _FACTOR, ceil_mode=True)
+    return replace(
+        embedding,
+        features=F.normalize(pooled, dim=1)[0].half(),
+        foreground=share[0, 0] > 0,
+        stride=embedding.stride * _FACTOR,
+    )
+
+
+def _children(embedding: Embedding, coarse: Embedding) -> Tensor:
+    """Fine tokens (coarse tokens, 8) of every coarse cell, as places in the foreground list; -1."""
+    shape, cells = embedding.features.shape[1:], coarse.features.shape[1:]
+    index = foreground_index(embedding)
+    place = torch.full((embedding.foreground.numel(),), -1)
+    place[index] = torch.arange(len(index))
+    padding: list[int] = []
+    for side, count in zip(reversed(shape), reversed(cells), strict=True):
+        padding += [0, count * _FACTOR - side]
+    padded = F.pad(place.reshape(shape), padding, value=-1)
+    return rearrange(
+        padded, "(z a) (y b) (x c) -> (z y x) (a b c)", a=_FACTOR, b=_FACTOR, c=_FACTOR
+    )
+
+
+@torch.no_grad()
+def coarse_to_fine(a: Embedding, b: Embedding, settings: MatchSettings) -> Match:
+    """Match cells of 2 x 2 x 2 tokens, then the tokens of each cell with those of its partners.
+
+    Parameters
+    ----------
+    a, b : Embedding
+        Scans.
+    settings : MatchSettings
+        As for :func:`napari_s2dc.engine.match.match_embeddings`; where the coarse plan would not
+        fit into the memory either, cells are joined again.
+
+    Returns
+    -------
+    Match
+        With `candidates`: mass outside the partners' cells is not looked for.
+    """
+    coarse_a, coarse_b = _pooled(a), _pooled(b)
+    coarse = match_embeddings(coarse_a, coarse_b, settings)
+    index_a, index_b = foreground_index(a), foreground_index(b)
+    position_a, position_b = relative_positions(a, b, index_a, index_b)
+    unit_a, unit_b = a.unit()[index_a], b.unit()[index_b]
+    rows = _children(a, coarse_a)[coarse.index_a]
+    best = coarse.mass.topk(min(_PARTNERS, coarse.mass.shape[1]), dim=1).indices
+    if coarse.candidates is not None:
+        best = coarse.candidates.gather(1, best)
+    columns = _children(b, coarse_b)[coarse.index_b[best]].flatten(1)
+
+    candidates = torch.zeros(len(index_a), columns.shape[1], dtype=torch.long)
+    mass = torch.zeros(len(index_a), columns.shape[1])
+    for start in range(0, len(rows), _CELLS_AT_ONCE):
+        row, column = rows[start : start + _CELLS_AT_ONCE], columns[start : start + _CELLS_AT_ONCE]
+        scores = unit_a[row.clamp(min=0)] @ unit_b[column.clamp(min=0)].mT / settings.temperature
+        if settings.prior is not None:
+            far = torch.cdist(position_a[row.clamp(min=0)], position_b[column.clamp(min=0)])
+            scores -= far.square() / (2 * settings.prior**2)
+        plan = assignment(
+            scores,
+            settings.unmatched_similarity / settings.temperature,
+            iterations=settings.iterations,
+            tolerance=settings.tolerance,
+            valid_rows=row >= 0,
+            valid_columns=column >= 0,
+        )[:, :-1, :-1]
+        cell, within = torch.nonzero(row >= 0).unbind(1)
+        candidates[row[cell, within]] = column[cell].clamp(min=0)
+        mass[row[cell, within]] = plan[cell, within] * (column[cell] >= 0)
+    return Match(a, b, index_a, index_b, candidates, mass)

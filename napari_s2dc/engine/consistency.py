@@ -1,0 +1,219 @@
+"""How well the neighbourhood of every patch looks the same from randomly turned views."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from napari_s2dc.engine.embed import embed_volume, normalised
+from napari_s2dc.engine.embed_settings import EmbedSettings
+from napari_s2dc.engine.embedding import Embedding
+from napari_s2dc.engine.encode import encode
+from napari_s2dc.engine.progress import Progress, Steps
+from napari_s2dc.errors import ConfigurationError
+from napari_s2dc.method.affine import Affine3D
+from napari_s2dc.method.encoder import SwinEncoder
+from napari_s2dc.method.similarity import neighbourhood_consistency
+from napari_s2dc.method.tokens import partners
+from napari_s2dc.volumes.volume import Volume
+
+__all__ = ["ConsistencyMap", "ConsistencyReading", "consistency_at", "consistency_map"]
+
+T = TypeVar("T")
+
+# Views: about what the pretraining saw, degrees, factors and voxels.
+_ROTATION_DEG = 20.0
+_TILT_DEG = 8.0
+_SCALE = (0.9, 1.1)
+_SHIFT_VOX = 8.0
+
+# Features of neighbours that are gathered at a time.
+_LARGEST_GATHER_BYTES = 128 * 2**20
+
+
+@dataclass(frozen=True)
+class ConsistencyReading:
+    """Neighbourhood consistency of one patch.
+
+    Parameters
+    ----------
+    mean : float
+        From -1 to 1, 1 where the neighbourhood looks the same from every view.
+    spread : float
+        Standard deviation over the views; 0 with a single one.
+    count : int
+        Views in which the patch and enough of its neighbours could be followed.
+    """
+
+    mean: float
+    spread: float
+    count: int
+
+
+@dataclass(frozen=True, eq=False)
+class ConsistencyMap:
+    """Neighbourhood consistency on the token grid.
+
+    Parameters
+    ----------
+    mean, spread : Tensor (tz, ty, tx)
+        float32, mean and standard deviation over the views; NaN in the background and where no
+        view knows the patch.
+    count : Tensor (tz, ty, tx)
+        int32, views that know the patch.
+    """
+
+    mean: Tensor
+    spread: Tensor
+    count: Tensor
+
+
+def consistency_map(
+    volume: Volume,
+    encoder: SwinEncoder,
+    settings: EmbedSettings,
+    *,
+    views: int = 8,
+    seed: int = 0,
+    radius: float = 2.0,
+    embedding: Embedding | None = None,
+) -> Steps[ConsistencyMap]:
+    """Embed randomly turned, scaled and shifted views and compare neighbourhoods with the scan's.
+
+    Parameters
+    ----------
+    volume : Volume
+        Scan with raw intensities.
+    encoder : SwinEncoder
+        As for :func:`napari_s2dc.engine.embed.embed_volume`.
+    settings : EmbedSettings
+        Settings; of a region only the region itself is turned.
+    views : int
+        How many views.
+    seed : int
+        Of the views; the same seed gives the same ones.
+    radius : float
+        Neighbours are at most this many tokens away.
+    embedding : Embedding, optional
+        That of the scan with these settings, where it is already there.
+
+    Yields
+    ------
+    Progress
+        Views done, after each of them and also in between, after every batch of windows.
+
+    Returns
+    -------
+    ConsistencyMap
+
+    Raises
+    ------
+    ConfigurationError
+        There is no view to make.
+    """
+    if views < 1:
+        raise ConfigurationError(f"{views} views cannot be compared.", "Use at least 1.")
+    if embedding is None:
+        embedding = yield from _quietly(
+            embed_volume(volume, encoder, settings), Progress(0, views, "views")
+        )
+    image = torch.from_numpy(normalised(volume, encoder, settings))
+    # Whole tokens: then the centre of the image is that of the token grid.
+    whole = [count * embedding.stride for count in embedding.grid]
+    padding = [
+        part
+        for side, length in zip(reversed(whole), reversed(image.shape), strict=True)
+        for part in (0, side - length)
+    ]
+    image = torch.nn.functional.pad(image, padding)
+    generator = torch.Generator().manual_seed(seed)
+    known = torch.zeros(embedding.grid, dtype=torch.int32)
+    total = torch.zeros(embedding.grid, dtype=torch.float64)
+    squares = torch.zeros(embedding.grid, dtype=torch.float64)
+    for number in range(views):
+        view = _random_view(generator, volume.spacing_mm)
+        turned = encode(view.warp(image).numpy(), encoder, settings)
+        features, _ = yield from _quietly(turned, Progress(number, views, "views"))
+        agreement = _agreement(embedding, features, view, radius)
+        there = agreement.isfinite()
+        values = torch.where(there, agreement, 0.0).double()
+        known += there
+        total += values
+        squares += values.square()
+        yield Progress(number + 1, views, "views")
+    mean = total / known  # NaN where no view knows the patch
+    spread = (squares / known - mean.square()).clamp(min=0).sqrt()
+    return ConsistencyMap(mean.float(), spread.float(), known)
+
+
+def consistency_at(consistency: ConsistencyMap, token: Sequence[int]) -> ConsistencyReading:
+    """Read the map at a token (z, y, x); mean and spread are NaN where it is not known."""
+    z, y, x = token
+    return ConsistencyReading(
+        float(consistency.mean[z, y, x]),
+        float(consistency.spread[z, y, x]),
+        int(consistency.count[z, y, x]),
+    )
+
+
+def _quietly(steps: Steps[T], where: Progress) -> Steps[T]:
+    """Run inner steps, so that they can be cancelled, but report the outer progress."""
+    with closing(steps):
+        while True:
+            try:
+                next(steps)
+            except StopIteration as stop:
+                result: T = stop.value
+                return result
+            yield where
+
+
+def _random_view(generator: torch.Generator, spacing_mm: Sequence[float]) -> Affine3D:
+    """Draw a view: turned about z, tilted a little about y and x, scaled and shifted."""
+    numbers = torch.rand(7, dtype=torch.float64, generator=generator)
+    turn, tilt_y, tilt_x = (
+        float(2 * number - 1) * most
+        for number, most in zip(numbers, (_ROTATION_DEG, _TILT_DEG, _TILT_DEG), strict=False)
+    )
+    scale = float(_SCALE[0] + (_SCALE[1] - _SCALE[0]) * numbers[3])
+    shift_vox = (2 * numbers[4:] - 1) * _SHIFT_VOX
+    turned = Affine3D.compose(
+        torch.zeros(3), [(turn, (1, 2)), (tilt_y, (0, 2)), (tilt_x, (0, 1))], scale
+    )
+    # Turned in mm, or slices further apart than pixels would be sheared.
+    to_mm = torch.diag(torch.tensor([*spacing_mm, 1.0], dtype=torch.float64))
+    in_voxels = Affine3D(torch.linalg.inv(to_mm) @ turned.matrix @ to_mm)
+    return in_voxels.translated(shift_vox)
+
+
+def _agreement(embedding: Embedding, features: Tensor, view: Affine3D, radius: float) -> Tensor:
+    """Neighbourhood consistency (tz, ty, tx) of the tissue between the scan and one view."""
+    depth, height, width = embedding.grid
+    plane = height * width
+    partner = partners(view, embedding.grid, embedding.stride)
+    partner = torch.where(embedding.foreground.reshape(-1), partner, -1)
+    first = embedding.unit()
+    second = features.reshape(len(features), -1).mT.float()
+    positions = torch.cartesian_prod(*(torch.arange(n) for n in embedding.grid)).float()
+    # Slab by slab with the neighbours around it, because all neighbours' features are gathered.
+    reach = math.ceil(radius)
+    per_plane = plane * (4 * radius**3 + 1) * first.shape[1] * 4
+    thick = max(2, int(_LARGEST_GATHER_BYTES / per_plane) - 2 * reach)
+    result = torch.full((depth, height, width), torch.nan)
+    for start in range(0, depth, thick):
+        stop = min(start + thick, depth)
+        low, high = max(start - reach, 0), min(stop + reach, depth)
+        part = slice(low * plane, high * plane)
+        if bool((partner[part] < 0).all()):
+            continue
+        agreement = neighbourhood_consistency(
+            first[part], second, partner[part], positions[part], radius=radius
+        )
+        result[start:stop] = agreement.reshape(-1, height, width)[start - low : stop - low]
+    return result

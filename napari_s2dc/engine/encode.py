@@ -1,0 +1,165 @@
+"""Windows on the device that was asked for, and ways that need less of its memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from napari_s2dc.engine.embed_settings import DEVICES, EmbedSettings, stage_of
+from napari_s2dc.engine.progress import Progress, Steps
+from napari_s2dc.engine.windows import plan_windows, run_windows
+from napari_s2dc.errors import ConfigurationError, S2DCError
+from napari_s2dc.method.encoder import SwinEncoder
+
+__all__ = ["device_of", "encode", "windows_at_once"]
+
+# A batch keeps a graphics processor busy; on a CPU it only takes more memory.
+_AT_ONCE = {"cuda": 4, "mps": 2}
+
+
+def windows_at_once(device: torch.device) -> int:
+    """Give how many windows are encoded together on a device."""
+    return _AT_ONCE.get(device.type, 1)
+
+
+def encode(
+    image: np.ndarray, encoder: SwinEncoder, settings: EmbedSettings
+) -> Steps[tuple[Tensor, dict[str, Any]]]:
+    """Run the windows over a normalised image on the device that the settings ask for.
+
+    Parameters
+    ----------
+    image : np.ndarray (Z, Y, X)
+        Normalised to [0, 1]; already the region.
+    encoder : SwinEncoder
+        As for :func:`embed_volume`.
+    settings : EmbedSettings
+        Settings.
+
+    Yields
+    ------
+    Progress
+        After every batch of windows.
+
+    Returns
+    -------
+    features : Tensor (C, tz, ty, tx)
+        float16, on the CPU.
+    facts : dict
+        ``window_vox`` and ``device`` that were used, and the ``notice``.
+    """
+    attempts = _attempts(device_of(settings), settings)
+    for number, attempt in enumerate(attempts):
+        windows = plan_windows(
+            image.shape,
+            encoder.config,
+            stage=stage_of(encoder, settings),
+            window_vox=attempt.window_vox,
+            overlap=settings.overlap,
+        )
+        together = attempt.windows_at_once
+        running = run_windows(
+            image, encoder, windows, windows_at_once=together, dtype=torch.float16
+        )
+        try:
+            with _encoder_on(encoder, attempt.device), closing(running):
+                while True:
+                    try:
+                        done = next(running)
+                    except StopIteration as stop:
+                        facts = {
+                            "window_vox": attempt.window_vox,
+                            "device": attempt.device.type,
+                            "notice": attempt.notice,
+                        }
+                        return stop.value, facts
+                    yield Progress(done, windows.windows, "windows")
+        except (RuntimeError, MemoryError) as error:
+            if not _out_of_memory(error):
+                raise
+            if number == len(attempts) - 1:
+                raise S2DCError(
+                    f"There is not enough memory for windows of {attempt.window_vox} voxels.",
+                    "Choose a smaller window or a region, or close other programs.",
+                ) from error
+        # Outside the handler, whose traceback keeps the tensors of the failed batch alive.
+        _free(attempt.device)
+    raise AssertionError("there is always a last attempt")
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """One way to run the windows; the next one needs less memory."""
+
+    device: torch.device
+    window_vox: int
+    windows_at_once: int
+    notice: str = ""
+
+
+def _attempts(device: torch.device, settings: EmbedSettings) -> list[_Attempt]:
+    """List the ways to try, from the one asked for to the most modest."""
+    asked = settings.window_vox
+    if device.type == "cpu":
+        return [_Attempt(device, asked, 1)]
+    ways = [_Attempt(device, asked, windows_at_once(device)), _Attempt(device, asked, 1)]
+    short = f"The graphics memory was too small for windows of {asked} voxels"
+    smaller = max(32, asked * 2 // 3 // 32 * 32)
+    if smaller < asked:
+        notice = f"{short}, so windows of {smaller} were used: features see less around them."
+        ways.append(_Attempt(device, smaller, 1, notice))
+    ways.append(_Attempt(torch.device("cpu"), asked, 1, f"{short}, so the CPU was used."))
+    return ways
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error).lower()  # MPS and the CPU's allocator raise plain RuntimeErrors
+    return "out of memory" in text or "can't allocate memory" in text
+
+
+def _free(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
+
+
+def device_of(settings: EmbedSettings) -> torch.device:
+    """Device that the settings ask for; ConfigurationError when it is not there."""
+    wanted = settings.device
+    if wanted not in DEVICES:
+        raise ConfigurationError(
+            f"There is no device '{wanted}'.", f"Use one of {', '.join(DEVICES)}."
+        )
+    there = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if wanted == "auto":
+        wanted = next(name for name, available in there.items() if available)
+    if not there[wanted]:
+        raise ConfigurationError(
+            f"This computer has no {wanted.upper()} device that PyTorch can use.",
+            "Choose auto or cpu.",
+        )
+    return torch.device(wanted)
+
+
+@contextmanager
+def _encoder_on(encoder: SwinEncoder, device: torch.device) -> Iterator[None]:
+    """Move the encoder to a device, and back at the end."""
+    home = next(encoder.parameters()).device
+    try:
+        encoder.to(device)
+        yield
+    finally:
+        encoder.to(home)

@@ -1,0 +1,320 @@
+"""Match two embedded scans: optimal transport with a dustbin between their patches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from napari_s2dc.engine.embedding import Embedding
+from napari_s2dc.errors import ConfigurationError, S2DCError
+from napari_s2dc.method.transport import assignment
+
+__all__ = ["Match", "MatchSettings", "Pairs", "match_embeddings"]
+
+_BYTES_PER_PAIR = 20
+"""Scores, kernel, its transpose, the plan and one temporary, float32."""
+
+
+@dataclass(frozen=True)
+class MatchSettings:
+    """How two scans are matched.
+
+    Parameters
+    ----------
+    temperature : float
+        Divides cosine similarities; lower is more decided.
+    unmatched_similarity : float
+        Cosine similarity below which a patch would rather stay without a partner.
+    prior : float or None
+        How far from its own place, after centring, a partner is expected: standard deviation as a
+        share of the larger scan's root mean square radius. None: anywhere.
+    iterations, tolerance : int, float
+        Sinkhorn iterations at most, and the marginal error at which they stop.
+    memory_bytes : int
+        Above this the scans are matched coarsely first, then within the matched neighbourhoods.
+    """
+
+    temperature: float = 0.05
+    unmatched_similarity: float = 0.3
+    prior: float | None = 0.3
+    iterations: int = 200
+    tolerance: float = 1e-6
+    memory_bytes: int = 3 * 2**30
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ConfigurationError("The temperature of matching must be above 0.")
+        if self.prior is not None and not self.prior > 0:
+            raise ConfigurationError("The spatial prior must be above 0, or left out.")
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Every patch of A with its best partner in B, the most confident first.
+
+    Parameters
+    ----------
+    token_a, token_b : np.ndarray (pairs, 3)
+        Token indices (z, y, x).
+    voxel_a, voxel_b : np.ndarray (pairs, 3)
+        Positions in voxels (z, y, x); those of B are the mean of the best partner's neighbourhood,
+        weighed by the plan, so that they are finer than tokens.
+    mm_a, mm_b : np.ndarray (pairs, 3)
+        The same in mm (z, y, x).
+    confidence : np.ndarray (pairs,)
+        Mass of the plan on the partner, 0 to 1.
+    mutual : np.ndarray (pairs,)
+        Boolean; the partner's best partner is this patch.
+    """
+
+    token_a: np.ndarray
+    token_b: np.ndarray
+    voxel_a: np.ndarray
+    voxel_b: np.ndarray
+    mm_a: np.ndarray
+    mm_b: np.ndarray
+    confidence: np.ndarray
+    mutual: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.confidence)
+
+    def best(self, number: int | None = None, *, least: float = 0.0, mutual: bool = False) -> Pairs:
+        """Return the most confident pairs.
+
+        Parameters
+        ----------
+        number : int, optional
+            At most so many.
+        least : float
+            Only with at least this confidence.
+        mutual : bool
+            Only mutual nearest neighbours.
+        """
+        keep = self.confidence >= least
+        if mutual:
+            keep &= self.mutual
+        chosen = np.flatnonzero(keep)[:number]
+        return Pairs(*(getattr(self, name)[chosen] for name in self.__dataclass_fields__))
+
+
+@dataclass(frozen=True)
+class Match:
+    """The plan between the foreground tokens of two scans.
+
+    Parameters
+    ----------
+    a, b : Embedding
+        The scans.
+    index_a, index_b : Tensor (n,) and (m,)
+        Flat token indices (first axis slowest) of the rows and columns.
+    candidates : Tensor (n, k) or None
+        Columns that `mass` speaks of; None when it speaks of all m.
+    mass : Tensor (n, k) or (n, m)
+        Assignment probabilities; a row sums to at most 1, the rest is the dustbin's.
+    """
+
+    a: Embedding
+    b: Embedding
+    index_a: Tensor
+    index_b: Tensor
+    candidates: Tensor | None
+    mass: Tensor
+
+    def row(self, token: Sequence[int]) -> Tensor:
+        """Where a patch of A goes: its transport row on the token grid of B (tz, ty, tx)."""
+        shape = self.b.features.shape[1:]
+        found = torch.nonzero(self.index_a == _flat(token, self.a.features.shape[1:]))[:, 0]
+        image = torch.zeros(int(np.prod(shape)))
+        if len(found):
+            place = int(found[0])
+            columns = slice(None) if self.candidates is None else self.candidates[place]
+            image[self.index_b[columns]] = self.mass[place]
+        return image.reshape(shape)
+
+    def unmatched(self) -> tuple[Tensor, Tensor]:
+        """Mass without a partner, for every token of A and of B; NaN in the background."""
+        received = torch.zeros(len(self.index_b))
+        if self.candidates is None:
+            received = self.mass.sum(0)
+        else:
+            received.index_add_(0, self.candidates.flatten(), self.mass.flatten())
+        return (
+            _on_grid(1 - self.mass.sum(1), self.index_a, self.a),
+            _on_grid(1 - received, self.index_b, self.b),
+        )
+
+    def pairs(self) -> Pairs:
+        """List every patch of A with its best partner."""
+        confidence, place = self.mass.max(1)
+        columns = (
+            place if self.candidates is None else self.candidates.gather(1, place[:, None])[:, 0]
+        )
+        order = torch.argsort(confidence, descending=True, stable=True)
+        token_a = _tokens(self.index_a[order], self.a)
+        token_b = _tokens(self.index_b[columns[order]], self.b)
+        voxel_a, voxel_b = voxels_of(token_a, self.a), self._fine(columns)[order].numpy()
+        return Pairs(
+            token_a=token_a,
+            token_b=token_b,
+            voxel_a=voxel_a,
+            voxel_b=voxel_b,
+            mm_a=_mm(voxel_a, self.a),
+            mm_b=_mm(voxel_b, self.b),
+            confidence=confidence[order].numpy(),
+            mutual=(self._best_rows()[columns] == torch.arange(len(columns)))[order].numpy(),
+        )
+
+    def _best_rows(self) -> Tensor:
+        """Best row of every column (m,)."""
+        if self.candidates is None:
+            return self.mass.argmax(0)
+        rows = torch.arange(len(self.mass))[:, None].expand_as(self.mass).flatten()
+        best = torch.full((len(self.index_b),), -1)
+        # The last writer wins, so the strongest comes last.
+        order = torch.argsort(self.mass.flatten(), stable=True)
+        best[self.candidates.flatten()[order]] = rows[order]
+        return best
+
+    def _fine(self, columns: Tensor) -> Tensor:
+        """Mean position in voxels of B, by mass, within one and a half tokens of `columns`."""
+        centres = torch.as_tensor(voxels_of(_tokens(self.index_b, self.b), self.b))
+        result = torch.empty(len(columns), 3, dtype=centres.dtype)
+        reach = 1.5 * self.b.stride
+        for start in range(0, len(columns), 1024):
+            part = slice(start, start + 1024)
+            mass = self.mass[part].to(centres.dtype)
+            if self.candidates is None:
+                near = torch.cdist(centres[columns[part]], centres) <= reach
+                weight = mass * near
+                result[part] = (weight @ centres) / weight.sum(1, keepdim=True).clamp(min=1e-12)
+            else:
+                places = centres[self.candidates[part]]
+                distance = (places - centres[columns[part]][:, None]).norm(dim=-1)
+                weight = (mass * (distance <= reach))[..., None]
+                result[part] = (weight * places).sum(1) / weight.sum(1).clamp(min=1e-12)
+        return result
+
+
+def _flat(token: Sequence[int], shape: Sequence[int]) -> int:
+    z, y, x = (int(part) for part in token)
+    return (z * shape[1] + y) * shape[2] + x
+
+
+def _tokens(index: Tensor, embedding: Embedding) -> np.ndarray:
+    return np.stack(np.unravel_index(index.numpy(), tuple(embedding.features.shape[1:])), axis=1)
+
+
+def voxels_of(tokens: np.ndarray, embedding: Embedding) -> np.ndarray:
+    """Centres of tokens (n, 3) in voxels (z, y, x) of the scan."""
+    return (tokens + 0.5) * embedding.stride - 0.5 + np.asarray(embedding.offset_vox)
+
+
+def _mm(voxels: np.ndarray, embedding: Embedding) -> np.ndarray:
+    return voxels @ embedding.affine[:3, :3].T + embedding.affine[:3, 3]
+
+
+def _on_grid(values: Tensor, index: Tensor, embedding: Embedding) -> Tensor:
+    shape = embedding.features.shape[1:]
+    image = torch.full((int(np.prod(shape)),), torch.nan)
+    image[index] = values
+    return image.reshape(shape)
+
+
+def foreground_index(embedding: Embedding) -> Tensor:
+    """Flat indices of the tokens that are mostly tissue.
+
+    Raises
+    ------
+    S2DCError
+        There is none.
+    """
+    index = torch.nonzero(embedding.foreground.flatten())[:, 0]
+    if not len(index):
+        raise S2DCError(f"{embedding.name} has no foreground to match.", "Choose another scan.")
+    return index
+
+
+def scores_between(
+    features_a: Tensor, features_b: Tensor, mm_a: Tensor, mm_b: Tensor, settings: MatchSettings
+) -> Tensor:
+    """Scores (n, m): cosine similarity over temperature, less the spatial prior.
+
+    Parameters
+    ----------
+    features_a, features_b : Tensor (n, C) and (m, C)
+        L2-normalised features.
+    mm_a, mm_b : Tensor (n, 3) and (m, 3)
+        Centred positions in units of the larger scan's root mean square radius.
+    settings : MatchSettings
+        Temperature and prior.
+    """
+    scores = features_a @ features_b.mT / settings.temperature
+    if settings.prior is not None:
+        # The logarithm of a Gaussian; its constant is the same for all.
+        scores -= torch.cdist(mm_a, mm_b).square() / (2 * settings.prior**2)
+    return scores
+
+
+def relative_positions(
+    a: Embedding, b: Embedding, index_a: Tensor, index_b: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Positions from the middle of the own foreground, in units of the larger radius."""
+    centred = [
+        torch.as_tensor(_mm(voxels_of(_tokens(index, scan), scan), scan), dtype=torch.float32)
+        for scan, index in ((a, index_a), (b, index_b))
+    ]
+    centred = [points - points.mean(0) for points in centred]
+    radius = max(float(points.square().sum(1).mean().sqrt()) for points in centred)
+    return centred[0] / max(radius, 1e-6), centred[1] / max(radius, 1e-6)
+
+
+@torch.no_grad()
+def match_embeddings(a: Embedding, b: Embedding, settings: MatchSettings | None = None) -> Match:
+    """Match the foreground patches of two scans.
+
+    Parameters
+    ----------
+    a, b : Embedding
+        Made with the same encoder and stage; sizes and spacings may differ.
+    settings : MatchSettings, optional
+        Defaults when left out.
+
+    Returns
+    -------
+    Match
+        Plan and what follows from it.
+
+    Raises
+    ------
+    S2DCError
+        A scan has no foreground, or the features do not fit together.
+
+    Notes
+    -----
+    Source: S²DC, section 3.2, with the plan of training used between scans.
+    """
+    from napari_s2dc.engine.coarse_match import coarse_to_fine
+
+    settings = settings or MatchSettings()
+    if a.features.shape[0] != b.features.shape[0] or a.stride != b.stride:
+        raise S2DCError(
+            f"{a.name} and {b.name} were embedded with different encoders or stages.",
+            "Embed both with the same encoder and stage.",
+        )
+    index_a, index_b = foreground_index(a), foreground_index(b)
+    if len(index_a) * len(index_b) * _BYTES_PER_PAIR > settings.memory_bytes:
+        return coarse_to_fine(a, b, settings)
+    position_a, position_b = relative_positions(a, b, index_a, index_b)
+    scores = scores_between(a.unit()[index_a], b.unit()[index_b], position_a, position_b, settings)
+    plan = assignment(
+        scores[None],
+        settings.unmatched_similarity / settings.temperature,
+        iterations=settings.iterations,
+        tolerance=settings.tolerance,
+    )[0, :-1, :-1]
+    return Match(a, b, index_a, index_b, None, plan)

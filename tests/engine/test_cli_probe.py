@@ -1,0 +1,192 @@
+"""``s2dc probe`` and ``s2dc consistency`` write maps that lie where their scan lies."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+from napari_s2dc.engine.cli import main
+from napari_s2dc.engine.embedding_file import load_embedding
+from napari_s2dc.engine.probe import similarity_map
+from napari_s2dc.method.encoder import SwinEncoder
+from napari_s2dc.volumes.io import read_volume, write_volume
+from napari_s2dc.volumes.phantom import phantom
+from napari_s2dc.volumes.volume import Volume
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny: SwinEncoder, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("encoder") / "encoder.safetensors"
+    tiny.save(path, {"token_stage": 2})
+    return str(path)
+
+
+@pytest.fixture
+def scan(tmp_path: Path) -> Path:
+    """A scan stored (x, y, z) with x to the right, off the origin, voxels of 2 x 3 x 4 mm."""
+    image, _ = phantom((32, 40, 48), seed=1)
+    affine = np.diag([2.0, 3.0, 4.0, 1.0])
+    affine[:3, 3] = (-60.0, -70.0, 30.0)
+    voxels = np.ascontiguousarray(image.array.transpose(2, 1, 0)[::-1, ::-1])
+    path = tmp_path / "scan.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(voxels, affine), path)
+    return path
+
+
+@pytest.mark.parametrize("unit", ["vox", "mm", ""])
+def test_the_heat_is_highest_where_the_point_is(
+    unit: str, scan: Path, checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    volume = read_volume(scan)
+    voxel = np.array([12.0, 20.0, 28.0])
+    place = volume.to_mm(voxel) if unit == "mm" else voxel
+    point = ",".join(f"{value:g}" for value in place) + unit
+    out = tmp_path / "heat.nii.gz"
+    arguments = ["--out", str(out), "--encoder", checkpoint, "--device", "cpu", "--json"]
+    assert main(["probe", str(scan), "--point", point, *arguments]) == 0
+    heat, original = nibabel.load(out), nibabel.load(scan)
+    assert heat.shape == original.shape
+    np.testing.assert_allclose(heat.affine, original.affine)
+    values = read_volume(out).array
+    peak = np.unravel_index(int(values.argmax()), values.shape)
+    assert tuple(int(index) // 8 for index in peak) == (1, 2, 3)
+    assert values.max() > 0.85
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["points"][0]["token"] == [1, 2, 3]
+    assert facts["points"][0]["vox"] == [11.5, 19.5, 27.5]
+    assert facts["points"][0]["mm"] == pytest.approx(volume.to_mm([11.5, 19.5, 27.5]).tolist())
+    assert len(facts["nearest"]) == 10
+    assert facts["sharpe_ratio"] > 0
+    assert 0 <= facts["percentile"] <= 100
+    assert facts["scans"][0]["out"] == str(out)
+
+
+def test_a_point_that_begins_with_a_minus_is_a_point(
+    scan: Path, checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    volume = read_volume(scan)
+    corner = volume.to_mm([0, 0, 0])
+    point = ",".join(f"{value:g}" for value in corner) + "mm"
+    assert "-" in point
+    flipped = f"-5,{point.split(',', 1)[1]}"
+    out = str(tmp_path / "heat.nii.gz")
+    options = ["--out", out, "--encoder", checkpoint]
+    assert main(["probe", str(scan), "--point", flipped, *options]) == 2
+    assert "-5," in capsys.readouterr().err
+    assert main(["probe", str(scan), "--point", point, *options]) == 0
+
+
+def test_positives_negatives_and_files_of_features(
+    scan: Path, checkpoint: str, tmp_path: Path
+) -> None:
+    features = tmp_path / "scan.safetensors"
+    assert main(["embed", str(scan), "--out", str(features), "--encoder", checkpoint]) == 0
+    out = tmp_path / "heat.nii.gz"
+    points = ["--point", "12,20,28", "20,20,20", "--negative", "4,4,4"]
+    assert main(["probe", str(features), *points, "--out", str(out)]) == 0
+    embedding = load_embedding(features)
+    expected = similarity_map(embedding, [(1, 2, 3), (2, 2, 2)], [(0, 0, 0)])
+    heat, volume = read_volume(out), read_volume(scan)
+    assert heat.shape == volume.shape
+    # The file of features does not know the file of the scan, but where it lies.
+    np.testing.assert_allclose(heat.affine, volume.affine, atol=1e-4)
+    centres = heat.array.reshape(4, 8, 5, 8, 6, 8)[:, 3:5, :, 3:5, :, 3:5].mean((1, 3, 5))
+    assert np.corrcoef(centres.ravel(), expected.ravel())[0, 1] > 0.98
+
+
+def test_a_patch_of_one_scan_is_looked_for_in_others(
+    scan: Path, checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other, _ = phantom((32, 32, 32), seed=2)
+    write_volume(tmp_path / "other.nrrd", other.array, other)
+    (tmp_path / "broken.nii").write_bytes(b"")
+    scans = [str(scan), str(tmp_path / "other.nrrd"), str(tmp_path / "broken.nii")]
+    out = tmp_path / "maps"
+    options = ["--point", "12,20,28", "--out", str(out), "--encoder", checkpoint]
+    assert main(["probe", *scans, *options]) == 0
+    assert sorted(path.name for path in out.iterdir()) == [
+        "other.similarity.nii.gz",
+        "scan.similarity.nii.gz",
+    ]
+    assert read_volume(out / "other.similarity.nii.gz").shape == (32, 32, 32)
+    captured = capsys.readouterr()
+    assert "skipped" in captured.err
+    assert "Nearest patches" in captured.out
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--point", "1,2"], "is no point"),
+        (["--point", "1,2,3cm"], "is no point"),
+        (["--point", "12,20,400"], "lies outside scan"),
+        (["--point", "12,20,28", "--negative", "0,0,9e3mm"], "lies outside scan"),
+        (["--point", "12,20,28", "--out", "{tmp}/file/heat.nii.gz"], "Cannot write"),
+    ],
+)
+def test_errors_are_one_line(
+    options: list[str],
+    sentence: str,
+    scan: Path,
+    checkpoint: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "file").write_text("")
+    options = [part.format(tmp=tmp_path) for part in options]
+    if "--out" not in options:
+        options += ["--out", str(tmp_path / "heat.nii.gz")]
+    assert main(["probe", str(scan), *options, "--encoder", checkpoint]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("s2dc: error: ")
+    assert captured.err.count("\n") == 1
+    assert sentence in captured.err
+    assert not (tmp_path / "heat.nii.gz").exists()
+
+
+def test_features_of_another_encoder_are_not_compared(
+    scan: Path, checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(9)
+    SwinEncoder.from_size("tiny", window_size=4).save(tmp_path / "other-encoder.safetensors")
+    for name, encoder in (
+        ("one", checkpoint),
+        ("two", str(tmp_path / "other-encoder.safetensors")),
+    ):
+        out = str(tmp_path / f"{name}.safetensors")
+        assert main(["embed", str(scan), "--out", out, "--encoder", encoder]) == 0
+    both = [str(tmp_path / "one.safetensors"), str(tmp_path / "two.safetensors")]
+    assert main(["probe", *both, "--point", "12,20,28", "--out", str(tmp_path / "maps")]) == 0
+    assert "by another encoder" in capsys.readouterr().err
+
+
+def test_consistency_lies_on_the_grid_of_the_scan(
+    scan: Path, checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "map.nii.gz"
+    options = ["--views", "2", "--stage", "1", "--encoder", checkpoint, "--json"]
+    assert main(["consistency", str(scan), "--out", str(out), *options]) == 0
+    facts = json.loads(capsys.readouterr().out)["scans"][0]
+    found, volume = read_volume(out), read_volume(scan)
+    assert isinstance(found, Volume)
+    assert found.shape == volume.shape
+    np.testing.assert_allclose(found.affine, volume.affine)
+    known = np.isfinite(found.array)
+    assert known.mean() * found.array.size / 64 == pytest.approx(facts["tokens_known"], rel=1e-6)
+    assert found.array[known].mean() == pytest.approx(facts["mean"], abs=0.05)
+
+
+def test_a_scan_too_small_for_neighbours_is_one_sentence(
+    scan: Path, checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "map.nii.gz")
+    options = ["--views", "1", "--stage", "4", "--encoder", checkpoint, "--out", out]
+    assert main(["consistency", str(scan), *options]) == 2
+    assert "too small" in capsys.readouterr().err
+    assert main(["consistency", str(scan), *options, "--views", "0"]) == 2
+    assert "--views must be at least 1" in capsys.readouterr().err

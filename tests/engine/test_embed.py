@@ -1,0 +1,427 @@
+"""Windows of a scan become one grid of features: the same as MONAI's, where the scan is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from monai.inferers import sliding_window_inference
+from torch.nn import functional as F
+
+from napari_s2dc.engine import encode as encoding
+from napari_s2dc.engine.embed import Embedding, EmbedSettings, embed, embed_volume, plan
+from napari_s2dc.engine.embedding import to_voxels
+from napari_s2dc.engine.progress import Progress, finish
+from napari_s2dc.engine.windows import plan_windows, stage_features
+from napari_s2dc.errors import ConfigurationError, S2DCError, VolumeError
+from napari_s2dc.method.encoder import EncoderConfig, SwinEncoder
+from napari_s2dc.volumes.phantom import phantom
+from napari_s2dc.volumes.preprocess import foreground_mask, normalize
+from napari_s2dc.volumes.volume import Volume
+
+
+def _random(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).random(shape, dtype=np.float32)
+
+
+# --- the plain function ------------------------------------------------------------------------
+
+
+def test_one_window_is_embedded_as_the_encoder_does(tiny: SwinEncoder) -> None:
+    image = torch.from_numpy(_random(48, 48, 48))
+    expected = tiny(image[None, None])[2][0].detach()
+    found = embed(image.numpy(), tiny, stage=2, window_vox=48)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("use_v2", [True, False])
+def test_a_stage_is_that_of_the_whole_encoder(use_v2: bool) -> None:
+    encoder = SwinEncoder(EncoderConfig(feature_size=12, window_size=4, use_v2=use_v2)).eval()
+    image = torch.rand(2, 1, 32, 32, 64)
+    with torch.no_grad():
+        for stage, expected in enumerate(encoder(image)):
+            torch.testing.assert_close(stage_features(encoder, image, stage), expected)
+
+
+@pytest.mark.parametrize(
+    ("shape", "stage", "window", "overlap", "at_once"),
+    [
+        ((40, 72, 56), 2, 32, 0.25, 4),
+        ((33, 50, 70), 1, 32, 0.5, 3),
+        ((30, 64, 90), 3, 48, 0.25, 1),
+        ((64, 40, 40), 4, 32, 0.0, 2),
+    ],
+)
+def test_features_are_those_of_monai(
+    tiny: SwinEncoder,
+    shape: tuple[int, int, int],
+    stage: int,
+    window: int,
+    overlap: float,
+    at_once: int,
+) -> None:
+    image = _random(*shape)
+    found = embed(
+        image, tiny, stage=stage, window_vox=window, overlap=overlap, windows_at_once=at_once
+    )
+    windows = plan_windows(shape, tiny.config, stage=stage, window_vox=window, overlap=overlap)
+    stride = windows.stride
+    padded = [
+        max(length, -(-side // stride) * stride)
+        for side, length in zip(shape, windows.window, strict=True)
+    ]
+    padding = [
+        part
+        for old, new in zip(reversed(shape), reversed(padded), strict=True)
+        for part in (0, new - old)
+    ]
+    # MONAI steps by int(window * (1 - overlap)): half a voxel more keeps whole tokens whole.
+    steps = [max(stride, int(n * (1 - overlap)) // stride * stride) for n in windows.window]
+    shares = [
+        (n - step - 0.5) / n if step < n else 0.0
+        for n, step in zip(windows.window, steps, strict=True)
+    ]
+    tiny.eval()
+    with torch.no_grad():
+        expected = sliding_window_inference(
+            F.pad(torch.from_numpy(image)[None, None], padding),
+            windows.window,
+            2,
+            lambda batch: tiny(batch)[stage],
+            overlap=shares,
+            mode="gaussian",
+        )
+    tiny.train()
+    z, y, x = windows.tokens
+    expected = expected[0, :, :z, :y, :x]
+    assert windows.windows > 1
+    assert found.shape == expected.shape
+    assert float((found - expected).abs().max() / expected.abs().max()) < 1e-5
+
+
+def test_windows_lie_where_the_scan_is(tiny: SwinEncoder) -> None:
+    """A scan that repeats with the step of the windows has features that repeat too."""
+    features = embed(
+        np.tile(_random(32, 32, 32), (2, 2, 3)), tiny, stage=2, window_vox=32, overlap=0.0
+    )
+    assert features.shape == (48, 8, 8, 12)
+    torch.testing.assert_close(features[..., :4], features[..., 8:], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(features[:, :4], features[:, 4:], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(features[..., :4], features[..., 1:5], atol=1e-2)
+
+
+def test_a_scan_of_any_size_has_a_token_for_every_voxel(tiny: SwinEncoder) -> None:
+    features = embed(np.zeros((30, 33, 50), np.float32), tiny, stage=2, window_vox=32)
+    assert features.shape == (48, 4, 5, 7)
+    assert features.isfinite().all()
+
+
+@pytest.mark.parametrize("setting", [{"stage": 5}, {"window_vox": 40}, {"overlap": 1.0}])
+def test_settings_out_of_range_are_one_sentence(
+    tiny: SwinEncoder, setting: dict[str, float]
+) -> None:
+    wanted: dict[str, Any] = {"stage": 2, "window_vox": 32} | setting
+    with pytest.raises(ConfigurationError):
+        embed(np.zeros((32, 32, 32), np.float32), tiny, **wanted)
+
+
+# --- a scan --------------------------------------------------------------------------------------
+
+
+def test_a_scan_is_embedded_as_its_normalised_image(
+    embedding: Embedding, torso: Volume, tiny: SwinEncoder
+) -> None:
+    expected = embed(normalize(torso.array, "ct_wide"), tiny, stage=2, window_vox=32)
+    assert embedding.features.dtype == torch.float16
+    torch.testing.assert_close(embedding.features.float(), expected, rtol=1e-3, atol=1e-3)
+    assert embedding.grid == (4, 6, 6)
+    assert embedding.metadata["preset"] == "ct_wide"
+    assert embedding.metadata["notice"] == ""
+    share = foreground_mask(torso.array).reshape(4, 8, 6, 8, 6, 8).mean((1, 3, 5))
+    assert (embedding.foreground.numpy() == (share >= 0.5)).all()
+
+
+def test_progress_counts_every_window(
+    torso: Volume, tiny: SwinEncoder, settings: EmbedSettings
+) -> None:
+    seen = list(embed_volume(torso, tiny, settings))
+    assert seen == [Progress(done, 4, "windows") for done in range(5)]
+    assert plan(torso.shape, tiny, settings).windows == 4
+
+
+def test_the_encoder_stays_as_it_was(
+    torso: Volume, tiny: SwinEncoder, settings: EmbedSettings
+) -> None:
+    for training in (True, False):
+        tiny.train(training)
+        steps = embed_volume(torso, tiny, settings)
+        for _ in range(3):
+            next(steps)
+        assert not tiny.training
+        steps.close()
+        assert tiny.training is training
+    tiny.train()
+
+
+def test_autograd_is_only_off_inside(
+    torso: Volume, tiny: SwinEncoder, settings: EmbedSettings
+) -> None:
+    steps = embed_volume(torso, tiny, settings)
+    for _ in range(3):
+        next(steps)
+        assert torch.is_grad_enabled()
+    steps.close()
+
+
+def test_cancelling_leaves_nothing_behind(
+    torso: Volume, tiny: SwinEncoder, settings: EmbedSettings
+) -> None:
+    import gc
+    import threading
+
+    def tensors() -> int:
+        gc.collect()
+        # by type, because isinstance would wake up lazy modules
+        return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+    def cancel_after(count: int) -> None:
+        steps = embed_volume(torso, tiny, settings)
+        for _ in range(count):
+            next(steps)
+        steps.close()
+
+    cancel_after(2)
+    before, threads = tensors(), threading.active_count()
+    for number in range(10):
+        cancel_after(number % 4)
+    assert tensors() <= before
+    assert threading.active_count() == threads
+
+
+def test_a_region_lies_where_it_was_cut(torso: Volume, tiny: SwinEncoder) -> None:
+    settings = EmbedSettings(window_vox=32, device="cpu", roi=((0, 32), (8, 40), (16, 48)))
+    found = finish(embed_volume(torso, tiny, settings))
+    image = normalize(torso.array, "ct_wide")[0:32, 8:40, 16:48]
+    expected = embed(image, tiny, stage=2, window_vox=32)
+    torch.testing.assert_close(found.features.float(), expected, rtol=1e-3, atol=1e-3)
+    assert found.shape == (32, 32, 32)
+    assert found.offset_vox == (0, 8, 16)
+    assert found.token_of_voxel((0, 7, 16)) is None
+    assert found.token_of_voxel((31, 8, 31)) == (3, 0, 1)
+    whole = foreground_mask(torso.array)[0:32, 8:40, 16:48]
+    share = whole.reshape(4, 8, 4, 8, 4, 8).mean((1, 3, 5))
+    assert (found.foreground.numpy() == (share >= 0.5)).all()
+
+
+def test_the_stage_is_that_of_the_encoder_unless_asked_for(
+    torso: Volume, settings: EmbedSettings
+) -> None:
+    torch.manual_seed(0)
+    encoder = SwinEncoder.from_size("tiny", window_size=4)
+    assert plan(torso.shape, encoder, settings).stage == 2
+    encoder.metadata = {"token_stage": 1, "preprocessing": {"preset": "ct_lung"}}
+    found = finish(embed_volume(torso, encoder, settings))
+    assert found.stride == 4
+    assert found.metadata["preset"] == "ct_lung"
+    asked = finish(embed_volume(torso, encoder, replace(settings, stage=3, preset="mr")))
+    assert asked.stride == 16
+    assert asked.metadata["preset"] == "mr"
+
+
+def test_the_plan_tells_windows_and_memory(tiny: SwinEncoder) -> None:
+    settings = EmbedSettings(device="cpu")
+    large = plan((160, 256, 256), tiny, settings)
+    assert large.windows == 2 * 4 * 4
+    assert large.sentence == f"32 windows, about {large.bytes_needed / 1e9:.1f} GB"
+    small = plan((48, 48, 48), tiny, settings)
+    assert small.sentence.startswith("1 window,")
+    assert small.bytes_needed < large.bytes_needed / 3
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"roi": ((0, 8), (0, 8), (40, 49))},
+        {"roi": ((8, 8), (0, 8), (0, 8))},
+        {"roi": ((0, 8), (0, 8))},
+        {"device": "tpu"},
+        {"stage": 7},
+        {"preset": "xray"},
+    ],
+)
+def test_wrong_settings_are_one_sentence(
+    torso: Volume, tiny: SwinEncoder, settings: EmbedSettings, wrong: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigurationError):
+        finish(embed_volume(torso, tiny, replace(settings, **wrong)))
+
+
+def test_an_encoder_of_several_images_is_refused(torso: Volume, settings: EmbedSettings) -> None:
+    encoder = SwinEncoder(EncoderConfig(feature_size=12, window_size=4, in_channels=2))
+    with pytest.raises(ConfigurationError, match="takes 2 images"):
+        finish(embed_volume(torso, encoder, settings))
+
+
+@pytest.mark.parametrize("value", [np.nan, 7.0])
+def test_a_scan_without_values_is_refused(
+    torso: Volume, tiny: SwinEncoder, settings: EmbedSettings, value: float
+) -> None:
+    broken = torso.with_array(np.full(torso.shape, value, np.float32))
+    with pytest.raises(VolumeError):
+        finish(embed_volume(broken, tiny, settings))
+
+
+def test_a_missing_device_is_one_sentence(
+    torso: Volume, tiny: SwinEncoder, settings: EmbedSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ConfigurationError, match="no CUDA device"):
+        finish(embed_volume(torso, tiny, replace(settings, device="cuda")))
+
+
+# --- out of memory -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_memory(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Stand for a graphics processor: two windows at once, and room for 32 voxels a side only."""
+    seen: list[tuple[int, ...]] = []
+    cpu = torch.device("cpu")
+
+    def features(encoder: SwinEncoder, windows: torch.Tensor, stage: int) -> torch.Tensor:
+        seen.append(tuple(windows.shape))
+        if len(windows) > 1 or max(windows.shape[2:]) > 32:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return stage_features(encoder, windows, stage)
+
+    real = encoding._attempts
+
+    def attempts(_: torch.device, settings: EmbedSettings) -> list[Any]:
+        ways = real(torch.device("cuda"), settings)
+        return [replace(way, device=cpu) for way in ways]
+
+    monkeypatch.setattr(encoding, "_attempts", attempts)
+    monkeypatch.setattr("napari_s2dc.engine.windows.stage_features", features)
+    return seen
+
+
+def test_without_memory_windows_get_smaller(
+    torso: Volume, tiny: SwinEncoder, small_memory: list[tuple[int, ...]]
+) -> None:
+    settings = EmbedSettings(window_vox=64, device="cpu")
+    found = finish(embed_volume(torso, tiny, settings))
+    assert [shape[0] for shape in small_memory[:3]] == [1, 1, 1]
+    assert found.metadata["window_vox"] == 32
+    assert "windows of 32 were used" in found.metadata["notice"]
+    expected = embed(
+        normalize(torso.array, "ct_wide"), tiny, stage=2, window_vox=32, windows_at_once=1
+    )
+    torch.testing.assert_close(found.features.float(), expected, rtol=1e-3, atol=1e-3)
+    assert tiny.training
+
+
+def test_without_memory_fewer_windows_run_at_once(
+    torso: Volume, tiny: SwinEncoder, small_memory: list[tuple[int, ...]]
+) -> None:
+    found = finish(embed_volume(torso, tiny, EmbedSettings(window_vox=32, device="cpu")))
+    assert [shape[0] for shape in small_memory] == [4, 1, 1, 1, 1]
+    assert found.metadata["notice"] == ""
+    assert found.metadata["window_vox"] == 32
+
+
+def test_the_last_way_is_the_cpu() -> None:
+    ways = encoding._attempts(torch.device("cuda"), EmbedSettings(window_vox=96))
+    assert [(way.device.type, way.window_vox) for way in ways] == [
+        ("cuda", 96),
+        ("cuda", 96),
+        ("cuda", 64),
+        ("cpu", 96),
+    ]
+    assert "CPU was used" in ways[-1].notice
+
+
+def test_no_memory_at_all_is_one_sentence(
+    torso: Volume, tiny: SwinEncoder, settings: EmbedSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def features(*_: object) -> torch.Tensor:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] can't allocate memory")
+
+    monkeypatch.setattr("napari_s2dc.engine.windows.stage_features", features)
+    with pytest.raises(S2DCError, match="not enough memory"):
+        finish(embed_volume(torso, tiny, settings))
+
+
+def test_other_errors_of_the_encoder_pass(
+    torso: Volume, tiny: SwinEncoder, settings: EmbedSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def features(*_: object) -> torch.Tensor:
+        raise RuntimeError("shape mismatch")
+
+    monkeypatch.setattr("napari_s2dc.engine.windows.stage_features", features)
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        finish(embed_volume(torso, tiny, settings))
+    assert tiny.training
+
+
+# --- where tokens lie ----------------------------------------------------------------------------
+
+
+def test_voxels_and_tokens_agree(embedding: Embedding) -> None:
+    for token in ((0, 0, 0), (3, 5, 2)):
+        assert embedding.token_of_voxel(embedding.voxel_of_token(token)) == token
+        assert embedding.token_of_mm(embedding.mm_of_token(token)) == token
+    assert embedding.voxel_of_token((0, 1, 2)) == (3.5, 11.5, 19.5)
+    # 4 and 3 mm voxels from (-50, 20, 70)
+    assert embedding.mm_of_token((0, 1, 2)) == pytest.approx((-36.0, 54.5, 128.5))
+
+
+@pytest.mark.parametrize(
+    ("voxel", "token"),
+    [
+        ((0, 0, 0), (0, 0, 0)),
+        ((-0.5, 0, 0), (0, 0, 0)),
+        ((-0.51, 0, 0), None),
+        ((7.49, 7.5, 8), (0, 1, 1)),
+        ((31.4, 47, 47), (3, 5, 5)),
+        ((31.5, 47, 47), None),
+        ((float("nan"), 0, 0), None),
+    ],
+)
+def test_a_point_outside_has_no_token(
+    embedding: Embedding, voxel: tuple[float, ...], token: tuple[int, ...] | None
+) -> None:
+    assert embedding.token_of_voxel(voxel) == token
+
+
+def test_unit_features_are_in_the_order_of_tokens(embedding: Embedding) -> None:
+    unit = embedding.unit()
+    assert unit.shape == (4 * 6 * 6, 48)
+    torch.testing.assert_close(unit.norm(dim=1), torch.ones(144))
+    feature = embedding.features[:, 2, 3, 4].float()
+    torch.testing.assert_close(unit[(2 * 6 + 3) * 6 + 4], feature / feature.norm())
+    assert embedding.unit() is unit
+
+
+def test_values_of_tokens_are_interpolated_between_their_centres() -> None:
+    ramp = torch.arange(4.0)[:, None, None].expand(4, 3, 3)
+    voxels = to_voxels(ramp, (30, 20, 24), 8)
+    assert voxels.shape == (30, 20, 24)
+    centres = np.arange(30)[4:28]
+    np.testing.assert_allclose(voxels[4:28, 5, 5], (centres - 3.5) / 8, atol=1e-5)
+
+
+def test_unknown_values_stay_unknown_and_do_not_spread() -> None:
+    values = torch.ones(3, 3, 3)
+    values[0] = torch.nan
+    voxels = to_voxels(values, (24, 24, 24), 8)
+    assert np.isnan(voxels[:8]).all()
+    np.testing.assert_allclose(voxels[8:], 1.0, atol=1e-6)
+
+
+def test_an_mr_scan_is_told_by_its_values(tiny: SwinEncoder, settings: EmbedSettings) -> None:
+    image, _ = phantom((32, 48, 48), seed=1, contrast="t1")
+    found = finish(embed_volume(image, tiny, settings))
+    assert found.metadata["preset"] == "mr"

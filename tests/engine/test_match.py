@@ -1,0 +1,200 @@
+"""Matching: identical scans match identically, a known move is found, coarse agrees with fine."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from napari_s2dc.engine.alignment import fit_alignment, smooth_displacement
+from napari_s2dc.engine.embedding import Embedding
+from napari_s2dc.engine.match import MatchSettings, match_embeddings
+from napari_s2dc.engine.transfer import fuse, transfer_labels
+from napari_s2dc.errors import ConfigurationError, S2DCError
+from napari_s2dc.volumes.volume import Volume
+
+SPACING = (2.0, 1.5, 1.0)
+
+
+def embedding(
+    shape: tuple[int, int, int] = (6, 8, 7), *, seed: int = 0, channels: int = 24
+) -> Embedding:
+    """Random features: no two tokens are alike."""
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(channels, *shape, generator=generator)
+    return Embedding(
+        features=features.half(),
+        foreground=torch.ones(shape, dtype=torch.bool),
+        stride=4,
+        shape=tuple(side * 4 for side in shape),  # type: ignore[arg-type]
+        offset_vox=(0, 0, 0),
+        spacing_mm=SPACING,
+        affine=np.diag([*SPACING, 1.0]),
+        name="scan",
+        metadata={},
+    )
+
+
+def moved(one: Embedding, steps: tuple[int, int, int]) -> Embedding:
+    """The same anatomy some tokens further on; what comes in at the edge is new."""
+    fresh = embedding(tuple(one.features.shape[1:]), seed=9)  # type: ignore[arg-type]
+    features = torch.roll(one.features, steps, (1, 2, 3))
+    for axis, step in enumerate(steps, start=1):
+        index = torch.arange(features.shape[axis])
+        edge = index < step if step >= 0 else index >= features.shape[axis] + step
+        features.index_copy_(axis, index[edge], fresh.features.index_select(axis, index[edge]))
+    return replace(one, features=features)
+
+
+def test_identical_scans_match_identically() -> None:
+    one = embedding()
+    pairs = match_embeddings(one, one).pairs()
+    assert (pairs.token_a == pairs.token_b).all()
+    assert pairs.mutual.all()
+    assert pairs.confidence.min() > 0.9
+    np.testing.assert_allclose(pairs.mm_a, pairs.mm_b, atol=0.2)
+    np.testing.assert_allclose(pairs.mm_a, pairs.voxel_a * SPACING)
+
+
+def test_marginals_hold_and_no_gradient_is_kept() -> None:
+    one, two = embedding(), embedding(seed=1)
+    two.features.requires_grad_()
+    match = match_embeddings(one, two, MatchSettings(tolerance=1e-9, iterations=2000))
+    assert not match.mass.requires_grad
+    assert match.mass.sum(1).max() <= 1 + 1e-4
+    assert match.mass.sum(0).max() <= 1 + 1e-4
+
+
+@pytest.mark.parametrize("prior", [None, 0.5])
+def test_a_known_move_is_found_and_what_left_is_unmatched(prior: float | None) -> None:
+    one = embedding()
+    two = moved(one, (0, 2, -1))
+    match = match_embeddings(one, two, MatchSettings(prior=prior))
+    pairs = match.pairs()
+    stays = (pairs.token_a[:, 1] < 6) & (pairs.token_a[:, 2] > 0)
+    right = (pairs.token_b == np.add(pairs.token_a, (0, 2, -1))).all(1)
+    assert right[stays].mean() > 0.98
+    assert not right[~stays].any()
+    lost, new = match.unmatched()
+    assert lost[:, 6:].mean() > lost[:, :6, 1:].mean() + 0.3
+    assert new[:, :2].mean() > new[:, 2:, :-1].mean() + 0.3
+    row = match.row((1, 1, 3))
+    assert np.unravel_index(int(row.argmax()), row.shape) == (1, 3, 2)
+
+
+def test_coarse_to_fine_finds_what_the_whole_plan_finds() -> None:
+    # Features that vary slowly, as an encoder's do, so that cells of tokens have a meaning.
+    generator = torch.Generator().manual_seed(0)
+    rough = torch.randn(1, 24, 5, 6, 5, generator=generator)
+    smooth = torch.nn.functional.interpolate(rough, size=(10, 12, 10), mode="trilinear")[0]
+    one = replace(embedding((10, 12, 10)), features=smooth.half())
+    two = replace(
+        one, features=(smooth + 0.05 * torch.randn(smooth.shape, generator=generator)).half()
+    )
+    whole = match_embeddings(one, two)
+    parts = match_embeddings(one, two, MatchSettings(memory_bytes=400_000))
+    assert whole.candidates is None
+    assert parts.candidates is not None
+
+    def accuracy(match: object) -> float:
+        pairs = match.pairs()  # type: ignore[attr-defined]
+        return float((pairs.token_a == pairs.token_b).all(1).mean())
+
+    assert accuracy(parts) > accuracy(whole) - 0.02
+    assert accuracy(whole) > 0.8
+    row = parts.row((4, 5, 6))
+    assert np.unravel_index(int(row.argmax()), row.shape) == (4, 5, 6)
+
+
+def test_background_takes_no_part() -> None:
+    one = embedding()
+    one.foreground[:3] = False
+    match = match_embeddings(one, embedding())
+    assert match.pairs().token_a[:, 0].min() == 3
+    assert match.row((0, 0, 0)).sum() == 0
+    assert match.unmatched()[0][:3].isnan().all()
+
+
+def test_scans_that_cannot_be_matched() -> None:
+    one = embedding()
+    empty = replace(one, foreground=torch.zeros_like(one.foreground))
+    with pytest.raises(S2DCError, match="no foreground"):
+        match_embeddings(one, empty)
+    with pytest.raises(S2DCError, match="different encoders"):
+        match_embeddings(one, embedding(channels=12))
+    with pytest.raises(ConfigurationError, match="temperature"):
+        MatchSettings(temperature=0)
+
+
+def turned(points: np.ndarray) -> np.ndarray:
+    angle = np.deg2rad(20)
+    matrix = np.array(
+        [[1, 0, 0], [0, np.cos(angle), np.sin(angle)], [0, -np.sin(angle), np.cos(angle)]]
+    )
+    result: np.ndarray = points @ matrix.T * 1.1 + [5, -3, 2]
+    return result
+
+
+def test_affine_is_fitted_through_wrong_pairs() -> None:
+    random = np.random.default_rng(0)
+    source = random.uniform(0, 100, (300, 3))
+    target = turned(source) + random.normal(0, 0.3, source.shape)
+    target[:100] = random.uniform(0, 100, (100, 3))
+    found = fit_alignment(source, target, tolerance_mm=2.0)
+    np.testing.assert_allclose(found.apply(source), turned(source), atol=0.7)
+    assert found.inliers[100:].mean() > 0.98
+    assert found.inliers[:100].mean() < 0.05
+    assert 0.2 < found.residual_mm < 0.8
+    assert not found.mirrored
+    rigid = fit_alignment(source, np.add(source, (3, 2, 1)), tolerance_mm=1.0, kind="rigid")
+    np.testing.assert_allclose(rigid.matrix[:3, :3], np.eye(3), atol=1e-6)
+
+
+def test_a_mirrored_scan_is_reported() -> None:
+    source = np.random.default_rng(0).uniform(0, 100, (50, 3))
+    assert fit_alignment(source, source * [1, 1, -1], tolerance_mm=1.0).mirrored
+
+
+def test_too_few_or_contradicting_pairs_are_one_sentence() -> None:
+    random = np.random.default_rng(0)
+    with pytest.raises(S2DCError, match="Only 3 confident pairs"):
+        fit_alignment(np.zeros((3, 3)), np.zeros((3, 3)), tolerance_mm=1.0)
+    noise = random.uniform(0, 100, (40, 3)), random.uniform(0, 100, (40, 3))
+    with pytest.raises(S2DCError, match="too few"):
+        fit_alignment(*noise, tolerance_mm=0.1)
+
+
+def test_smooth_displacement_follows_its_points() -> None:
+    random = np.random.default_rng(0)
+    points = random.uniform(0, 10, (200, 3))
+    bend = np.sin(points / 3)
+    wanted = random.uniform(2, 8, (50, 3))
+    found = smooth_displacement(points, bend, wanted, smoothing=0.0)
+    np.testing.assert_allclose(found, np.sin(wanted / 3), atol=0.1)
+
+
+def test_labels_are_carried_and_fused() -> None:
+    one = embedding()
+    two = moved(one, (0, 1, 0))
+    labels = np.zeros(one.shape, np.uint8)
+    labels[4:16, 4:20, 8:20] = 3
+    affine = np.diag([*SPACING, 1.0])
+    target = Volume(np.zeros(one.shape, np.float32), affine)
+    carried = transfer_labels(match_embeddings(one, two), Volume(labels, affine), target)
+    expected = np.zeros_like(labels)
+    expected[4:16, 8:24, 8:20] = 3
+    overlap = (carried.labels.array == expected).mean()
+    assert overlap > 0.97
+    assert set(np.unique(carried.labels.array)) == {0, 3}
+    assert carried.confidence.shape == one.shape
+    assert 0.5 < carried.confidence.mean() <= 1
+    wrong = replace(
+        carried,
+        labels=Volume(np.zeros_like(labels), affine),
+        confidence=np.full(one.shape, 0.1, np.float32),
+    )
+    fused = fuse([wrong, carried, carried])
+    assert (fused.labels.array == carried.labels.array).all()
+    assert fused.confidence.max() <= 1 + 1e-6
