@@ -50,14 +50,19 @@ def sharpe_ratio(similarity: Tensor, dim: int, valid: Tensor | None = None) -> T
         count = torch.tensor(similarity.shape[dim], device=similarity.device)
         centred = similarity - similarity.mean(dim, keepdim=True)
     else:
-        inside = valid.expand_as(similarity).to(similarity.dtype)
+        mask = valid.expand_as(similarity)
+        inside = mask.to(similarity.dtype)
         count = inside.sum(dim)
-        total = (similarity * inside).sum(dim, keepdim=True)
+        # Filled, not multiplied: what is left out may be infinite.
+        similarity = similarity.masked_fill(~mask, 0)
+        total = similarity.sum(dim, keepdim=True)
         centred = (similarity - total / count.clamp(min=1).unsqueeze(dim)) * inside
     # The peak is never below the mean, so the zeros of entries left out cannot be mistaken for it.
     highest = centred.amax(dim)
     squares = torch.linalg.vecdot(centred, centred, dim=dim)
-    flat = (squares <= torch.finfo(similarity.dtype).eps ** 2) | (count < 2)
+    # Equal values differ from their mean by its rounding.
+    rounding = 4 * torch.finfo(similarity.dtype).eps * similarity.detach().abs().amax(dim)
+    flat = (squares <= count * rounding.square()) | (count < 2)
     # The square root has no gradient at 0, so flat distributions take a harmless 1 instead.
     variance = torch.where(flat, torch.ones_like(squares), squares) / (count - 1).clamp(min=1)
     return torch.where(flat, torch.zeros_like(highest), highest / variance.sqrt())

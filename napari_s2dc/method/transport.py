@@ -1,11 +1,11 @@
 """Entropic optimal transport with a dustbin: Sinkhorn iterations and their exact gradient.
 
 The iterations are those of POT's batched log-domain solver, done as matrix-vector products on the
-exponentiated scores. Their reverse needs only the scaling vectors, so that the gradient is that of
-unrolled iterations at the memory of none. POT's solver takes over where scores spread too far for
-exponentials, and is the reference in the tests. Measured, 6 problems of 144 x 144 at
-temperature 0.1: see ``docs/benchmarks.md``. (In POT 0.9.7 the cheaper gradients cannot be used:
-``last_step`` is wrong and ``envelope`` gives none to the plan.)
+exponentiated scores. Their reverse needs the scaling vectors and no matrix of each iteration, so
+that the gradient is that of unrolled iterations at little memory. POT's solver takes over where
+scores spread too far for exponentials, and is the reference in the tests. Measured, 6 problems of
+144 x 144 at temperature 0.1: see ``docs/benchmarks.md``. (In POT 0.9.7 the cheaper gradients cannot
+be used: ``last_step`` is wrong and ``envelope`` gives none to the plan.)
 """
 
 from __future__ import annotations
@@ -82,9 +82,10 @@ class _Sinkhorn(torch.autograd.Function):
         by_products, by_sums = [], []
         for iteration in range(len(rows) - 1, -1, -1):
             row, column = rows[iteration], columns[iteration + 1]
-            by_sum = -by_column * column.square() / b
+            # In this order, because the square of a scaling may be out of range.
+            by_sum = -(by_column * column) * (column / b)
             by_row = by_row + _times(by_sum, transposed)
-            by_product = -by_row * row.square() / a
+            by_product = -(by_row * row) * (row / a)
             by_column = _times(by_product, kernel)
             by_row = torch.zeros_like(by_row)
             by_sums.append(by_sum)

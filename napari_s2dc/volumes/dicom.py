@@ -14,6 +14,7 @@ from napari_s2dc.volumes.formats import (
     MODALITIES,
     FileArray,
     FileHeader,
+    format_of,
     one_sentence,
 )
 from napari_s2dc.volumes.metaimage import itk_array
@@ -98,9 +99,10 @@ def series_in(folder: Path) -> list[list[Slice]]:
     return _scan_folder(folder)[0]
 
 
-def _is_directory(tags: Any) -> bool:
-    """Whether it is a DICOMDIR, which lists files and holds no image."""
-    return str(tags.file_meta.get("MediaStorageSOPClassUID", "")) == "1.2.840.10008.1.3.10"
+def _stores_image(tags: Any) -> bool:
+    """Whether the file says that it holds an image, as a DICOMDIR, report or plan does not."""
+    kind = tags.file_meta.get("MediaStorageSOPClassUID")
+    return kind is None or "Image Storage" in kind.name
 
 
 def _scan_folder(folder: Path) -> tuple[list[list[Slice]], list[Path]]:
@@ -110,14 +112,18 @@ def _scan_folder(folder: Path) -> tuple[list[list[Slice]], list[Path]]:
     broken: list[Path] = []
     groups: dict[tuple[Any, ...], list[Slice]] = {}
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or not path.is_file() or not is_dicom_file(path):
+        if path.name.startswith(".") or not path.is_file():
+            continue
+        if not is_dicom_file(path):
+            if format_of(path) == "dicom":
+                broken.append(path)
             continue
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # values against the standard are common
             try:
                 tags = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=TAGS)
-                if not len(tags) and not _is_directory(tags):
-                    broken.append(path)  # cut off before its first tag
+                if not tags.get("Rows") and _stores_image(tags):
+                    broken.append(path)  # cut off before its image
                 if not tags.get("Rows") or tags.get("Modality") in NOT_SCANS:
                     continue  # DICOMDIR, reports, plans
                 item = Slice(path, tags)
@@ -149,6 +155,8 @@ def series_files(path: Path) -> list[Slice]:
     VolumeError
         No series, several series, colour images, missing or doubled slices.
     """
+    if path.is_file() and not is_dicom_file(path):
+        raise VolumeError(f"{path} is not a DICOM file although its name ends like one.")
     series, broken = _scan_folder(path if path.is_dir() else path.parent)
     if broken:
         # It may be a slice of this series, at whose end its loss would not show.
@@ -169,8 +177,6 @@ def series_files(path: Path) -> list[Slice]:
             )
         slices = groups[0]
     else:
-        if not is_dicom_file(path):
-            raise VolumeError(f"{path} is not a DICOM file although its name ends like one.")
         matching = [group for group in series if any(item.path == path for item in group)]
         if not matching:
             raise VolumeError(f"{path} is a DICOM file without an image.")

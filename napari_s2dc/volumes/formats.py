@@ -36,7 +36,8 @@ SUFFIXES = {
 }
 READABLE = "NIfTI (.nii, .nii.gz), NRRD, MHA/MHD, MGH/MGZ or a folder with a DICOM series"
 MODALITIES = {"CT": "ct", "MR": "mr", "PT": "pet"}
-MM_OF_UNIT = {"meter": 1000.0, "micron": 0.001}
+# Of NIfTI's spatial units those that are not mm; 1 is the metre, 3 the micrometre.
+MM_OF_UNIT_CODE = {1: 1000.0, 3: 0.001}
 NIFTI_MARKS = {b"n+1\0", b"ni1\0", b"n+2\0", b"ni2\0"}
 
 
@@ -171,7 +172,7 @@ def _nibabel_header(image: Any, file_format: str) -> FileHeader:
     fields: dict[str, Any] = {}
     affine = np.array(image.affine, dtype=np.float64)
     if file_format == "nifti":
-        affine[:3] *= MM_OF_UNIT.get(stored.get_xyzt_units()[0], 1.0)
+        affine[:3] *= MM_OF_UNIT_CODE.get(int(stored["xyzt_units"]) & 7, 1.0)
         fields = {"header": stored.copy(), "class": type(image)}
     shape = tuple(int(size) for size in image.shape)
     return FileHeader(shape, affine, str(dtype), channels, fields, file_format)

@@ -1,5 +1,6 @@
 """Sharpe ratio and neighbourhood consistency."""
 
+import pytest
 import torch
 
 from napari_s2dc.method.affine import Affine3D
@@ -94,3 +95,19 @@ def test_consistency_by_hand() -> None:
     expected = torch.sign((here[0] - here[1]) * (there[0] - there[1]))
     assert torch.isclose(found[2], expected)
     assert found[[0, 4]].isnan().all()
+
+
+def test_what_is_left_out_may_be_infinite() -> None:
+    values = torch.tensor([[0.1, 0.5, torch.nan, 0.2, torch.inf]])
+    valid = torch.tensor([[True, True, False, True, False]])
+    assert torch.allclose(
+        sharpe_ratio(values, 1, valid), sharpe_ratio(torch.tensor([[0.1, 0.5, 0.2]]), 1)
+    )
+
+
+@pytest.mark.parametrize("count", [49, 144, 147])
+@pytest.mark.parametrize("value", [0.3, 0.9, 1e-3])
+def test_equal_values_have_no_peak_whatever_rounding_does(count: int, value: float) -> None:
+    values = torch.full((2, count), value)
+    assert sharpe_ratio(values, 1).tolist() == [0, 0]
+    assert sharpe_ratio(values, 1, torch.ones_like(values, dtype=torch.bool)).tolist() == [0, 0]

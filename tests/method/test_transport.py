@@ -143,3 +143,27 @@ def test_float32_agrees_with_float64() -> None:
     single = assignment(sharp.float(), 1.0)
     assert single.dtype == torch.float32
     assert (single - exact).abs().max() < 1e-4
+
+
+@pytest.mark.filterwarnings("ignore:Sinkhorn did not converge")
+@pytest.mark.parametrize(("dtype", "spread"), [(torch.float32, 59.0), (torch.float64, 490.0)])
+def test_gradient_holds_up_to_the_largest_spread(
+    dtype: torch.dtype, spread: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    high = torch.rand(1, 144, 144, generator=generator, dtype=torch.float64) * 5 + spread - 5
+    weight = torch.rand(1, 144, 144, generator=generator, dtype=torch.float64)
+    valid = torch.zeros(1, 144, dtype=torch.bool)
+    valid[0, :3] = True
+
+    def gradient(kind: torch.dtype) -> torch.Tensor:
+        leaf = high.to(kind).requires_grad_()
+        plan = assignment(leaf, 0.0, iterations=30, valid_columns=valid)
+        (plan[:, :-1, :-1] * weight.to(kind)).sum().backward()
+        assert leaf.grad is not None
+        return leaf.grad[:, :, :3].double()
+
+    found = gradient(dtype)
+    monkeypatch.setattr(transport, "LARGEST_SPREAD", dict.fromkeys(transport.LARGEST_SPREAD, -1.0))
+    exact = gradient(torch.float64)  # POT's own, in the log domain
+    assert (found - exact).abs().max() <= 1e-3 * exact.abs().max()

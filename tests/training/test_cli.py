@@ -95,6 +95,10 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], *parts: st
         (["--data.grid", "[1, 0, 2]"], ["data.grid"]),
         (["--data.grid", "[2, 2]"], ["data.grid"]),
         (["--data.grid", "[1, 1, 1]"], ["at least two crops per step"]),
+        (
+            ["--model.head_normalization", "slices", "--views.matching", "3d"],
+            ["head_normalization slices", "in_plane"],
+        ),
         (["--data.batch_size", "0"], ["data.batch_size"]),
         (["--data.workers", "-1"], ["data.workers"]),
         (["--data.validation_volumes", "0"], ["data.validation_volumes"]),

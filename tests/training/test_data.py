@@ -222,3 +222,12 @@ def test_resume_with_other_scans_is_said(ready):
     ready.load_state_dict({**state, "next_sample": 40, "scans": ["other.nii.gz"]})
     assert ready.start_sample == 40
     assert "The scans of the resumed run differ" in ready.notes[-1]
+
+
+def test_a_single_subject_is_said(tmp_path, small_config, save_scan, ball):
+    for session in "abc":
+        save_scan(tmp_path / "scans" / f"sub-01_ses-{session}_T1w.nii.gz", ball())
+    data = S2DCDataModule(small_config(tmp_path / "scans", validation_volumes=1))
+    data.setup()
+    assert len(data.train_entries) == 2
+    assert "Every scan is of a held-out subject" in data.notes[0]

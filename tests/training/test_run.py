@@ -22,6 +22,7 @@ from s2dc_train.cli import main
 from s2dc_train.interruption import Interrupted, StopRequest
 from s2dc_train.module import S2DCModule
 from s2dc_train.run import last_checkpoint
+from s2dc_train.validation import Validation
 
 Arguments = Callable[..., list[str]]
 
@@ -386,8 +387,10 @@ def test_run_killed_before_its_encoder_was_written_is_finished(
 ) -> None:
     out = tmp_path / "run"
     shutil.copytree(straight, out)
-    (out / "encoder.safetensors").unlink()
-    (out / "summary.json").unlink()
+    # Of an earlier stop, at a smaller number of steps.
+    (out / "encoder.safetensors").write_bytes(b"old")
+    summary = json.loads((out / "summary.json").read_text())
+    (out / "summary.json").write_text(json.dumps(summary | {"steps": 4}))
     assert main(train_arguments(out, "--ckpt", "last")) == 0
     assert_same_run(out, straight)
     assert weights(out).keys() == weights(straight).keys()
@@ -414,3 +417,37 @@ def test_checkpoint_of_another_run_does_not_overwrite_a_run(
     assert main(arguments) == 2
     assert "already holds a run" in capsys.readouterr().err
     assert (straight / "metrics.csv").read_bytes() == before
+
+
+def test_run_killed_before_its_last_measurement_is_measured(
+    straight: Path, train_arguments: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+
+    def killed(*_: Any) -> None:
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Validation, "on_train_end", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            main(train_arguments(out))
+    assert main(train_arguments(out, "--ckpt", "last")) == 0
+    summary, expected = (
+        json.loads((folder / "summary.json").read_text()) for folder in (out, straight)
+    )
+    assert summary["steps"] == 6
+    assert summary["match_accuracy_last"] == expected["match_accuracy_last"]
+
+
+def test_requeued_job_that_began_from_another_run_goes_on_with_its_own(
+    straight: Path, train_arguments: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = str(tmp_path / "other.ckpt")
+    shutil.copy(straight / "checkpoints" / "last.ckpt", other)
+    out = tmp_path / "run"
+    arguments = train_arguments(out, "--ckpt", other, "--trainer.max_steps", "8")
+    assert main(arguments) == 0
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    longer = train_arguments(out, "--ckpt", other, "--trainer.max_steps", "9")
+    assert main(longer) == 0
+    assert [step for step, _ in losses(out)] == [6, 7, 8]

@@ -585,12 +585,24 @@ def test_label_files_are_known_by_name(name: str, expected: bool) -> None:
     assert is_label_path(Path(name)) is expected
 
 
-def test_broken_slice_at_the_end_of_a_series_is_not_dropped(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kept", [0, 100, 140, 400, 500, 600, 700])
+def test_broken_slice_at_the_end_of_a_series_is_not_dropped(tmp_path: Path, kept: int) -> None:
     folder = write_dicom(tmp_path / "series", content("int16"), AFFINES["lps"])
     last = sorted(folder.iterdir())[-1]
-    last.write_bytes(last.read_bytes()[:140])
-    with pytest.raises(VolumeError, match=f"{last.name} is broken"):
+    named = last.with_name("last.dcm")
+    named.write_bytes(last.read_bytes()[:kept])
+    last.unlink()
+    with pytest.raises(
+        VolumeError, match=r"last.dcm is broken|cannot be read: The number of bytes"
+    ):
         read_volume(folder)
+
+
+def test_unit_that_nifti_does_not_define_counts_as_mm(tmp_path: Path) -> None:
+    image = nibabel.Nifti1Image(content("int16"), np.diag([2.0, 3.0, 4.0, 1.0]))
+    image.header["xyzt_units"] = 5
+    nibabel.save(image, tmp_path / "scan.nii")
+    np.testing.assert_allclose(read_volume(tmp_path / "scan.nii").spacing_mm, (4, 3, 2))
 
 
 @pytest.mark.parametrize(("unit", "factor"), [("micron", 1000.0), ("meter", 0.001)])

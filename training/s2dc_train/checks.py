@@ -42,6 +42,11 @@ def check_configuration(config: RunConfig) -> None:
             f"{STRIDES[model.token_stage]}.",
             "Change data.crop_size or model.token_stage.",
         )
+    if model.head_normalization == "slices" and config.views.matching == "3d":
+        raise ConfigurationError(
+            "model.head_normalization slices has no slices when views.matching is 3d.",
+            "Use features, or in_plane matching.",
+        )
     crops = data.batch_size * math.prod(data.grid)
     if config.loss.global_contrast and crops < 2:
         raise ConfigurationError(

@@ -85,13 +85,23 @@ def _named_files(arguments: Sequence[str]) -> list[str]:
     return joined + [value for option, value in pairwise(arguments) if option == "--config"]
 
 
+def _is_text(file: Path) -> bool:
+    try:
+        file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return False
+    except OSError:
+        return True  # the name of a packaged configuration
+    return True
+
+
 def _parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
     from jsonargparse import ArgumentError
 
     try:
         return parser.parse_args(_with_preset_files(arguments))
     except UnicodeDecodeError as error:
-        named = [Path(value).name for value in _named_files(arguments)]
+        named = [value for value in _named_files(arguments) if not _is_text(Path(value))]
         raise ConfigurationError(f"{', '.join(named)} is not a UTF-8 text file.") from error
     except ArgumentError as error:
         sentence = " ".join(str(error).split())
@@ -106,16 +116,18 @@ def _checkpoint(asked: str, out: Path) -> Path | None:
     from s2dc_train.run import LAST, last_checkpoint
 
     found = last_checkpoint(out)
+    # A job that SLURM requeued starts with the same command as before.
+    if found and int(os.environ.get("SLURM_RESTART_COUNT", "0")):
+        return found
     if asked and asked != "last":
         given = Path(asked).expanduser()
-        if found and out.resolve() not in given.resolve().parents:
+        if found and given.is_file() and out.resolve() not in given.resolve().parents:
             raise ConfigurationError(
                 f"{out} already holds a run, and {given} belongs to another one.",
                 "Choose another --out, or go on with --ckpt last.",
             )
         return given
-    # A job that SLURM requeued starts with the same command as before.
-    if asked or (found and int(os.environ.get("SLURM_RESTART_COUNT", "0"))):
+    if asked:
         return found or out / LAST
     if found:
         raise ConfigurationError(

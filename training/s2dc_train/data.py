@@ -188,7 +188,12 @@ class S2DCDataModule(LightningDataModule):
         """Leave scans out of training whose subject (in BIDS names) is held out."""
         held_out = {_subject(scan) for scan in self.validation_scans} - {""}
         strangers = [scan for scan in self.train_scans if _subject(scan) not in held_out]
-        if strangers and len(strangers) < len(self.train_scans):
+        if not strangers and held_out and self.train_scans != self.validation_scans:
+            self.notes.append(
+                "Every scan is of a held-out subject: figures are measured on people that are "
+                "trained on, so they do not show what is learned for others."
+            )
+        elif len(strangers) < len(self.train_scans):
             self.notes.append(
                 f"{len(self.train_scans) - len(strangers)} more scans of the held-out subjects are "
                 "not trained on."

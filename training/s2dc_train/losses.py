@@ -63,10 +63,9 @@ class _Pairs:
         return problem, row, column
 
     @cached_property
-    def is_false(self) -> Tensor:
-        """1 for false pairs, else 0 (B, n, m)."""
-        false = ~self.true if self.considered is None else self.considered & ~self.true
-        return false.float()
+    def false(self) -> Tensor:
+        """False pairs (B, n, m)."""
+        return ~self.true if self.considered is None else self.considered & ~self.true
 
     def mean_true(self, values: Tensor) -> Tensor:
         """Mean over true pairs of ``values`` (pairs,), averaged over problems; 0 without any."""
@@ -75,7 +74,7 @@ class _Pairs:
 
     def mean_false(self, values: Tensor) -> Tensor:
         """Mean over false pairs of `values` (B, n, m), averaged over problems."""
-        false = self.is_false.to(values.dtype)
+        false = self.false.to(values.dtype)
         return ((values * false).sum((1, 2)) / false.sum((1, 2)).clamp(min=1)).sum() / self.problems
 
     @cached_property

@@ -137,6 +137,15 @@ def last_checkpoint(out: Path) -> Path | None:
     return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
 
 
+def _finished_steps(out: Path) -> int:
+    """Read how far the finished encoder of a run folder was trained; -1 without one."""
+    try:
+        steps = int(json.loads((out / "summary.json").read_text())["steps"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return -1
+    return steps if (out / "encoder.safetensors").is_file() else -1
+
+
 def _begin_folder(config: RunConfig, out: Path) -> None:
     """Write ``config.yaml`` and remove what a kill while saving has left."""
     for leftover in (out / LAST.parent).glob(".part-*"):
@@ -196,7 +205,7 @@ def _train(
         check_fit(checkpoint, module, resume)
         resumed_step = int(checkpoint["global_step"])
         # A run that was killed after its last step still needs its encoder and summary.
-        if resumed_step >= settings.max_steps and (out / "encoder.safetensors").is_file():
+        if resumed_step >= settings.max_steps and _finished_steps(out) >= resumed_step:
             raise ConfigurationError(
                 f"{resume} has already done {resumed_step} steps.",
                 "Give a larger --trainer.max_steps to go on.",
@@ -230,6 +239,8 @@ def _train(
             module, datamodule=data, ckpt_path=str(resume) if resume else None, weights_only=True
         )
         if not stop.reason:
+            # Only in a run that was killed right after its last step is there anything to measure.
+            validation.measure_if_stale(trainer, module)
             trainer.save_checkpoint(out / LAST)
     except BaseException:
         # The other processes of this machine would wait for this one for ever.
@@ -240,9 +251,10 @@ def _train(
         request.deferred = False
     summary = _summary(trainer, module, data, validation)
     if trainer.is_global_zero:
-        _write_json(out / "summary.json", summary)
         encoder = out / "encoder.safetensors"
         module.student.encoder.save(encoder, encoder_metadata(config, data, summary))
+        # Last, so that it says how far the encoder beside it was trained.
+        _write_json(out / "summary.json", summary)
         # The tools offer it as the latest local run.
         remember_local_run(encoder)
     return summary | {"stopped": stop.reason}
@@ -278,7 +290,8 @@ def _trainer(config: RunConfig, callbacks: list[Callback]) -> L.Trainer:
     try:
         trainer = make("auto")
         if isinstance(trainer.strategy, DDPStrategy):
-            # The other processes wait while the first one fills the cache of scans.
+            # The other processes wait while the first one fills the cache of scans. Lightning has
+            # one limit for all waiting, so a process that hangs is noticed no earlier either.
             trainer = make(DDPStrategy(timeout=_CACHE_TIMEOUT))
         return trainer
     except (MisconfigurationException, ValueError, RuntimeError) as error:

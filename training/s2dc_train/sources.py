@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -135,6 +136,8 @@ def _from_folder(folder: Path) -> list[ScanEntry]:
 
 def _scans_of_label(file: Path, by_name: dict[tuple[Path, str], list[Path]]) -> list[Path] | None:
     """Return the scans that ``file`` labels; None when name and folder say it is no label map."""
+    if file.is_dir() and not os.access(file, os.R_OK | os.X_OK):
+        return None  # whoever reads it as a scan learns why it cannot be
     stem = _stem(file)
     match = re.fullmatch(r"labels?(.*)", file.parent.name, re.IGNORECASE)
     if match:

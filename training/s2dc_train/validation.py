@@ -82,9 +82,14 @@ class Validation(Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure the trained encoder."""
         self._stop_clock()
-        if trainer.global_step != self.last_step and not self.leaving():
-            self._measure(trainer, pl_module)
+        if not self.leaving():
+            self.measure_if_stale(trainer, pl_module)
         self._started = None
+
+    def measure_if_stale(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Measure unless this was done after the last step."""
+        if trainer.global_step != self.last_step:
+            self._measure(trainer, module)
 
     def _stop_clock(self) -> None:
         if self._started is not None:
