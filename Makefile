@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format wheel clean
+.PHONY: help setup demo screen test screenshots lint format wheel clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
@@ -16,8 +16,17 @@ setup: ## make or refresh .venv
 demo: setup ## the guided tour; writes demo/index.html
 	$(BIN)/s2dc demo --out demo
 
-test: lint ## every check and every test
-	$(BIN)/python -m pytest
+screen:
+	@bash scripts/bootstrap.sh --with-screen
+
+# The viewer is tested on a virtual screen where there is no other.
+SCREEN = $(if $(DISPLAY),,xvfb-run --auto-servernum --server-args="-screen 0 1920x1200x24")
+
+test: lint screen ## every check and every test
+	$(SCREEN) $(BIN)/python -m pytest
+
+screenshots: setup screen ## make the pictures of docs/ anew
+	$(SCREEN) $(BIN)/python docs/make_screenshots.py
 
 lint: setup ## style, types, import rules and the napari manifest
 	$(BIN)/ruff check

@@ -1,13 +1,17 @@
-"""Sample data for napari: two labelled phantom torsos, made on the spot."""
+"""Sample data for napari: labelled phantom torsos, made on the spot, and a real average head."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from napari_s2dc._reader import LayerData, layer_data
-from napari_s2dc.volumes.phantom import LABELS, phantom
+import numpy as np
 
-__all__ = ["phantom_pair_ct", "phantom_pair_mr"]
+from napari_s2dc._reader import LayerData, layer_data
+from napari_s2dc.errors import S2DCError
+from napari_s2dc.volumes.phantom import LABELS, phantom
+from napari_s2dc.volumes.volume import Volume
+
+__all__ = ["mni152", "phantom_pair_ct", "phantom_pair_mr"]
 
 
 def _pair(contrast: Literal["ct", "t1"]) -> list[LayerData]:
@@ -43,3 +47,30 @@ def phantom_pair_mr() -> list[LayerData]:
         Image and labels of two subjects, (z, y, x) in mm.
     """
     return _pair("t1")
+
+
+def mni152() -> list[LayerData]:
+    """Average T1-weighted head of 152 people (npe2 sample data command); it comes with nilearn.
+
+    Returns
+    -------
+    list of tuple
+        One image, (z, y, x) in mm.
+
+    Raises
+    ------
+    S2DCError
+        nilearn is not installed; nothing is ever downloaded.
+    """
+    try:
+        from nilearn.datasets import load_mni152_template
+    except ImportError as error:
+        raise S2DCError(
+            "The average head comes with nilearn, which is not installed.",
+            "Install it with: pip install nilearn",
+        ) from error
+    template = load_mni152_template(resolution=2)
+    array = np.asarray(template.dataobj, dtype=np.float32)
+    return [
+        layer_data(Volume.from_file_array(array, template.affine, name="MNI152 T1", modality="mr"))
+    ]

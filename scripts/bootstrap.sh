@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Makes or refreshes .venv with everything the project needs; does nothing when it is up to date.
+# With --with-screen also a virtual screen for the tests of the viewer, where there is none.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 venv=.venv
@@ -38,6 +39,20 @@ find_python() {
 fingerprint() {
     { cat pyproject.toml constraints.txt "${BASH_SOURCE[0]}"; pwd; "$1" -VV; } | cksum
 }
+
+# What a screen without a monitor needs, for the tests of the viewer: Xvfb, software OpenGL, and the
+# libraries that Qt loads at run time. Asked for by file, since package names differ.
+screen_is_missing() {
+    ! command -v xvfb-run >/dev/null || ! command -v xauth >/dev/null ||
+        ! ldconfig -p | grep -q 'libxcb-cursor\.so' || ! ldconfig -p | grep -q 'libEGL\.so' ||
+        ! ldconfig -p | grep -q 'libxkbcommon-x11\.so' || ! ldconfig -p | grep -q 'libGL\.so'
+}
+if [ "${1:-}" = --with-screen ] && [ "$(uname)" = Linux ] && [ -z "${DISPLAY:-}" ] && screen_is_missing; then
+    require_packages "A virtual screen for the tests of the viewer" \
+        xvfb xauth libgl1 libgl1-mesa-dri libegl1 libxkbcommon-x11-0 libxcb-cursor0 libxcb-icccm4 \
+        libxcb-keysyms1 libxcb-image0 libxcb-randr0 libxcb-render-util0 libxcb-shape0 \
+        libxcb-xinerama0 libdbus-1-3 libfontconfig1
+fi
 
 python=$(find_python)
 wanted=$(fingerprint "$python")

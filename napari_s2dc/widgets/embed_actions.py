@@ -1,0 +1,147 @@
+"""What the Embed tab asks for: embedding a volume, saving it, and the cache on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qtpy.QtCore import QObject
+
+from napari_s2dc.errors import VolumeError
+from napari_s2dc.widgets.embed_tab import EmbedTab
+from napari_s2dc.widgets.encoder_actions import EncoderActions
+from napari_s2dc.widgets.header import Header
+from napari_s2dc.widgets.preferences import preferences
+from napari_s2dc.widgets.session import Embedded, LoadedEncoder, Session
+from napari_s2dc.widgets.volumes_of_layers import problem_of, snapshot
+from napari_s2dc.widgets.workers import Jobs
+
+if TYPE_CHECKING:
+    from napari_s2dc.engine.cache import EmbeddingCache
+
+__all__ = ["EmbedActions"]
+
+
+class EmbedActions(QObject):
+    """Carry out what the Embed tab asks for.
+
+    Parameters
+    ----------
+    session : Session
+        State of the viewer.
+    header : Header
+        Choices.
+    encoders : EncoderActions
+        Gives the settings.
+    tab : EmbedTab
+        Controls.
+    jobs : Jobs
+        Threads.
+    tell : callable
+        Shows a sentence to the user.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        header: Header,
+        encoders: EncoderActions,
+        tab: EmbedTab,
+        jobs: Jobs,
+        tell: Callable[[str], None],
+        parent: QObject,
+    ) -> None:
+        super().__init__(parent)
+        self._session, self._header, self._tab, self._jobs = session, header, tab, jobs
+        self._encoders = encoders
+        self._tell = tell
+        tab.embed_wanted.connect(self.embed)
+        tab.save_wanted.connect(self._save)
+        tab.clear_cache_wanted.connect(self._clear_cache)
+
+    def embed(self) -> None:
+        """Embed the chosen volume in a thread and show its colours."""
+        layer = self._header.volume.layer
+        try:
+            source = snapshot(layer, self._header.level.currentData() or 0) if layer else None
+        except VolumeError as error:
+            self._tell(str(error))
+            return
+        if source is None:
+            self._tell(problem_of(None))
+            return
+        path = self._header.chosen_path
+        if not path:
+            self._tell("There is no encoder yet. Run s2dc demo to train one, or open a checkpoint.")
+            return
+        name = self._header.encoder.currentText()
+        loaded = self._session.encoder
+        settings = self._encoders.settings()
+        cache_place = preferences()
+
+        def steps() -> Generator[Any, None, tuple[Embedded, EmbeddingCache]]:
+            from napari_s2dc.engine.cache import EmbeddingCache, embed_cached
+            from napari_s2dc.engine.probe import sharpe_map
+            from napari_s2dc.method.encoder import SwinEncoder
+
+            encoder = loaded
+            if encoder is None or str(encoder.path) != path:
+                network = SwinEncoder.from_checkpoint(path)
+                encoder = LoadedEncoder(network, name, Path(path))
+            cache = EmbeddingCache(cache_place.cache_folder, cache_place.cache_limit_bytes)
+            volume = source.load()
+            embedding = yield from embed_cached(volume, encoder.network, settings, cache)
+            embedding.unit()  # here, not at the first click
+            sharpe_map(embedding)
+            return Embedded(embedding, source, encoder, settings), cache
+
+        def done(found: tuple[Embedded, EmbeddingCache]) -> None:
+            embedded, cache = found
+            self._tab.show_cache(cache.size_bytes(), cache.problem)
+            if self._session.encoder is None:
+                self._session.encoder = embedded.encoder
+            if layer is None or not self._session.has(layer):
+                self._tell(f"{source.name} was removed, so its embedding is not shown.")
+                return
+            self._session.keep(layer, embedded)
+            notice = str(embedded.embedding.metadata.get("notice") or "")
+            self._tell(notice or f"{layer.name} is embedded.")
+
+        self._tell("")
+        self._jobs.run("embed", f"Embedding {source.name}", steps, done)
+
+    def _save(self, path: str) -> None:
+        embedded = self._session.embedded(self._header.volume.layer)
+        if embedded is None:
+            return
+
+        def save() -> str:
+            from napari_s2dc.engine.embedding_file import save_embedding
+
+            return str(save_embedding(embedded.embedding, path))
+
+        self._jobs.run(
+            "save", "Saving", save, lambda written: self._tell(f"Saved {written}."), quiet=True
+        )
+
+    def show_cache_size(self) -> None:
+        """Look up in a thread how much is kept on disk."""
+        self._with_cache(lambda cache: None)
+
+    def _clear_cache(self) -> None:
+        self._with_cache(lambda cache: cache.clear())
+
+    def _with_cache(self, act: Callable[[EmbeddingCache], None]) -> None:
+        place = preferences()
+
+        def run() -> tuple[int, str]:
+            from napari_s2dc.engine.cache import EmbeddingCache
+
+            cache = EmbeddingCache(place.cache_folder, place.cache_limit_bytes)
+            act(cache)
+            return cache.size_bytes(), cache.problem
+
+        self._jobs.run(
+            "cache", "Cache", run, lambda found: self._tab.show_cache(*found), quiet=True
+        )

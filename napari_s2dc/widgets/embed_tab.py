@@ -1,0 +1,161 @@
+"""The tab that turns a scan into features and shows them: colours, clusters, scatter."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qtpy.QtCore import Qt, Signal
+from qtpy.QtWidgets import (
+    QComboBox,
+    QFileDialog,
+    QFormLayout,
+    QHBoxLayout,
+    QLabel,
+    QPushButton,
+    QVBoxLayout,
+    QWidget,
+)
+from superqt import QLabeledSlider
+
+from napari_s2dc.widgets.header import narrow
+from napari_s2dc.widgets.layer_combo import LayerCombo
+from napari_s2dc.widgets.plots import Scatter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from napari.layers import Layer
+
+__all__ = ["EmbedTab"]
+
+BY_ANATOMY, BY_CLUSTER, BY_LABELS = "anatomy", "cluster", "labels"
+
+
+class EmbedTab(QWidget):
+    """Controls of the embedding. Emits what the user wants and holds no logic.
+
+    Parameters
+    ----------
+    is_labels : callable
+        Whether a layer can colour the scatter.
+    """
+
+    embed_wanted = Signal()
+    triple_changed = Signal(int)
+    clusters_wanted = Signal(int)
+    colouring_changed = Signal(str)
+    save_wanted = Signal(str)  # path
+    clear_cache_wanted = Signal()
+
+    def __init__(self, is_labels: Callable[[Layer], bool], parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.embed_button = QPushButton("Embed volume")
+        self.plan = QLabel()
+        self.plan.setWordWrap(True)
+        self.embed_button.clicked.connect(self.embed_wanted)
+
+        self.triple = QLabeledSlider(Qt.Orientation.Horizontal)
+        self.triple.setRange(1, 3)
+        self.triple.setToolTip(
+            "Which three principal components become red, green and blue:\n"
+            "1 shows the first three, 2 the next three, …"
+        )
+        self.triple.valueChanged.connect(lambda value: self.triple_changed.emit(value - 1))
+        self.clusters = QLabeledSlider(Qt.Orientation.Horizontal)
+        self.clusters.setRange(2, 40)
+        self.clusters.setValue(12)
+        self.clusters.setToolTip("How many groups of alike patches")
+        self.clusters_button = QPushButton("Show clusters")
+        self.clusters_button.setToolTip("Group the patches and show the groups as labels")
+        self.clusters_button.clicked.connect(self._want_clusters)
+        self.clusters.valueChanged.connect(self._want_clusters_again)
+        self._clusters_shown = False
+
+        self.colouring = narrow(QComboBox())
+        self.colouring.addItem("anatomy colours", BY_ANATOMY)
+        self.colouring.addItem("cluster", BY_CLUSTER)
+        self.colouring.addItem("labels layer", BY_LABELS)
+        self.colouring.setToolTip("What the colour of a dot means")
+        self.labels = LayerCombo(is_labels, "No labels layer", only_when_empty=True)
+        self.labels.setVisible(False)
+        self.colouring.currentIndexChanged.connect(self._on_colouring)
+        self.labels.layer_changed.connect(self._on_colouring)
+        self.scatter = Scatter()
+
+        self.save_button = QPushButton("Save embedding…")
+        self.save_button.setToolTip("Write a file that the command line and Python read")
+        self.save_button.clicked.connect(self._ask_for_file)
+        self.cache = QLabel("Cache: empty")
+        self.cache.setToolTip("Embeddings kept on disk, so that a scan opens at once next time")
+        self.clear_button = QPushButton("Clear cache")
+        self.clear_button.setToolTip("Delete all embeddings kept on disk")
+        self.clear_button.clicked.connect(self.clear_cache_wanted)
+
+        form = QFormLayout()
+        form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+        form.addRow("Components", self.triple)
+        form.addRow("Clusters", self.clusters)
+        form.addRow("", self.clusters_button)
+        form.addRow("Dots by", self.colouring)
+        form.addRow("", self.labels)
+        bottom = QHBoxLayout()
+        bottom.addWidget(self.cache, 1)
+        bottom.addWidget(self.clear_button)
+        column = QVBoxLayout(self)
+        column.addWidget(self.embed_button)
+        column.addWidget(self.plan)
+        column.addLayout(form)
+        column.addWidget(self.scatter, 1)
+        column.addWidget(self.save_button)
+        column.addLayout(bottom)
+        self.show_embedded(False)
+
+    @property
+    def clusters_shown(self) -> bool:
+        """Whether the clusters are kept up to date with the slider."""
+        return self._clusters_shown
+
+    def show_ready(self, volume_name: str, problem: str) -> None:
+        """Say what the button will do, or why it cannot."""
+        self.embed_button.setText(f"Embed {volume_name}" if volume_name else "Embed volume")
+        self.embed_button.setEnabled(not problem)
+        self.embed_button.setToolTip(problem or "Describe every patch of the scan (Ctrl+Alt+E)")
+
+    def show_embedded(self, there: bool) -> None:
+        """Enable what needs an embedding."""
+        why = "" if there else "Embed the volume first"
+        for control in (self.triple, self.clusters, self.clusters_button, self.save_button):
+            control.setEnabled(there)
+        self.save_button.setToolTip(why or "Write a file that the command line and Python read")
+        self.clusters_button.setToolTip(why or "Group the patches and show the groups as labels")
+        if not there:
+            self._clusters_shown = False
+
+    def show_cache(self, size_bytes: int, problem: str) -> None:
+        """Show how much is kept on disk, or why nothing can be."""
+        megabytes = size_bytes / 1e6
+        amount = f"{megabytes / 1000:.1f} GB" if megabytes >= 1000 else f"{megabytes:.1f} MB"
+        amount = amount if size_bytes else "empty"
+        self.cache.setText("Cache: off" if problem else f"Cache: {amount}")
+        self.cache.setToolTip(problem or "Embeddings kept on disk; a known scan opens at once")
+        self.clear_button.setEnabled(size_bytes > 0)
+
+    def _want_clusters(self) -> None:
+        self._clusters_shown = True
+        self.clusters_wanted.emit(self.clusters.value())
+
+    def _want_clusters_again(self) -> None:
+        if self._clusters_shown:
+            self._want_clusters()
+
+    def _on_colouring(self, _: object = None) -> None:
+        what = self.colouring.currentData()
+        self.labels.setVisible(what == BY_LABELS)
+        self.colouring_changed.emit(what)
+
+    def _ask_for_file(self) -> None:
+        path, _ = QFileDialog.getSaveFileName(
+            self, "Save embedding", "embedding.safetensors", "Embedding (*.safetensors)"
+        )
+        if path:
+            self.save_wanted.emit(path)

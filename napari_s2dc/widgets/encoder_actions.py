@@ -1,0 +1,197 @@
+"""What the header asks for: encoders, devices, what embedding will take, warnings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qtpy.QtCore import QObject
+
+from napari_s2dc.engine.embed_settings import EmbedSettings
+from napari_s2dc.errors import S2DCError, VolumeError
+from napari_s2dc.widgets.embed_tab import EmbedTab
+from napari_s2dc.widgets.header import Header
+from napari_s2dc.widgets.preferences import preferences
+from napari_s2dc.widgets.session import LoadedEncoder, Session
+from napari_s2dc.widgets.volumes_of_layers import LayerSnapshot, problem_of, snapshot
+from napari_s2dc.widgets.workers import Jobs
+
+if TYPE_CHECKING:
+    from napari.layers import Layer
+
+__all__ = ["EncoderActions"]
+
+
+class EncoderActions(QObject):
+    """Carry out what the header asks for.
+
+    Parameters
+    ----------
+    session : Session
+        State of the viewer.
+    header : Header
+        Choices.
+    tab : EmbedTab
+        Shows what embedding will take.
+    jobs : Jobs
+        Threads.
+    """
+
+    def __init__(
+        self, session: Session, header: Header, tab: EmbedTab, jobs: Jobs, parent: QObject
+    ) -> None:
+        super().__init__(parent)
+        self._session, self._header, self._tab, self._jobs = session, header, tab, jobs
+        header.encoder_chosen.connect(self.load_encoder)
+        header.details_wanted.connect(self._show_details)
+        header.settings_changed.connect(self._update_plan)
+        header.volume_changed.connect(self._on_volume)
+        session.encoder_changed.connect(self._on_encoder)
+
+    def list_encoders(self) -> None:
+        """Show which encoders are at hand, without reading them."""
+        from napari_s2dc.engine.encoders import available_encoders
+
+        choices = available_encoders()
+        self._header.show_encoders(
+            [(choice.name, str(choice.path), choice.description) for choice in choices]
+        )
+        if choices:
+            self._header.about.setText(choices[0].description)
+        encoder = self._session.encoder
+        if encoder is not None:  # read by another panel of this viewer
+            self._on_encoder()
+
+    def load_chosen_encoder(self) -> None:
+        """Read the chosen encoder, unless it is in memory; imports torch in a thread."""
+        path = self._header.chosen_path
+        loaded = self._session.encoder
+        if path and (loaded is None or str(loaded.path) != path):
+            self.load_encoder(self._header.encoder.currentText(), path)
+
+    def load_encoder(self, name: str, path: str) -> None:
+        """Read an encoder from any supported checkpoint.
+
+        Parameters
+        ----------
+        name : str
+            What to call it.
+        path : str
+            The file.
+        """
+
+        def load() -> tuple[LoadedEncoder, list[tuple[str, str]]]:
+            from napari_s2dc.method.encoder import SwinEncoder
+
+            network = SwinEncoder.from_checkpoint(path)
+            return LoadedEncoder(network, name, Path(path)), _devices()
+
+        def done(found: tuple[LoadedEncoder, list[tuple[str, str]]]) -> None:
+            encoder, devices = found
+            self._header.show_devices(devices)
+            self._session.encoder = encoder
+
+        self._jobs.run("encoder", f"Reading encoder {name}", load, done)
+
+    def _on_encoder(self) -> None:
+        encoder = self._session.encoder
+        self._header.details.setEnabled(encoder is not None)
+        if encoder is not None:
+            self._header.add_encoder(encoder.name, str(encoder.path))
+            self._header.about.setText(_about(encoder))
+        self._update_plan()
+        self._warn_of_mismatch()
+
+    def _show_details(self) -> None:
+        encoder = self._session.encoder
+        if encoder is None:
+            return
+        network = encoder.network
+        lines = [str(network.report)] if network.report is not None else []
+        parts = (("Architecture", network.config.as_dict()), ("Metadata", network.metadata))
+        for title, facts in parts:
+            lines += ["", title]
+            lines += [f"  {key.replace('_', ' ')}: {value}" for key, value in facts.items()]
+        self._header.show_details(f"Encoder {encoder.name}", "\n".join(lines))
+
+    def _on_volume(self, layer: Layer | None) -> None:
+        shapes = (
+            [data.shape for data in layer.data] if layer is not None and layer.multiscale else []
+        )
+        self._header.show_levels(shapes)
+        problem = problem_of(layer)
+        self._tab.show_ready("" if layer is None else str(layer.name), problem)
+        self._update_plan()
+        self._warn_of_mismatch()
+
+    def settings(self) -> EmbedSettings:
+        """Give the settings as the header and the preferences have them."""
+        return EmbedSettings(
+            preset=self._header.preset.currentData(),
+            device=self._header.device.currentData(),
+            window_vox=preferences().window_vox,
+        )
+
+    def source(self) -> LayerSnapshot | None:
+        """Note the chosen volume at its chosen resolution, None when it cannot be used."""
+        layer = self._header.volume.layer
+        try:
+            return None if layer is None else snapshot(layer, self._header.level.currentData() or 0)
+        except VolumeError:
+            return None
+
+    def _update_plan(self, _: object = None) -> None:
+        source, encoder = self.source(), self._session.encoder
+        if source is None or encoder is None:
+            self._tab.plan.setText("")
+            return
+        from napari_s2dc.engine.embed import plan
+
+        try:
+            sentence = plan(source.shape, encoder.network, self.settings()).sentence
+        except S2DCError as error:
+            sentence = str(error)
+        self._tab.plan.setText(f"Takes {sentence}." if sentence[:1].isdigit() else sentence)
+
+    def _warn_of_mismatch(self) -> None:
+        """Compare scan and encoder in a thread, since it looks at the scan's values."""
+        source, encoder = self.source(), self._session.encoder
+        self._header.show_warning("")
+        if source is None or encoder is None:
+            return
+
+        def compare() -> str:
+            from napari_s2dc.engine.encoders import mismatch
+
+            try:
+                return mismatch(source.load(), encoder.network)
+            except VolumeError:
+                return ""  # said when the user asks for the embedding
+
+        self._jobs.run("mismatch", "Comparing", compare, self._header.show_warning, quiet=True)
+
+
+def _about(encoder: LoadedEncoder) -> str:
+    """Say what an encoder is and how much of its file fitted."""
+    config, report = encoder.network.config, encoder.network.report
+    words = f"{config.size_name.capitalize()} encoder, feature size {config.feature_size}"
+    training = encoder.network.metadata.get("training")
+    if isinstance(training, dict) and training.get("volumes"):
+        words += f", trained on {training['volumes']} scans"
+    if report is not None and report.fraction < 1:
+        words += f"; {100 * report.fraction:.0f} % of its tensors fit"
+    return words
+
+
+def _devices() -> list[tuple[str, str]]:
+    """Devices that torch finds, as (name in settings, words)."""
+    import torch
+
+    devices = [("auto", "Automatic"), ("cpu", "Processor")]
+    if torch.cuda.is_available():
+        free, _ = torch.cuda.mem_get_info()
+        name = torch.cuda.get_device_name()
+        devices.append(("cuda", f"{name} (CUDA, {free / 1e9:.0f} GB free)"))
+    if torch.backends.mps.is_available():
+        devices.append(("mps", "Apple graphics (MPS)"))
+    return devices

@@ -1,0 +1,249 @@
+"""The only code that adds layers to a viewer or changes their data.
+
+Results take every part of their geometry from the layer they belong to, in one place. The user's
+own layers are never changed, except for labels that they ask to be written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary, ref
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from napari.layers import Image, Labels, Layer, Points
+    from napari.viewer import Viewer
+
+__all__ = ["Overlays", "geometry_of", "plain", "token_geometry"]
+
+_MARK = "s2dc_overlay"
+"""Key in the metadata of result layers."""
+
+
+def plain(layer: Any) -> Any:
+    """Give the layer itself instead of the proxy that napari hands to plugins.
+
+    Proxies are made anew at each access, so they cannot be remembered weakly.
+    """
+    return getattr(layer, "__wrapped__", layer)
+
+
+def geometry_of(layer: Layer) -> dict[str, Any]:
+    """Everything that says where a layer's voxels lie, as keywords for a new layer.
+
+    A single layer without units would make napari drop the units of all, so they are part of it.
+    """
+    return {
+        "scale": np.array(layer.scale),
+        "translate": np.array(layer.translate),
+        "rotate": np.array(layer.rotate),
+        "shear": np.array(layer.shear),
+        "affine": np.array(layer.affine.affine_matrix),
+        "units": layer.units,
+        "axis_labels": layer.axis_labels,
+    }
+
+
+def token_geometry(
+    layer: Layer,
+    stride: int,
+    offset_vox: Sequence[float] = (0, 0, 0),
+    factors: Sequence[float] = (1, 1, 1),
+) -> dict[str, Any]:
+    """Geometry of a token grid over a layer.
+
+    Parameters
+    ----------
+    layer : napari layer
+        Source, three-dimensional.
+    stride : int
+        Voxels per token side.
+    offset_vox : sequence of 3 numbers
+        First voxel of the first token.
+    factors : sequence of 3 floats
+        Voxels of the layer's finest level per voxel that was embedded.
+
+    Returns
+    -------
+    dict
+        Keywords for a layer of shape (tz, ty, tx): token ``i`` covers voxels
+        ``[offset + i * stride, offset + (i + 1) * stride)`` of the embedded level.
+    """
+    from napari.utils.transforms import Affine
+
+    geometry = geometry_of(layer)
+    # Where the middle of token 0 lies, in voxels of the finest level.
+    middle = (np.asarray(offset_vox) + stride / 2) * np.asarray(factors) - 0.5
+    own = Affine(
+        scale=geometry["scale"],
+        translate=geometry["translate"],
+        rotate=geometry["rotate"],
+        shear=geometry["shear"],
+    )
+    geometry["translate"] = np.asarray(own(middle))
+    geometry["scale"] = geometry["scale"] * stride * np.asarray(factors)
+    return geometry
+
+
+class Overlays:
+    """The result layers of one viewer: one for each source layer and kind of result.
+
+    Parameters
+    ----------
+    viewer : napari.Viewer
+        Viewer (or the public proxy of it) that shows them.
+    """
+
+    def __init__(self, viewer: Viewer) -> None:
+        self._viewer = viewer
+        self._made: WeakKeyDictionary[Any, dict[str, ref[Any]]] = WeakKeyDictionary()
+
+    def find(self, source: Layer, kind: str) -> Any | None:
+        """Give the layer of a kind that belongs to a source, if the user has not removed it."""
+        reference = self._made.get(plain(source), {}).get(kind)
+        layer = None if reference is None else reference()
+        return layer if layer is not None and layer in self._viewer.layers else None
+
+    @staticmethod
+    def is_overlay(layer: Layer) -> bool:
+        """Whether a layer is a result; it says so itself, from the moment it is inserted."""
+        return _MARK in layer.metadata
+
+    def remove(self, source: Layer, kind: str) -> None:
+        """Take a result layer away, if it is there."""
+        layer = self.find(source, kind)
+        if layer is not None:
+            self._viewer.layers.remove(layer)
+
+    def show_colours(self, source: Layer, colours: np.ndarray, geometry: dict[str, Any]) -> Image:
+        """Show anatomy colours, (tz, ty, tx, 4) uint8."""
+        layer = self.find(source, "colours")
+        if layer is not None and layer.data.shape == colours.shape:
+            _move(layer, geometry)
+            layer.data = colours
+            return layer
+        return self._add(
+            source, "colours", "add_image", colours, "anatomy colours", geometry,
+            rgb=True, opacity=0.6, interpolation2d="linear",
+        )  # fmt: skip
+
+    def show_heat(
+        self, source: Layer, values: np.ndarray, geometry: dict[str, Any], kind: str = "similarity"
+    ) -> Image:
+        """Show a map of numbers (tz, ty, tx); a map of the same shape is overwritten in place.
+
+        Writing into the array that is shown and redrawing the slice is what keeps up with a
+        dragged mouse; setting new data would compute ranges and thumbnails each time.
+        """
+        layer = self.find(source, kind)
+        if layer is not None and layer.data.shape == values.shape:
+            _move(layer, geometry)
+            layer.data[...] = values
+            layer.refresh(extent=False, thumbnail=False, highlight=False)
+            return layer
+        similarity = kind == "similarity"
+        return self._add(
+            source, kind, "add_image", np.array(values, dtype=np.float32),
+            kind, geometry,
+            colormap="inferno" if similarity else "viridis",
+            contrast_limits=(0.0, 1.0), opacity=0.6, interpolation2d="linear",
+            blending="additive" if similarity else "translucent",
+        )  # fmt: skip
+
+    def show_labels(
+        self, source: Layer, kind: str, title: str, labels: np.ndarray, geometry: dict[str, Any]
+    ) -> Labels:
+        """Show integer labels as an overlay: clusters, selected patches, the structure found."""
+        layer = self.find(source, kind)
+        if layer is not None and layer.data.shape == labels.shape:
+            _move(layer, geometry)
+            layer.data = labels
+            return layer
+        return self._add(source, kind, "add_labels", labels, title, geometry, opacity=0.5)
+
+    def show_points(self, source: Layer, voxels: np.ndarray, size: float) -> Points:
+        """Mark voxels (n, 3) of a source with rings; `size` in voxels."""
+        layer = self.find(source, "nearest")
+        if layer is not None:
+            _move(layer, geometry_of(source))
+            layer.data = voxels
+            return layer
+        return self._add(
+            source, "nearest", "add_points", voxels, "nearest patches", geometry_of(source),
+            size=size, symbol="ring", face_color="transparent", border_color="cyan",
+            ndim=3,
+        )  # fmt: skip
+
+    def new_labels(self, source: Layer, title: str) -> Labels:
+        """Add an empty Labels layer on the grid of a source, and so of that source's file."""
+        with self._selection_kept():
+            return self._viewer.add_labels(
+                np.zeros(_shape(source), dtype=np.uint16),
+                name=f"{source.name} – {title}",
+                metadata=dict(source.metadata),
+                **geometry_of(source),
+            )
+
+    @staticmethod
+    def write_labels(layer: Labels, voxels: tuple[np.ndarray, ...], label: int) -> None:
+        """Write a label into a Labels layer as one step that napari's undo takes back."""
+        layer.data_setitem(voxels, label)
+
+    @staticmethod
+    def clear_heat(layer: Image) -> None:
+        """Make a heat map show nothing."""
+        layer.data[...] = 0
+        layer.refresh(extent=False, thumbnail=False, highlight=False)
+
+    def jump_to(self, world: Sequence[float]) -> None:
+        """Move the slices, and the camera if the place is out of sight, to a world position."""
+        dims = self._viewer.dims
+        first = dims.ndim - 3
+        dims.set_point(range(first, dims.ndim), [float(value) for value in world])
+        self._viewer.scene.camera.center = tuple(float(value) for value in world)
+
+    def _add(
+        self,
+        source: Layer,
+        kind: str,
+        method: str,
+        data: Any,
+        title: str,
+        geometry: dict[str, Any],
+        **look: Any,
+    ) -> Any:
+        self.remove(source, kind)
+        with self._selection_kept():
+            layer = getattr(self._viewer, method)(
+                data,
+                name=f"{source.name} – {title}",
+                metadata={_MARK: kind},
+                **geometry,
+                **look,
+            )
+        self._made.setdefault(plain(source), {})[kind] = ref(plain(layer))
+        return layer
+
+    @contextmanager
+    def _selection_kept(self) -> Iterator[None]:
+        """Leave the user's selected layer selected: a new layer would take the mouse from it."""
+        layers = self._viewer.layers
+        active = layers.selection.active
+        yield
+        if active is not None and active in layers:
+            layers.selection.active = active
+
+
+def _shape(layer: Layer) -> tuple[int, ...]:
+    data = layer.data[0] if layer.multiscale else layer.data
+    return tuple(int(size) for size in data.shape)
+
+
+def _move(layer: Layer, geometry: dict[str, Any]) -> None:
+    """Follow a source that the user moved since the overlay was made."""
+    for name in ("scale", "translate"):
+        if not np.allclose(getattr(layer, name), geometry[name]):
+            setattr(layer, name, geometry[name])

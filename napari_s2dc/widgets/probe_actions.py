@@ -1,0 +1,310 @@
+"""What the Consistency tab and clicks in the canvas ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary, ref
+
+import numpy as np
+from qtpy.QtCore import QObject, QTimer, Signal
+
+from napari_s2dc.widgets.layers import plain
+from napari_s2dc.widgets.preferences import preferences
+from napari_s2dc.widgets.probe_mouse import ADD, NOT, ProbeMouse, ProbePoint
+from napari_s2dc.widgets.probe_tab import PatchFacts, ProbeTab
+from napari_s2dc.widgets.rays import hit_in_3d
+from napari_s2dc.widgets.session import Embedded, Session
+from napari_s2dc.widgets.workers import Jobs
+
+if TYPE_CHECKING:
+    from napari.layers import Layer
+
+    from napari_s2dc.engine.probe import ConsistencyMap
+
+__all__ = ["ProbeActions"]
+
+Token = tuple[int, int, int]
+
+_PANEL_INTERVAL_MS = 60
+_NEIGHBOURS = 8
+
+
+class ProbeActions(QObject):
+    """Carry out what the Consistency tab and the mouse ask for.
+
+    Parameters
+    ----------
+    session : Session
+        State of the viewer.
+    tab : ProbeTab
+        Controls.
+    mouse : ProbeMouse
+        Clicks.
+    jobs : Jobs
+        Threads.
+    current : callable
+        Gives the volume chosen in the header.
+    tell : callable
+        Shows a sentence to the user.
+    """
+
+    patch_chosen = Signal(object, object)  # layer, token
+    structure_changed = Signal()
+
+    def __init__(
+        self,
+        session: Session,
+        tab: ProbeTab,
+        mouse: ProbeMouse,
+        jobs: Jobs,
+        current: Callable[[], Layer | None],
+        tell: Callable[[str], None],
+        parent: QObject,
+    ) -> None:
+        super().__init__(parent)
+        self._session, self._tab, self._mouse, self._jobs = session, tab, mouse, jobs
+        self._current, self._tell = current, tell
+        self._home: ref[Any] | None = None
+        self._positive: list[Token] = []
+        self._negative: list[Token] = []
+        self._voxel: Token = (0, 0, 0)
+        self._similarity: np.ndarray | None = None
+        self._nearest: list[Token] = []
+        self._maps: WeakKeyDictionary[Any, ConsistencyMap] = WeakKeyDictionary()
+        self._limits: WeakKeyDictionary[Any, tuple[float, float]] = WeakKeyDictionary()
+        # A drag sends events faster than the panel has to change.
+        self._panel = QTimer(self)
+        self._panel.setSingleShot(True)
+        self._panel.setInterval(_PANEL_INTERVAL_MS)
+        self._panel.timeout.connect(self._update_panel)
+        mouse.pointed.connect(self.probe)
+        mouse.left.connect(lambda: tab.probe_button.setChecked(False))
+        tab.probing_changed.connect(self._on_probing)
+        tab.cleared.connect(self.clear)
+        tab.others_changed.connect(self._on_others)
+        tab.nearest_chosen.connect(self._jump)
+        tab.consistency_wanted.connect(self.compute_map)
+        session.embedding_changed.connect(self._on_embedding)
+
+    @property
+    def home(self) -> Layer | None:
+        """Layer that holds the clicked patches, if it is still there."""
+        layer = None if self._home is None else self._home()
+        return layer if self._session.has(layer) else None
+
+    @property
+    def similarity(self) -> np.ndarray | None:
+        """Similarity (tz, ty, tx) to the clicked patches in their own volume."""
+        return self._similarity if self.home is not None else None
+
+    @property
+    def voxel(self) -> Token:
+        """Embedded voxel that was clicked last."""
+        return self._voxel
+
+    def _on_probing(self, on: bool) -> None:
+        if on:
+            self._mouse.start()
+        else:
+            self._mouse.stop()
+
+    def _on_embedding(self, layer: Layer) -> None:
+        # Old patches would mean other features now.
+        self._maps.pop(plain(layer), None)
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the clicked patches and take away what shows them."""
+        for layer in self._session.embedded_layers():
+            for kind in ("similarity", "nearest"):
+                self._session.overlays.remove(layer, kind)
+        self._home, self._similarity = None, None
+        self._positive, self._negative, self._nearest = [], [], []
+        self._tab.show_patch(None)
+        self.structure_changed.emit()
+
+    # --------------------------------------------------------------------------- probing
+    def probe(self, point: ProbePoint) -> None:
+        """Compare every patch with the one at a point; a point outside changes nothing."""
+        found = self._find(point)
+        if found is None:
+            if not point.dragged:
+                self._tell("That place lies outside the embedded scan.")
+            return
+        layer, embedded, voxel = found
+        token = embedded.embedding.token_of_voxel(voxel)
+        if token is None:
+            return
+        same = self.home is layer
+        if point.kind == NOT:
+            if not same:
+                self._tell("Click a place first; Alt+click then says what does not belong to it.")
+                return
+            self._negative.append(token)
+        elif point.kind == ADD and same:
+            self._positive.append(token)
+            self._voxel = voxel
+        else:
+            self._positive, self._negative = [token], []
+            self._voxel = voxel
+        self._home = ref(layer)
+        self._update_heat(fit_contrast=not point.dragged)
+        if not self._panel.isActive():
+            self._panel.start()
+
+    def _find(self, point: ProbePoint) -> tuple[Any, Embedded, Token] | None:
+        """Embedded layer and voxel under a point: the chosen volume first, then visible ones."""
+        chosen = plain(self._current())
+        layers = [plain(layer) for layer in self._session.embedded_layers()]
+        layers.sort(key=lambda layer: layer is not chosen)  # stable: the others keep their order
+        for layer in layers:
+            embedded = self._session.embedded(layer)
+            if embedded is None or not (layer.visible or layer is chosen):
+                continue
+            if point.in_3d:
+                place = hit_in_3d(layer, point.position, point.view_direction, point.dims_displayed)
+                voxel = None if place is None else embedded.voxel_of_data(place)
+            else:
+                voxel = embedded.voxel_at(layer, point.position)
+            if voxel is not None:
+                return layer, embedded, voxel
+        return None
+
+    def _update_heat(self, *, fit_contrast: bool) -> None:
+        from napari_s2dc.engine.probe import query_of, similarity_to
+
+        home = self.home
+        embedded = self._session.embedded(home)
+        if home is None or embedded is None:
+            return
+        query = query_of(embedded.embedding, self._positive, self._negative)
+        for layer in self._shown_layers(home):
+            other = self._session.embedded(layer)
+            if other is None or not other.comparable_to(embedded):
+                continue
+            similarity = similarity_to(other.embedding, query)
+            tissue = other.embedding.foreground
+            heat = similarity.where(tissue, similarity.new_zeros(())).numpy()
+            overlay = self._session.overlays.show_heat(layer, heat, other.geometry(layer))
+            if fit_contrast:
+                self._fit_contrast(overlay, similarity[tissue].numpy())
+            if layer is home:
+                self._similarity = similarity.numpy()
+
+    def _shown_layers(self, home: Layer) -> list[Any]:
+        layers = [plain(layer) for layer in self._session.embedded_layers()]
+        return layers if self._tab.others.isChecked() else [one for one in layers if one is home]
+
+    def _fit_contrast(self, overlay: Any, values: np.ndarray) -> None:
+        """Let colours begin at the median, unless the user has chosen the limits."""
+        key = plain(overlay)
+        if key in self._limits and not np.allclose(
+            self._limits[key], overlay.contrast_limits, atol=1e-3
+        ):
+            return
+        low, high = float(np.median(values)), float(values.max())
+        limits = (min(low, high - 0.05), high)
+        overlay.contrast_limits_range = (-1.0, 1.0)
+        overlay.contrast_limits = limits
+        self._limits[key] = limits
+
+    def _on_others(self, on: bool) -> None:
+        home = self.home
+        if home is None:
+            return
+        if not on:
+            for layer in self._session.embedded_layers():
+                if layer is not home:
+                    self._session.overlays.remove(layer, "similarity")
+        self._update_heat(fit_contrast=True)
+
+    # ----------------------------------------------------------------------------- panel
+    def _update_panel(self) -> None:
+        from napari_s2dc.engine.probe import consistency_at, read_patch
+
+        home = self.home
+        embedded = self._session.embedded(home)
+        if home is None or embedded is None or not self._positive:
+            self._tab.show_patch(None)
+            return
+        reading = read_patch(
+            embedded.embedding, self._positive, self._negative, neighbours=_NEIGHBOURS
+        )
+        known = self._maps.get(home)
+        token = self._positive[-1]
+        counts, edges = reading.histogram
+        self._nearest = [token for token, _ in reading.nearest]
+        places = [embedded.data_of_token(token) for token in self._nearest]
+        self._tab.show_patch(
+            PatchFacts(
+                place=_words(home, embedded.data_of_token(token)),
+                sharpe_ratio=reading.sharpe_ratio,
+                percentile=reading.percentile,
+                consistency=np.nan if known is None else consistency_at(known, token).mean,
+                counts=counts,
+                edges=edges,
+                peak=float(edges[-1]),
+                nearest=[
+                    (_words(home, place), similarity)
+                    for place, (_, similarity) in zip(places, reading.nearest, strict=True)
+                ],
+            )
+        )
+        if places:
+            size = embedded.embedding.stride * float(np.mean(embedded.source.factors))
+            self._session.overlays.show_points(home, np.asarray(places), size)
+        self.patch_chosen.emit(home, token)
+        self.structure_changed.emit()
+
+    def _jump(self, row: int) -> None:
+        home = self.home
+        embedded = self._session.embedded(home)
+        if home is not None and embedded is not None and row < len(self._nearest):
+            data = embedded.data_of_token(self._nearest[row])
+            self._session.overlays.jump_to(home.data_to_world(data))
+
+    # ------------------------------------------------------------------------------- map
+    def compute_map(self, views: int) -> None:
+        """Compute the neighbourhood consistency of the chosen volume in a thread and show it."""
+        layer = self._current()
+        embedded = self._session.embedded(layer)
+        if layer is None or embedded is None:
+            return
+        seed = preferences().seed
+
+        def steps() -> Generator[Any, None, ConsistencyMap]:
+            from napari_s2dc.engine.probe import consistency_map
+
+            return (
+                yield from consistency_map(
+                    embedded.source.load(),
+                    embedded.encoder.network,
+                    embedded.settings,
+                    views=views,
+                    seed=seed,
+                    embedding=embedded.embedding,
+                )
+            )
+
+        def done(found: ConsistencyMap) -> None:
+            if not self._session.has(layer):
+                self._tell("The volume was removed, so its map is not shown.")
+                return
+            self._maps[plain(layer)] = found
+            self._session.overlays.show_heat(
+                layer, found.mean.numpy(), embedded.geometry(layer), "consistency"
+            )
+            self._panel.start()
+            self._tell(f"The consistency map of {layer.name} is shown.")
+
+        self._tell("")
+        self._jobs.run("consistency", f"Consistency of {embedded.source.name}", steps, done)
+
+
+def _words(layer: Layer, data: Any) -> str:
+    """Where a place of a layer lies in the world, by the names of its axes."""
+    names, place = layer.axis_labels, layer.data_to_world(data)
+    words = ", ".join(f"{name} {part:.0f}" for name, part in zip(names, place, strict=True))
+    units = {f"{unit:~}" for unit in layer.units}
+    return f"{words} {units.pop()}" if len(units) == 1 else words

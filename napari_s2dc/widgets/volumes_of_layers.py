@@ -1,0 +1,222 @@
+"""From any napari layer to a volume the engine takes, or to one sentence why not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from napari_s2dc.errors import VolumeError
+from napari_s2dc.volumes.volume import OriginalGeometry, Volume
+
+if TYPE_CHECKING:
+    from napari.layers import Layer
+
+__all__ = ["LayerSnapshot", "problem_of", "snapshot", "volume_from_layer", "world_matrix"]
+
+
+@dataclass(frozen=True)
+class LayerSnapshot:
+    """What of a layer a worker needs, taken in the thread that owns the layer.
+
+    Parameters
+    ----------
+    data : array-like
+        (z, y, x) of the chosen level: numpy, memory map, dask or zarr; not read yet.
+    affine : np.ndarray
+        (4, 4): voxel (z, y, x) of that level to mm.
+    name : str
+        Name of the layer.
+    level : int
+        Resolution level; 0 is the finest.
+    factors : tuple of float
+        Voxels of level 0 per voxel of this level, along (z, y, x).
+    original : OriginalGeometry or None
+        Grid of the file the layer was read from, for level 0.
+    path : Path or None
+        That file.
+    modality : str or None
+        ``ct``, ``mr`` or ``pet`` where known.
+    """
+
+    data: Any
+    affine: np.ndarray
+    name: str
+    level: int = 0
+    factors: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    original: OriginalGeometry | None = None
+    path: Path | None = None
+    modality: str | None = None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels (z, y, x) of the level."""
+        z, y, x = self.data.shape
+        return int(z), int(y), int(x)
+
+    def load(self) -> Volume:
+        """Read the voxels; may take long, so call it in a worker.
+
+        Raises
+        ------
+        VolumeError
+            The data cannot be read, or holds NaN, infinite or only equal values.
+        """
+        from napari_s2dc.volumes.io import check_values
+
+        try:
+            array = np.asarray(self.data)
+        except MemoryError as error:
+            raise VolumeError(
+                f"Layer {self.name} does not fit into memory.", "Choose a coarser resolution."
+            ) from error
+        except Exception as error:  # dask and zarr raise whatever their storage raises
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise VolumeError(f"The data of layer {self.name} cannot be read: {reason}.") from error
+        volume = Volume(
+            array=array.astype(np.float32, copy=False),
+            affine=self.affine,
+            original=self.original,
+            path=self.path,
+            name=self.name,
+            modality=self.modality,
+        )
+        check_values(volume)
+        return volume
+
+
+def volume_from_layer(layer: Layer, level: int = 0) -> Volume:
+    """Give the volume a layer shows; the one entry point for every kind of layer data.
+
+    Parameters
+    ----------
+    layer : napari Image layer
+        Three-dimensional; numpy, memory map, dask, zarr or multiscale, of any number type.
+    level : int
+        Resolution level of a multiscale layer; 0 is the finest.
+
+    Returns
+    -------
+    Volume
+        float32 (z, y, x); positions in mm are those at which napari shows the voxels.
+
+    Raises
+    ------
+    VolumeError
+        One sentence: not a 3D image, or values that cannot be used.
+    """
+    return snapshot(layer, level).load()
+
+
+def problem_of(layer: Layer | None) -> str:
+    """Say in one sentence why a layer cannot be used; empty when it can."""
+    if layer is None:
+        return "Open or select a 3D image first."
+    try:
+        snapshot(layer)
+    except VolumeError as error:
+        return str(error)
+    return ""
+
+
+def snapshot(layer: Layer, level: int = 0) -> LayerSnapshot:
+    """Note what a worker needs of a layer, without reading voxels.
+
+    Parameters
+    ----------
+    layer : napari layer
+        Any layer.
+    level : int
+        Resolution level of a multiscale layer.
+
+    Raises
+    ------
+    VolumeError
+        The layer is not one 3D scan.
+    """
+    name = layer.name
+    if type_of(layer) != "image":
+        raise VolumeError(f"Layer {name} is no image layer.", "Select a 3D image.")
+    if layer.rgb:
+        raise VolumeError(f"Layer {name} is a colour image; a scan has one value per voxel.")
+    levels = list(layer.data) if layer.multiscale else [layer.data]
+    if not 0 <= level < len(levels):
+        raise VolumeError(f"Layer {name} has no resolution level {level}.")
+    data = levels[level]
+    shape = tuple(int(size) for size in data.shape)
+    if len(shape) != 3:
+        hint = (
+            "Open a volume."
+            if len(shape) < 3
+            else "Show one time point or channel as a layer of its own."
+        )
+        raise VolumeError(f"Layer {name} has {len(shape)} dimensions; a scan has three.", hint)
+    if 0 in shape:
+        raise VolumeError(f"Layer {name} is empty.")
+    if min(shape) < 2:
+        raise VolumeError(f"Layer {name} is one slice of shape {shape}, not a 3D scan.")
+    if np.dtype(data.dtype).kind not in "biuf":
+        raise VolumeError(f"Layer {name} holds values of type {data.dtype}, not plain numbers.")
+    finest = [float(size) for size in levels[0].shape]
+    z, y, x = (whole / part for whole, part in zip(finest, shape, strict=True))
+    known = layer.metadata.get("s2dc", {})
+    path = known.get("path")
+    return LayerSnapshot(
+        data=data,
+        affine=_affine_mm(layer, (z, y, x)),
+        name=str(name),
+        level=level,
+        factors=(z, y, x),
+        original=known.get("original") if level == 0 else None,
+        path=None if path is None else Path(path),
+        modality=known.get("modality"),
+    )
+
+
+def type_of(layer: Layer) -> str:
+    """Kind of a layer in lower case, such as ``image``, by its public class."""
+    from napari import layers
+
+    for kind in ("Labels", "Image", "Points", "Shapes", "Surface", "Tracks", "Vectors"):
+        if isinstance(layer, getattr(layers, kind)):
+            return kind.lower()
+    return "other"
+
+
+def world_matrix(layer: Layer) -> np.ndarray:
+    """Matrix (4, 4) from data coordinates of a 3D layer to world coordinates."""
+    origin = np.asarray(layer.data_to_world((0.0, 0.0, 0.0)), dtype=np.float64)
+    matrix = np.eye(4)
+    matrix[:3, 3] = origin
+    for axis, unit in enumerate(np.eye(3)):
+        matrix[:3, axis] = np.asarray(layer.data_to_world(tuple(unit))) - origin
+    return matrix
+
+
+def _affine_mm(layer: Layer, factors: tuple[float, float, float]) -> np.ndarray:
+    """Voxel of a level to mm; the file's own where the layer still lies where it was read."""
+    matrix = world_matrix(layer)
+    stored = layer.metadata.get("s2dc", {}).get("affine")
+    if stored is not None and np.shape(stored) == (4, 4):
+        stored = np.asarray(stored, dtype=np.float64)
+        spacing = np.linalg.norm(stored[:3, :3], axis=0)
+        as_read = np.diag([*spacing, 1.0])
+        as_read[:3, 3] = stored[:3, 3]
+        if np.allclose(matrix, as_read, rtol=1e-4, atol=1e-4):
+            matrix = stored.copy()
+    else:
+        matrix[:3] *= np.asarray([_mm_per_unit(unit) for unit in layer.units])[:, None]
+    # Voxel i of a coarse level covers level 0 voxels [i * factor, (i + 1) * factor).
+    step = np.diag([*factors, 1.0])
+    step[:3, 3] = (np.asarray(factors) - 1) / 2
+    return matrix @ step
+
+
+def _mm_per_unit(unit: Any) -> float:
+    """Millimetres in one unit of length; 1 for pixels, whose size is not known."""
+    try:
+        return float((1 * unit).to("millimeter").magnitude)
+    except Exception:  # pint raises its own error for units that are no length
+        return 1.0

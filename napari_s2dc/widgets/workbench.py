@@ -1,0 +1,250 @@
+"""The dock widget: header, tabs, what runs, and the wiring between them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from qtpy.QtCore import QEvent, QObject, Qt, QTimer
+from qtpy.QtGui import QHideEvent, QPaintEvent, QShowEvent
+from qtpy.QtWidgets import (
+    QDockWidget,
+    QFrame,
+    QLabel,
+    QScrollArea,
+    QTabWidget,
+    QVBoxLayout,
+    QWidget,
+)
+
+from napari_s2dc.widgets.embed_actions import EmbedActions
+from napari_s2dc.widgets.embed_tab import EmbedTab
+from napari_s2dc.widgets.encoder_actions import EncoderActions
+from napari_s2dc.widgets.feature_views import FeatureViews
+from napari_s2dc.widgets.header import Header
+from napari_s2dc.widgets.layers import plain
+from napari_s2dc.widgets.preferences import preferences
+from napari_s2dc.widgets.probe_actions import ProbeActions
+from napari_s2dc.widgets.probe_mouse import ProbeMouse
+from napari_s2dc.widgets.probe_tab import ProbeTab
+from napari_s2dc.widgets.session import session_of
+from napari_s2dc.widgets.structure_actions import StructureActions
+from napari_s2dc.widgets.volumes_of_layers import problem_of, type_of
+from napari_s2dc.widgets.workers import Jobs, TaskBar
+
+if TYPE_CHECKING:
+    from napari.layers import Layer
+    from napari.viewer import Viewer
+
+__all__ = ["Workbench"]
+
+EMBED_KEY, PROBE_KEY = "Control-Alt-E", "Control-Alt-P"
+
+
+class Workbench(QWidget):
+    """The S²DC workbench of one viewer.
+
+    Nothing heavy is imported to build it: it paints first, then reads the encoder in a thread.
+
+    Parameters
+    ----------
+    napari_viewer : napari.Viewer
+        Given by napari.
+    """
+
+    def __init__(self, napari_viewer: Viewer, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.session = session_of(napari_viewer)
+        self._viewer = self.session.viewer
+        self._shown = False
+        self._painted = False
+        self.jobs = Jobs(self)
+        self.header = Header(self._is_scan)
+        self.embed_tab = EmbedTab(self._is_labels)
+        self.probe_tab = ProbeTab(self._is_target)
+        self.message = QLabel()
+        self.message.setWordWrap(True)
+        self.message.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+        self.message.hide()
+        self.task_bar = TaskBar(self.jobs)
+        self.tabs = QTabWidget()
+        for tab, title in ((self.embed_tab, "Embed"), (self.probe_tab, "Consistency")):
+            self.tabs.addTab(_Scrolling(tab), title)
+        column = QVBoxLayout(self)
+        column.addWidget(self.header)
+        column.addWidget(self.tabs, 1)
+        column.addWidget(self.message)
+        column.addWidget(self.task_bar)
+        self.setMinimumWidth(415)  # as wide as the Consistency tab with its scroll bar
+
+        self._mouse = ProbeMouse(self._viewer, self)
+        self.encoders = EncoderActions(self.session, self.header, self.embed_tab, self.jobs, self)
+        self.embedding = EmbedActions(
+            self.session, self.header, self.encoders, self.embed_tab, self.jobs, self.tell, self
+        )
+        self.features = FeatureViews(self.session, self.header, self.embed_tab, self.jobs, self)
+        self.probing = ProbeActions(
+            self.session,
+            self.probe_tab,
+            self._mouse,
+            self.jobs,
+            lambda: self.header.volume.layer,
+            self.tell,
+            self,
+        )
+        self.structures = StructureActions(
+            self.session, self.probe_tab, self.probing, self.jobs, self.tell, self
+        )
+        self.jobs.failed.connect(self.tell)
+        self.probing.patch_chosen.connect(self.features.mark_token)
+        self.header.volume_changed.connect(self._offer_targets)
+        self.header.volume_changed.connect(self._show_embedded)
+        self.session.embedding_changed.connect(self._show_embedded)
+        device = self.header.device.findData(preferences().device)
+        self.header.device.setCurrentIndex(max(0, device))
+        self.encoders.list_encoders()
+        self.embed_tab.show_ready("", problem_of(None))
+
+    def tell(self, sentence: str) -> None:
+        """Show a sentence below the tabs; "" takes the last one away."""
+        self.message.setText(sentence)
+        self.message.setVisible(bool(sentence))
+
+    def show_tab(self, title: str) -> None:
+        """Bring the workbench and a tab of it to the front, with the active layer chosen."""
+        dock = self.parentWidget()
+        while dock is not None and not isinstance(dock, QDockWidget):
+            dock = dock.parentWidget()
+        if dock is not None:
+            dock.show()
+            dock.raise_()
+        for index in range(self.tabs.count()):
+            if self.tabs.tabText(index) == title:
+                self.tabs.setCurrentIndex(index)
+        self._follow_active()
+
+    # --------------------------------------------------------------------- what is offered
+    def _is_scan(self, layer: Layer) -> bool:
+        return not self.session.overlays.is_overlay(layer) and not problem_of(layer)
+
+    def _is_labels(self, layer: Layer) -> bool:
+        return type_of(layer) == "labels" and layer.ndim == 3
+
+    def _is_target(self, layer: Layer) -> bool:
+        import numpy as np
+
+        source = self.header.volume.layer
+        return (
+            source is not None
+            and self._is_labels(layer)
+            and not self.session.overlays.is_overlay(layer)
+            and isinstance(layer.data, np.ndarray)
+            and layer.data.shape == (source.data[0] if source.multiscale else source.data).shape
+        )
+
+    def _offer(self, _: object = None) -> None:
+        layers = list(self._viewer.layers)
+        for layer in layers:
+            layer.events.name.connect(self._offer)  # connecting twice connects once
+        self.header.volume.offer(layers)
+        self.embed_tab.labels.offer(
+            layer for layer in layers if not self.session.overlays.is_overlay(layer)
+        )
+        self._offer_targets()
+        volume = self.header.volume.layer
+        self.embed_tab.show_ready("" if volume is None else str(volume.name), problem_of(volume))
+        self._show_embedded()
+
+    def _offer_targets(self, _: object = None) -> None:
+        self.probe_tab.target.offer(self._viewer.layers)
+
+    def _show_embedded(self, _: object = None) -> None:
+        embedded = self.session.embedded_layers()
+        chosen = self.header.volume.layer
+        names = [str(layer.name) for layer in embedded if plain(layer) is chosen]
+        self.probe_tab.show_embedded(
+            names[0] if names else str(embedded[0].name) if embedded else "", len(embedded) > 1
+        )
+
+    def _follow_active(self, _: object = None) -> None:
+        active = self._viewer.layers.selection.active
+        if active is not None and plain(active) is not self.header.volume.layer:
+            self.header.volume.choose(active)  # does nothing for layers that are no scan
+
+    # ------------------------------------------------------------------- shown and hidden
+    def showEvent(self, event: QShowEvent) -> None:
+        """Follow the viewer from now on."""
+        super().showEvent(event)
+        if self._shown:
+            return
+        self._shown = True
+        layers = self._viewer.layers
+        for emitter in (layers.events.inserted, layers.events.removed, layers.events.reordered):
+            emitter.connect(self._offer)
+        layers.selection.events.active.connect(self._follow_active)
+        self._viewer.bind_key(EMBED_KEY, self._on_embed_key, overwrite=True)
+        self._viewer.bind_key(PROBE_KEY, self._on_probe_key, overwrite=True)
+        self._offer()
+        self._follow_active()
+
+    def hideEvent(self, event: QHideEvent) -> None:
+        """Let the viewer go: this is all a widget in a dock hears of being closed."""
+        super().hideEvent(event)
+        # A minimised window comes back; that must not end probing.
+        if not self._shown or event.spontaneous():
+            return
+        self._shown = False
+        self.probe_tab.probe_button.setChecked(False)
+        try:
+            layers = self._viewer.layers
+        except ReferenceError:  # the viewer went first
+            return
+        for emitter in (layers.events.inserted, layers.events.removed, layers.events.reordered):
+            emitter.disconnect(self._offer)
+        for layer in layers:
+            layer.events.name.disconnect(self._offer)
+        layers.selection.events.active.disconnect(self._follow_active)
+        for key in (EMBED_KEY, PROBE_KEY):
+            self._viewer.bind_key(key, None, overwrite=True)
+
+    def paintEvent(self, event: QPaintEvent) -> None:
+        """Begin the slow part once the first picture is on the screen."""
+        super().paintEvent(event)
+        if not self._painted:
+            self._painted = True
+            QTimer.singleShot(250, self._warm_up)
+
+    def _warm_up(self) -> None:
+        if self._shown:
+            self.encoders.load_chosen_encoder()
+            self.embedding.show_cache_size()
+
+    def _on_embed_key(self, _: Any) -> None:
+        if self.embed_tab.embed_button.isEnabled():
+            self.embedding.embed()
+
+    def _on_probe_key(self, _: Any) -> None:
+        if self.probe_tab.probe_button.isEnabled():
+            self.probe_tab.probe_button.toggle()
+
+
+class _Scrolling(QScrollArea):
+    """Frame that scrolls a tab up and down when the window is low, and is as wide as it needs."""
+
+    def __init__(self, tab: QWidget) -> None:
+        super().__init__()
+        self.setWidgetResizable(True)
+        self.setFrameShape(QFrame.Shape.NoFrame)
+        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self.setWidget(tab)
+
+    def eventFilter(self, watched: QObject, event: QEvent) -> bool:
+        """Widen with the tab, whose needs are known only once napari's style is applied."""
+        tab = self.widget()
+        if tab is not None and watched is tab and event.type() in _CHANGES:
+            # Room for the bar that appears when the window is low; else it covers controls.
+            bar = self.verticalScrollBar().sizeHint().width()
+            self.setMinimumWidth(tab.minimumSizeHint().width() + bar)
+        return bool(super().eventFilter(watched, event))
+
+
+_CHANGES = (QEvent.Type.LayoutRequest, QEvent.Type.Resize, QEvent.Type.Show)

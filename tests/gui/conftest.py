@@ -1,0 +1,150 @@
+"""A real viewer on a (virtual) screen, a small scan, and an untrained encoder to see it with."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Settings of the person who runs the tests are neither read nor written.
+os.environ.setdefault("NAPARI_CONFIG", "")
+pytest.importorskip("napari")
+
+# Like the viewer itself; without a screen these tests cannot run.
+if not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+    pytest.skip("no screen: run the tests with make test", allow_module_level=True)
+
+from napari_s2dc._reader import layer_data
+from napari_s2dc.widgets.preferences import Preferences
+from napari_s2dc.widgets.workbench import Workbench
+
+SHAPE = (32, 48, 48)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Save an untrained tiny encoder."""
+    import torch
+
+    from napari_s2dc.method.encoder import SwinEncoder
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("encoder") / "untrained.safetensors"
+    SwinEncoder.from_size("tiny", window_size=4).save(
+        path, {"preprocessing": {"preset": "ct_wide"}, "spacing_mm": [3.0, 3.0, 3.0]}
+    )
+    return path
+
+
+@pytest.fixture(autouse=True)
+def own_folders(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Preferences:
+    """Keep the user's cache and notes out of the tests; several small windows make progress."""
+    from napari_s2dc.engine import encoders
+    from napari_s2dc.widgets import embed_actions, encoder_actions, feature_views, probe_actions
+    from napari_s2dc.widgets import workbench as workbench_module
+
+    chosen = Preferences(device="cpu", window_vox=32, cache_folder=tmp_path / "cache")
+    modules = (embed_actions, encoder_actions, feature_views, probe_actions, workbench_module)
+    for module in modules:
+        monkeypatch.setattr(module, "preferences", lambda: chosen)
+    choice = encoders.EncoderChoice("untrained", checkpoint, "tiny, CT")
+    monkeypatch.setattr(encoders, "available_encoders", lambda: [choice])
+    return chosen
+
+
+@pytest.fixture(scope="module")
+def window(qapp: Any) -> Iterator[Any]:
+    """Open one viewer for a module: opening and closing it takes longer than most tests."""
+    import napari
+
+    viewer = napari.Viewer(show=True)
+    yield viewer
+    viewer.close()
+
+
+@pytest.fixture
+def viewer(window: Any, qtbot: Any) -> Iterator[Any]:
+    """Give a viewer without layers and docks."""
+    yield window
+    for widget in list(window.window.dock_widgets.values()):
+        if isinstance(widget, Workbench):
+            widget.jobs.cancel_all()
+            window.window.remove_dock_widget(widget)
+            widget.close()
+            widget.deleteLater()
+    window.layers.clear()
+    window.dims.ndisplay = 2
+    qtbot.wait(20)
+
+
+@pytest.fixture
+def new_viewer(qtbot: Any) -> Iterator[Callable[[], Any]]:
+    """Open further viewers, for tests that need two or that close one."""
+    import napari
+
+    opened = []
+
+    def make() -> Any:
+        opened.append(napari.Viewer(show=True))
+        return opened[-1]
+
+    yield make
+    for viewer in opened:
+        with contextlib.suppress(RuntimeError):  # the test has closed it
+            viewer.close()
+    qtbot.wait(50)
+
+
+@pytest.fixture
+def scan(viewer: Any) -> Any:
+    """Open the phantom's image as a layer."""
+    return add_phantom(viewer, seed=1)
+
+
+@pytest.fixture
+def workbench(viewer: Any, scan: Any, qtbot: Any) -> Workbench:
+    """Open the workbench beside the phantom, its encoder read."""
+    return open_workbench(viewer, qtbot)
+
+
+@pytest.fixture
+def embedded(workbench: Workbench, scan: Any, qtbot: Any) -> Workbench:
+    """Embed the phantom and wait for its colours."""
+    embed(workbench, scan, qtbot)
+    return workbench
+
+
+def add_phantom(viewer: Any, seed: int, **changes: Any) -> Any:
+    """Add a phantom scan as the reader would."""
+    from napari.layers import Layer
+
+    from napari_s2dc.volumes.phantom import phantom
+
+    image, _ = phantom(SHAPE, seed=seed)
+    image.name = f"torso {seed}"
+    data, keywords, kind = layer_data(image)
+    return viewer.add_layer(Layer.create(data, {**keywords, **changes}, kind))
+
+
+def open_workbench(viewer: Any, qtbot: Any) -> Workbench:
+    """Dock a workbench, shown, with its encoder in memory."""
+    workbench = Workbench(viewer)
+    viewer.window.add_dock_widget(workbench, name="Workbench")
+    qtbot.waitUntil(workbench.isVisible, timeout=10_000)
+    workbench.encoders.load_chosen_encoder()
+    qtbot.waitUntil(lambda: workbench.session.encoder is not None, timeout=60_000)
+    return workbench
+
+
+def embed(workbench: Workbench, layer: Any, qtbot: Any) -> None:
+    """Press the button and wait."""
+    workbench.header.volume.choose(layer)
+    workbench.embed_tab.embed_button.click()
+    qtbot.waitUntil(
+        lambda: workbench.session.overlays.find(layer, "colours") is not None, timeout=60_000
+    )
+    qtbot.waitUntil(lambda: not workbench.jobs.is_running("scatter"), timeout=60_000)

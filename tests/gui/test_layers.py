@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from napari_s2dc.widgets.layers import Overlays, geometry_of, token_geometry
+from tests.gui.conftest import add_phantom
+
+PLACES: dict[str, dict[str, Any]] = {
+    "isotropic": {"scale": (2, 2, 2)},
+    "anisotropic": {"scale": (5, 0.7, 0.9), "translate": (-30, 12, 40)},
+    "turned": {"scale": (3, 1, 2), "translate": (4, 5, 6), "rotate": 25},
+    "sheared": {"scale": (3, 1, 2), "shear": (0.1, 0.0, 0.2)},
+    "affine": {
+        "scale": (3, 1, 2),
+        "affine": np.array([[1, 0.1, 0, 5], [0, 0.9, 0, 6], [0.2, 0, 1, 7], [0, 0, 0, 1.0]]),
+    },
+}
+
+
+@pytest.mark.filterwarnings("ignore:Non-orthogonal slicing:UserWarning")
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+@pytest.mark.parametrize(("stride", "offset"), [(8, (0, 0, 0)), (4, (8, 0, 16))])
+def test_a_hot_token_lies_where_its_voxels_are(
+    viewer: Any, place: dict[str, Any], stride: int, offset: tuple[int, ...]
+) -> None:
+    source = viewer.add_image(np.zeros((32, 40, 48), np.float32), name="scan", **place)
+    heat = np.zeros((3, 4, 4), np.float32)
+    heat[1, 2, 3] = 1
+    overlay = Overlays(viewer).show_heat(source, heat, token_geometry(source, stride, offset))
+    hottest = np.unravel_index(int(overlay.data.argmax()), overlay.data.shape)
+    voxel = (np.array([1, 2, 3]) + 0.5) * stride - 0.5 + offset
+    np.testing.assert_allclose(
+        overlay.data_to_world(hottest), source.data_to_world(voxel), atol=1e-6
+    )
+    # and the corner of the grid is the corner of the voxels
+    np.testing.assert_allclose(
+        overlay.data_to_world((-0.5,) * 3),
+        source.data_to_world(np.asarray(offset) - 0.5),
+        atol=1e-6,
+    )
+
+
+def test_a_coarse_level_lies_over_the_fine_one(viewer: Any) -> None:
+    levels = [np.zeros((32, 32, 32), np.float32), np.zeros((16, 16, 16), np.float32)]
+    source = viewer.add_image(levels, multiscale=True, scale=(3, 1, 2), contrast_limits=(0, 1))
+    heat = np.zeros((4, 4, 4), np.float32)
+    geometry = token_geometry(source, 4, (0, 0, 0), (2, 2, 2))
+    overlay = Overlays(viewer).show_heat(source, heat, geometry)
+    np.testing.assert_allclose(
+        overlay.data_to_world((-0.5,) * 3), source.data_to_world((-0.5,) * 3), atol=1e-6
+    )
+    np.testing.assert_allclose(
+        overlay.data_to_world((3.5,) * 3), source.data_to_world((31.5,) * 3), atol=1e-6
+    )
+
+
+def test_everything_of_the_geometry_is_copied_and_the_source_is_left_alone(viewer: Any) -> None:
+    source = add_phantom(viewer, 1)
+    before = {name: np.array(value) for name, value in geometry_of(source).items()}
+    data = source.data.copy()
+    overlay = Overlays(viewer).show_labels(
+        source, "structure", "structure", np.ones(data.shape, np.uint8), geometry_of(source)
+    )
+    for name, value in geometry_of(overlay).items():
+        np.testing.assert_array_equal(np.array(value), before[name])
+        np.testing.assert_array_equal(np.array(geometry_of(source)[name]), before[name])
+    np.testing.assert_array_equal(source.data, data)
+    assert [str(unit) for unit in viewer.layers.extent.units] == ["millimeter"] * 3
+
+
+def test_a_result_is_overwritten_and_not_added_again(viewer: Any) -> None:
+    source = add_phantom(viewer, 1)
+    overlays = Overlays(viewer)
+    first = overlays.show_heat(source, np.zeros((4, 6, 6), np.float32), token_geometry(source, 8))
+    count = len(viewer.layers)
+    second = overlays.show_heat(source, np.ones((4, 6, 6), np.float32), token_geometry(source, 8))
+    assert first == second
+    assert len(viewer.layers) == count
+    assert float(second.data.min()) == 1
+    # moved by the user since
+    source.translate = (10, 20, 30)
+    overlays.show_heat(source, np.ones((4, 6, 6), np.float32), token_geometry(source, 8))
+    np.testing.assert_allclose(
+        second.data_to_world((-0.5,) * 3), source.data_to_world((-0.5,) * 3), atol=1e-6
+    )
+    # removed by the user: comes again
+    viewer.layers.remove(second)
+    assert overlays.find(source, "similarity") is None
+    overlays.show_heat(source, np.ones((4, 6, 6), np.float32), token_geometry(source, 8))
+    assert len(viewer.layers) == count
+
+
+def test_a_new_layer_leaves_the_selected_one_selected(viewer: Any) -> None:
+    source = add_phantom(viewer, 1)
+    viewer.layers.selection.active = source
+    Overlays(viewer).show_heat(source, np.zeros((4, 6, 6), np.float32), token_geometry(source, 8))
+    assert viewer.layers.selection.active == source
+
+
+def test_written_labels_can_be_undone(viewer: Any) -> None:
+    source = add_phantom(viewer, 1)
+    overlays = Overlays(viewer)
+    labels = overlays.new_labels(source, "structures")
+    assert labels.metadata["s2dc"] == source.metadata["s2dc"]
+    voxels = (np.array([1, 2]), np.array([3, 4]), np.array([5, 6]))
+    overlays.write_labels(labels, voxels, 7)
+    assert (labels.data[voxels] == 7).all()
+    labels.undo()
+    assert not labels.data.any()
+
+
+def test_jumping_puts_the_place_into_the_slice(viewer: Any) -> None:
+    source = add_phantom(viewer, 1)
+    Overlays(viewer).jump_to(source.data_to_world((20, 11, 31)))
+    np.testing.assert_allclose(
+        viewer.dims.point[0], source.data_to_world((20, 11, 31))[0], atol=0.5 * source.scale[0]
+    )
+    np.testing.assert_allclose(
+        viewer.scene.camera.center[-2:], source.data_to_world((20, 11, 31))[1:]
+    )
