@@ -29,6 +29,7 @@ __all__ = ["EmbeddingCache", "embed_cached", "embedding_key"]
 # Changes whenever the same scan, weights and settings give other features than before.
 _RECIPE = 1
 # A temporary file this old was left by a process that was killed.
+_ENDING = f".cached{SUFFIX}"
 _STALE_SECONDS = 3600.0
 
 
@@ -151,13 +152,14 @@ class EmbeddingCache:
             _remove(path)
 
     def _place(self, key: str) -> Path:
-        return self.folder / f"{key}{SUFFIX}"
+        return self.folder / f"{key}{_ENDING}"
 
     def _entries(self) -> list[tuple[float, int, Path]]:
         """Time of last use, size and path of every file, leftovers of killed processes included."""
         entries = []
         try:
-            paths = [*self.folder.glob(f"*{SUFFIX}")]
+            # Never a file that somebody else keeps in the same folder.
+            paths = [*self.folder.glob(f"*{_ENDING}")]
         except OSError:
             return []
         for path in paths:
@@ -211,7 +213,13 @@ def embed_cached(
     key = embedding_key(volume, encoder, settings)
     found = cache.get(key)
     if found is not None:
-        return replace(found, name=volume.name, affine=volume.affine, spacing_mm=volume.spacing_mm)
+        return replace(
+            found,
+            name=volume.name,
+            affine=volume.affine,
+            spacing_mm=volume.spacing_mm,
+            metadata=found.metadata | {"notice": ""},  # of the run that made it
+        )
     embedding = yield from embed_volume(volume, encoder, settings)
     # Smaller windows, for want of memory, are not what was asked for: the next time may do better.
     if embedding.metadata["window_vox"] == settings.window_vox:

@@ -62,6 +62,9 @@ class EmbedActions(QObject):
 
     def embed(self) -> None:
         """Embed the chosen volume in a thread and show its colours."""
+        if self._jobs.is_running("embed"):
+            self._tell("A volume is being embedded; wait for it, or cancel it first.")
+            return
         layer = self._header.volume.layer
         try:
             source = snapshot(layer, self._header.level.currentData() or 0) if layer else None

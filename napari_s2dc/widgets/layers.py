@@ -199,11 +199,13 @@ class Overlays:
         layer.refresh(extent=False, thumbnail=False, highlight=False)
 
     def jump_to(self, world: Sequence[float]) -> None:
-        """Move the slices, and the camera if the place is out of sight, to a world position."""
+        """Move the slices and the camera to a world position."""
         dims = self._viewer.dims
         first = dims.ndim - 3
         dims.set_point(range(first, dims.ndim), [float(value) for value in world])
-        self._viewer.scene.camera.center = tuple(float(value) for value in world)
+        # The camera counts the axes as they are displayed.
+        shown = [float(dims.point[axis]) for axis in dims.displayed]
+        self._viewer.scene.camera.center = (*[0.0] * (3 - len(shown)), *shown)
 
     def _add(
         self,

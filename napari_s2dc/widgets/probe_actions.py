@@ -112,7 +112,10 @@ class ProbeActions(QObject):
     def _on_embedding(self, layer: Layer) -> None:
         # Old patches would mean other features now.
         self._maps.pop(plain(layer), None)
-        self.clear()
+        if self.home is None or plain(layer) is self.home:
+            self.clear()
+        else:
+            self._update_heat(fit_contrast=False)  # the new scan lights up too
 
     def clear(self) -> None:
         """Forget the clicked patches and take away what shows them."""

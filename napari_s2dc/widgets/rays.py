@@ -32,7 +32,13 @@ def hit_in_3d(
     with minimum projection), otherwise the first voxel brighter than the middle of the contrast
     limits. Data that does not lie in memory is not read for a click; the middle of the ray counts.
     """
-    start, end = layer.get_ray_intersections(position, view_direction, dims_displayed)
+    # The viewer may have more axes than the layer, which has the last three.
+    axes = [axis - (len(position) - 3) for axis in dims_displayed]
+    if min(axes) < 0:
+        return None
+    start, end = layer.get_ray_intersections(
+        np.asarray(position)[-3:], np.asarray(view_direction)[-3:], axes
+    )
     if start is None or end is None:
         return None
     start, end = np.asarray(start, dtype=float), np.asarray(end, dtype=float)

@@ -118,7 +118,8 @@ class StructureActions(QObject):
         def done(found: _Structure) -> None:
             if self._stale:
                 self.update()
-            if self._session.has(home) and self._tab.preview.isChecked():
+            # Meanwhile another scan may have been clicked, or everything cleared.
+            if self._probe.home is home and self._tab.preview.isChecked():
                 self._show(home, found)
 
         self._jobs.run("structure", "Finding the structure", find, done, quiet=True)
@@ -146,6 +147,9 @@ class StructureActions(QObject):
         target = self._tab.target.layer
         if target is None:
             target = self._session.overlays.new_labels(home, "structures")
+        elif tuple(target.data.shape) != found.mask.shape:
+            self._tell(f"{target.name} does not lie on the grid of {home.name}; choose another.")
+            return
         elif label > np.iinfo(target.data.dtype).max:
             self._tell(f"{target.name} cannot hold class {label}; use a smaller number.")
             return

@@ -59,6 +59,8 @@ def _steps(make: Callable[[], Any], cancelled: Event) -> Generator[Any, None, An
     """Run an engine function; yields its progress and returns its result or its error."""
     warnings.showwarning = _log_warning  # napari's worker restores it at its end
     try:
+        if cancelled.is_set():  # while it waited for its turn
+            return _CANCELLED
         steps = make()
         if not isinstance(steps, Generator):
             return _CANCELLED if cancelled.is_set() else steps

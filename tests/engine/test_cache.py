@@ -76,7 +76,7 @@ def test_a_damaged_entry_is_made_anew(
     made = finish(embed_cached(torso, tiny, settings, cache))
     (entry,) = tmp_path.iterdir()
     entry.write_bytes(entry.read_bytes()[:-7])
-    assert cache.get(entry.stem) is None
+    assert cache.get(entry.name.partition(".")[0]) is None
     assert not entry.exists()
     again = finish(embed_cached(torso, tiny, settings, cache))
     assert torch.equal(again.features, made.features)
@@ -116,12 +116,12 @@ def test_the_least_recently_used_go_first(embedding: Embedding, tmp_path: Path) 
     cache = EmbeddingCache(tmp_path)
     for number, key in enumerate("abc"):
         cache.put(key, embedding)
-        os.utime(tmp_path / f"{key}.safetensors", (1000 + number, 1000 + number))
+        os.utime(tmp_path / f"{key}.cached.safetensors", (1000 + number, 1000 + number))
     one = cache.size_bytes() // 3
     cache.get("a")  # now the latest used
     cache.limit_bytes = int(3.5 * one)
     cache.put("d", embedding)
-    assert sorted(path.stem for path in tmp_path.iterdir()) == ["a", "c", "d"]
+    assert sorted(path.name[0] for path in tmp_path.iterdir()) == ["a", "c", "d"]
     assert cache.size_bytes() == 3 * one
     cache.clear()
     assert cache.size_bytes() == 0
@@ -155,7 +155,7 @@ def test_a_folder_that_cannot_be_written_is_told_once_and_never_raises(
 def test_leftovers_of_killed_processes_go_and_those_at_work_stay(
     embedding: Embedding, tmp_path: Path
 ) -> None:
-    old, new = (tmp_path / f".part-{name}.safetensors" for name in ("old", "new"))
+    old, new = (tmp_path / f".part-{name}.cached.safetensors" for name in ("old", "new"))
     for path in (old, new):
         path.write_bytes(b"half")
     os.utime(old, (1000, 1000))
@@ -170,3 +170,20 @@ def test_the_users_folder_is_the_default(monkeypatch: pytest.MonkeyPatch, tmp_pa
     folder = EmbeddingCache().folder
     assert tmp_path in folder.parents
     assert not folder.exists()
+
+
+def test_files_of_others_in_the_same_folder_are_left_alone(
+    tmp_path: Path, embedding: Embedding
+) -> None:
+    weights = tmp_path / "encoder.safetensors"
+    weights.write_bytes(bytes(1000))
+    cache = EmbeddingCache(tmp_path)
+    cache.put("a", embedding)
+    one = cache.size_bytes()
+    cache.limit_bytes = int(1.5 * one)
+    cache.put("b", embedding)
+    assert cache.get("a") is None  # made room
+    assert cache.size_bytes() == one
+    cache.clear()
+    assert cache.size_bytes() == 0
+    assert weights.read_bytes() == bytes(1000)

@@ -592,9 +592,7 @@ def test_broken_slice_at_the_end_of_a_series_is_not_dropped(tmp_path: Path, kept
     named = last.with_name("last.dcm")
     named.write_bytes(last.read_bytes()[:kept])
     last.unlink()
-    with pytest.raises(
-        VolumeError, match=r"last.dcm is broken|cannot be read: The number of bytes"
-    ):
+    with pytest.raises(VolumeError, match=r"last.dcm|The number of bytes"):
         read_volume(folder)
 
 
