@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 __all__ = ["DEVICES", "OVERLAP", "WINDOW_VOX", "EmbedSettings", "region_of", "stage_of"]
 
 WINDOW_VOX = 96
-"""Side of a window. Wider than the small presets' crops: on mouse brains (crops of 48) structures
-agreed better across subjects at 96, see ``docs/benchmarks.md``."""
+"""Side of a window. Wider than the small presets' crops: on mouse brains (crops of 48) the
+5-NN accuracy of structures across subjects was 0.584 at 96, and 0.570 at 48 with half overlap."""
 OVERLAP = 0.25
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
