@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 # Light: torch itself may only allocate after the allocator was set.
-from s2dc_train.allocator import keep_large_buffers
+from napari_s2dc.engine.allocator import keep_large_buffers
 
 if TYPE_CHECKING:
     from napari_s2dc.volumes.volume import Volume

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from s2dc_train.allocator import keep_large_buffers
 
 from benchmarks.report import machine, table, write_section
+from napari_s2dc.engine.allocator import keep_large_buffers
 from napari_s2dc.engine.embed import embed_volume
 from napari_s2dc.engine.embed_settings import EmbedSettings
 from napari_s2dc.engine.match import MatchSettings, match_embeddings

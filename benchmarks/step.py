@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 # Light: torch itself may only allocate after the allocator was set.
-from s2dc_train.allocator import keep_large_buffers
+from napari_s2dc.engine.allocator import keep_large_buffers
 
 PARTS = ("data", "views", "teacher", "student", "losses", "optimizer")
 BATCHED = "views + losses"

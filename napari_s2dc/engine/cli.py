@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari_s2dc import __version__
+from napari_s2dc.engine.allocator import keep_large_buffers
 from napari_s2dc.engine.cli_embed import EMBED_SUMMARY, embed_parser, run_embed
 from napari_s2dc.engine.cli_probe import (
     CONSISTENCY_SUMMARY,
@@ -44,6 +45,7 @@ def _run(argv: Sequence[str] | None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     settings = _parser().parse_args(points_as_values(arguments))
     command = settings.subcommand
+    keep_large_buffers()  # each command imports torch after this
     return _COMMANDS[command](**settings[command].as_dict())
 
 

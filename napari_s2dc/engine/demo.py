@@ -232,10 +232,7 @@ def run_demo(
     S2DCError
         The folder holds other files or cannot be written, or training fails.
     """
-    from s2dc_train.allocator import keep_large_buffers
-
     started = time.perf_counter()
-    keep_large_buffers()
     claim_folder(out)
     run, pictures = out / "run", out / "pictures"
 

@@ -167,7 +167,7 @@ def _run(arguments: Sequence[str]) -> int:
     try:
         with StopRequest() as request:
             # Only now: --help and --print_config must not wait for torch.
-            from s2dc_train.allocator import keep_large_buffers
+            from napari_s2dc.engine.allocator import keep_large_buffers
 
             keep_large_buffers()
             from s2dc_train.run import train
