@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from napari_s2dc.engine.cli_embedded import EmbeddedScans, require_same_encoder
 from napari_s2dc.engine.cli_scans import (
     MAPS,
     ScanFile,
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
     from napari_s2dc.engine.embedding import Embedding, Token
-    from napari_s2dc.volumes.volume import Volume
 
 __all__ = [
     "CONSISTENCY_SUMMARY",
@@ -124,7 +124,7 @@ def run_probe(
     settings = settings_of(stage, preset, device)
     found = scans_in(scans)
     targets = targets_of(found, out, MAPS, ".similarity.nii.gz")
-    embedded = _Embedded(encoder, settings)
+    embedded = EmbeddedScans(encoder, settings)
     # What cannot be done in the first scan cannot be done at all.
     first, first_grid = embedded.of(found[0].path)
     positives = [_token(first, text) for text in point]
@@ -134,11 +134,7 @@ def run_probe(
 
     def work(scan: ScanFile, target: Path) -> dict[str, Any]:
         embedding, grid = (first, first_grid) if scan is found[0] else embedded.of(scan.path)
-        if embedding.metadata.get("weights") != first.metadata.get("weights"):
-            raise ConfigurationError(
-                f"{scan.path} was embedded by another encoder than {found[0].path}.",
-                "Embed both with the same one.",
-            )
+        require_same_encoder(first, embedding, found[0].path, scan.path)
         similarity = similarity_to(embedding, query)
         write_volume(target, to_voxels(similarity, embedding.shape, embedding.stride), grid)
         if not json:
@@ -221,43 +217,6 @@ def run_consistency(
     if json:
         outcome.print_json()
     return outcome.exit_code
-
-
-class _Embedded:
-    """Embeddings by path: read from a file of ours, from the cache, or made."""
-
-    def __init__(self, encoder: str | None, settings: Any) -> None:
-        self.option = encoder
-        self.settings = settings
-        self.network: Any = None
-
-    def of(self, path: Path) -> tuple[Embedding, Volume]:
-        """Embedding, and the grid that its maps are written on."""
-        from napari_s2dc.engine.cache import EmbeddingCache, embed_cached
-        from napari_s2dc.engine.embedding_file import SUFFIX, load_embedding
-        from napari_s2dc.engine.progress import finish_with_bar
-
-        if path.name.lower().endswith(SUFFIX):
-            embedding = load_embedding(path)
-            return embedding, _own_grid(embedding)
-        if self.network is None:
-            self.network = encoder_of(self.option)
-        volume = read_scan(path, self.network)
-        steps = embed_cached(volume, self.network, self.settings, EmbeddingCache())
-        return finish_with_bar(steps), volume
-
-
-def _own_grid(embedding: Embedding) -> Volume:
-    """Grid of an embedding whose scan is not at hand."""
-    import numpy as np
-
-    from napari_s2dc.volumes.volume import Volume
-
-    shift = np.eye(4)
-    shift[:3, 3] = embedding.offset_vox
-    # Zeros that take no memory: only the shape is needed.
-    array = np.broadcast_to(np.float32(0), embedding.shape)
-    return Volume(array, embedding.affine @ shift, name=embedding.name)
 
 
 def _token(embedding: Embedding, text: str) -> Token:

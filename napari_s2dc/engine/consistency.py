@@ -23,7 +23,14 @@ from napari_s2dc.method.similarity import neighbourhood_consistency
 from napari_s2dc.method.tokens import partners
 from napari_s2dc.volumes.volume import Volume
 
-__all__ = ["ConsistencyMap", "ConsistencyReading", "consistency_at", "consistency_map"]
+__all__ = [
+    "ConsistencyMap",
+    "ConsistencyReading",
+    "consistency_at",
+    "consistency_map",
+    "in_whole_tokens",
+    "random_view",
+]
 
 T = TypeVar("T")
 
@@ -123,21 +130,15 @@ def consistency_map(
         embedding = yield from _quietly(
             embed_volume(volume, encoder, settings), Progress(0, views, "views")
         )
-    image = torch.from_numpy(normalised(volume, encoder, settings))
-    # Whole tokens: then the centre of the image is that of the token grid.
-    whole = [count * embedding.stride for count in embedding.grid]
-    padding = [
-        part
-        for side, length in zip(reversed(whole), reversed(image.shape), strict=True)
-        for part in (0, side - length)
-    ]
-    image = torch.nn.functional.pad(image, padding)
+    image = in_whole_tokens(
+        torch.from_numpy(normalised(volume, encoder, settings)), embedding.stride
+    )
     generator = torch.Generator().manual_seed(seed)
     known = torch.zeros(embedding.grid, dtype=torch.int32)
     total = torch.zeros(embedding.grid, dtype=torch.float64)
     squares = torch.zeros(embedding.grid, dtype=torch.float64)
     for number in range(views):
-        view = _random_view(generator, volume.spacing_mm)
+        view = random_view(generator, volume.spacing_mm)
         turned = encode(view.warp(image).numpy(), encoder, settings)
         features, _ = yield from _quietly(turned, Progress(number, views, "views"))
         agreement = _agreement(embedding, features, view, radius)
@@ -174,8 +175,26 @@ def _quietly(steps: Steps[T], where: Progress) -> Steps[T]:
             yield where
 
 
-def _random_view(generator: torch.Generator, spacing_mm: Sequence[float]) -> Affine3D:
-    """Draw a view: turned about z, tilted a little about y and x, scaled and shifted."""
+def in_whole_tokens(image: Tensor, stride: int) -> Tensor:
+    """Pad an image (Z, Y, X) at its ends to whole tokens: then its centre is the token grid's."""
+    padding = [part for side in reversed(image.shape) for part in (0, -side % stride)]
+    return torch.nn.functional.pad(image, padding)
+
+
+def random_view(
+    generator: torch.Generator, spacing_mm: Sequence[float], *, in_plane: bool = False
+) -> Affine3D:
+    """Draw a view: turned about z, tilted a little about y and x, scaled and shifted.
+
+    Parameters
+    ----------
+    generator : torch.Generator
+        Source of the random numbers.
+    spacing_mm : sequence of 3 floats
+        Of the scan; the view is turned in mm.
+    in_plane : bool
+        Without tilt and without shift along z.
+    """
     numbers = torch.rand(7, dtype=torch.float64, generator=generator)
     turn, tilt_y, tilt_x = (
         float(2 * number - 1) * most
@@ -183,6 +202,8 @@ def _random_view(generator: torch.Generator, spacing_mm: Sequence[float]) -> Aff
     )
     scale = float(_SCALE[0] + (_SCALE[1] - _SCALE[0]) * numbers[3])
     shift_vox = (2 * numbers[4:] - 1) * _SHIFT_VOX
+    if in_plane:
+        tilt_y, tilt_x, shift_vox[0] = 0.0, 0.0, 0.0
     turned = Affine3D.compose(
         torch.zeros(3), [(turn, (1, 2)), (tilt_y, (0, 2)), (tilt_x, (0, 1))], scale
     )
