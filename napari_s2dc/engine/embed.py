@@ -86,7 +86,7 @@ def embed_volume(volume: Volume, encoder: SwinEncoder, settings: EmbedSettings) 
     volume : Volume
         Scan with raw intensities.
     encoder : SwinEncoder
-        Moved to the device and back, and in evaluation mode meanwhile: one run at a time.
+        Not changed; several runs may share it.
     settings : EmbedSettings
         Settings.
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+import copy
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from napari_s2dc.engine.embed_settings import DEVICES, EmbedSettings, stage_of
 from napari_s2dc.engine.progress import Progress, Steps
-from napari_s2dc.engine.windows import plan_windows, run_windows
+from napari_s2dc.engine.windows import WindowPlan, plan_windows, run_windows
 from napari_s2dc.errors import ConfigurationError, S2DCError
 from napari_s2dc.method.encoder import SwinEncoder
 
@@ -55,41 +56,44 @@ def encode(
         ``window_vox`` and ``device`` that were used, and the ``notice``.
     """
     attempts = _attempts(device_of(settings), settings)
-    for number, attempt in enumerate(attempts):
-        windows = plan_windows(
-            image.shape,
-            encoder.config,
-            stage=stage_of(encoder, settings),
-            window_vox=attempt.window_vox,
-            overlap=settings.overlap,
-        )
-        together = attempt.windows_at_once
-        running = run_windows(
-            image, encoder, windows, windows_at_once=together, dtype=torch.float16
-        )
-        try:
-            with _encoder_on(encoder, attempt.device), closing(running):
-                while True:
-                    try:
-                        done = next(running)
-                    except StopIteration as stop:
-                        facts = {
-                            "window_vox": attempt.window_vox,
-                            "device": attempt.device.type,
-                            "notice": attempt.notice,
-                        }
-                        return stop.value, facts
-                    yield Progress(done, windows.windows, "windows")
-        except (RuntimeError, MemoryError) as error:
-            if not _out_of_memory(error):
-                raise
-            if number == len(attempts) - 1:
-                raise S2DCError(
-                    f"There is not enough memory for windows of {attempt.window_vox} voxels.",
-                    "Choose a smaller window or a region, or close other programs.",
-                ) from error
-        # Outside the handler, whose traceback keeps the tensors of the failed batch alive.
-        _free(attempt.device)
+    try:
+        for attempt in attempts:
+            windows = plan_windows(
+                image.shape,
+                encoder.config,
+                stage=stage_of(encoder, settings),
+                window_vox=attempt.window_vox,
+                overlap=settings.overlap,
+            )
+            features = None
+            try:
+                with closing(_windows_on(image, encoder, windows, attempt)) as running:
+                    while features is None:
+                        try:
+                            done = next(running)
+                        except StopIteration as stop:
+                            features = stop.value
+                        else:
+                            yield Progress(done, windows.windows, "windows")
+            except (RuntimeError, MemoryError) as error:
+                if not _out_of_memory(error):
+                    raise
+                if attempt is attempts[-1]:
+                    raise S2DCError(
+                        f"There is not enough memory for windows of {attempt.window_vox} voxels.",
+                        "Choose a smaller window or a region, or close other programs.",
+                    ) from error
+            if features is not None:
+                facts = {
+                    "window_vox": attempt.window_vox,
+                    "device": attempt.device.type,
+                    "notice": attempt.notice,
+                }
+                return features, facts
+            # Outside the handler, whose traceback keeps the tensors of the failed batch alive.
+            _free(attempt.device)
+    finally:
+        _free(attempts[0].device)
     raise AssertionError("there is always a last attempt")
 
 
@@ -154,12 +158,25 @@ def device_of(settings: EmbedSettings) -> torch.device:
     return torch.device(wanted)
 
 
-@contextmanager
-def _encoder_on(encoder: SwinEncoder, device: torch.device) -> Iterator[None]:
-    """Move the encoder to a device, and back at the end."""
-    home = next(encoder.parameters()).device
-    try:
-        encoder.to(device)
-        yield
-    finally:
-        encoder.to(home)
+def _windows_on(
+    image: np.ndarray, encoder: SwinEncoder, windows: WindowPlan, attempt: _Attempt
+) -> Generator[int, None, Tensor]:
+    """Run the windows as one attempt wants it, by an encoder that is this run's own."""
+    own = _copy_on(encoder, attempt.device)
+    together = attempt.windows_at_once
+    with closing(
+        run_windows(image, own, windows, windows_at_once=together, dtype=torch.float16)
+    ) as running:
+        return (yield from running)
+
+
+def _copy_on(encoder: SwinEncoder, device: torch.device) -> SwinEncoder:
+    """Copy an encoder to a device; on its own device the copy shares the weights.
+
+    Several runs may use one encoder at once, from different threads: moved to a graphics processor
+    and back, or set to evaluation mode and back, it would change under the others.
+    """
+    tensors = [*encoder.parameters(), *encoder.buffers()]
+    home = tensors[0].device.type
+    shared = {id(tensor): tensor for tensor in tensors} if device.type == home else {}
+    return copy.deepcopy(encoder, shared).to(device)

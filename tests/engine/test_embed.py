@@ -152,18 +152,44 @@ def test_progress_counts_every_window(
     assert plan(torso.shape, tiny, settings).windows == 4
 
 
-def test_the_encoder_stays_as_it_was(
-    torso: Volume, tiny: SwinEncoder, settings: EmbedSettings
+def test_two_runs_share_an_encoder_that_never_changes(
+    torso: Volume, settings: EmbedSettings, embedding: Embedding, tiny: SwinEncoder
 ) -> None:
-    for training in (True, False):
-        tiny.train(training)
-        steps = embed_volume(torso, tiny, settings)
-        for _ in range(3):
-            next(steps)
-        assert not tiny.training
-        steps.close()
-        assert tiny.training is training
-    tiny.train()
+    assert tiny.training
+    other = replace(settings, stage=1)
+    alone = finish(embed_volume(torso, tiny, other))
+    runs = [embed_volume(torso, tiny, one) for one in (settings, other)]
+    results: list[Embedding] = []
+    while len(results) < 2:
+        for run in runs:  # in turn, as two threads may do
+            try:
+                next(run)
+            except StopIteration as stop:
+                results.append(stop.value)
+            assert tiny.training
+    assert torch.equal(results[0].features, embedding.features)
+    assert torch.equal(results[1].features, alone.features)
+
+
+def test_a_run_on_another_device_leaves_the_encoder_where_it_is(
+    torso: Volume, tiny: SwinEncoder, settings: EmbedSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The device "meta" stands for a graphics processor: weights that get there are gone here.
+    before = {name: tensor.clone() for name, tensor in tiny.state_dict().items()}
+    here = encoding._attempts(torch.device("cpu"), settings)
+    elsewhere = [replace(way, device=torch.device("meta")) for way in here]
+    monkeypatch.setattr(encoding, "_attempts", lambda *_: elsewhere)
+    with pytest.raises(NotImplementedError, match="meta"):
+        finish(embed_volume(torso, tiny, settings))
+    for name, tensor in tiny.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_on_the_encoders_own_device_no_weights_are_copied(tiny: SwinEncoder) -> None:
+    own = encoding._copy_on(tiny, torch.device("cpu")).eval()
+    pairs = list(zip(own.parameters(), tiny.parameters(), strict=True))
+    assert all(ours.data_ptr() == theirs.data_ptr() for ours, theirs in pairs)
+    assert tiny.training
 
 
 def test_autograd_is_only_off_inside(
