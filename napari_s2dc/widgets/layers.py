@@ -13,6 +13,8 @@ from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 
+from napari_s2dc.widgets.placement import GEOMETRY, Placement, geometry_of, move, token_geometry
+
 if TYPE_CHECKING:
     from napari.layers import Image, Labels, Layer, Points
     from napari.viewer import Viewer
@@ -31,63 +33,6 @@ def plain(layer: Any) -> Any:
     return getattr(layer, "__wrapped__", layer)
 
 
-def geometry_of(layer: Layer) -> dict[str, Any]:
-    """Everything that says where a layer's voxels lie, as keywords for a new layer.
-
-    A single layer without units would make napari drop the units of all, so they are part of it.
-    """
-    return {
-        "scale": np.array(layer.scale),
-        "translate": np.array(layer.translate),
-        "rotate": np.array(layer.rotate),
-        "shear": np.array(layer.shear),
-        "affine": np.array(layer.affine.affine_matrix),
-        "units": layer.units,
-        "axis_labels": layer.axis_labels,
-    }
-
-
-def token_geometry(
-    layer: Layer,
-    stride: int,
-    offset_vox: Sequence[float] = (0, 0, 0),
-    factors: Sequence[float] = (1, 1, 1),
-) -> dict[str, Any]:
-    """Geometry of a token grid over a layer.
-
-    Parameters
-    ----------
-    layer : napari layer
-        Source, three-dimensional.
-    stride : int
-        Voxels per token side.
-    offset_vox : sequence of 3 numbers
-        First voxel of the first token.
-    factors : sequence of 3 floats
-        Voxels of the layer's finest level per voxel that was embedded.
-
-    Returns
-    -------
-    dict
-        Keywords for a layer of shape (tz, ty, tx): token ``i`` covers voxels
-        ``[offset + i * stride, offset + (i + 1) * stride)`` of the embedded level.
-    """
-    from napari.utils.transforms import Affine
-
-    geometry = geometry_of(layer)
-    # Where the middle of token 0 lies, in voxels of the finest level.
-    middle = (np.asarray(offset_vox) + stride / 2) * np.asarray(factors) - 0.5
-    own = Affine(
-        scale=geometry["scale"],
-        translate=geometry["translate"],
-        rotate=geometry["rotate"],
-        shear=geometry["shear"],
-    )
-    geometry["translate"] = np.asarray(own(middle))
-    geometry["scale"] = geometry["scale"] * stride * np.asarray(factors)
-    return geometry
-
-
 class Overlays:
     """The result layers of one viewer: one for each source layer and kind of result.
 
@@ -100,6 +45,7 @@ class Overlays:
     def __init__(self, viewer: Viewer) -> None:
         self._viewer = viewer
         self._made: WeakKeyDictionary[Any, dict[str, ref[Any]]] = WeakKeyDictionary()
+        self._placements: WeakKeyDictionary[Any, Placement] = WeakKeyDictionary()
 
     def find(self, source: Layer, kind: str) -> Any | None:
         """Give the layer of a kind that belongs to a source, if the user has not removed it."""
@@ -122,7 +68,7 @@ class Overlays:
         """Show anatomy colours, (tz, ty, tx, 4) uint8."""
         layer = self.find(source, "colours")
         if layer is not None and layer.data.shape == colours.shape:
-            _move(layer, geometry)
+            move(layer, geometry)
             layer.data = colours
             return layer
         return self._add(
@@ -131,7 +77,13 @@ class Overlays:
         )  # fmt: skip
 
     def show_heat(
-        self, source: Layer, values: np.ndarray, geometry: dict[str, Any], kind: str = "similarity"
+        self,
+        source: Layer,
+        values: np.ndarray,
+        geometry: dict[str, Any],
+        kind: str = "similarity",
+        *,
+        colour_bar: bool = True,
     ) -> Image:
         """Show a map of numbers (tz, ty, tx); a map of the same shape is overwritten in place.
 
@@ -140,18 +92,20 @@ class Overlays:
         """
         layer = self.find(source, kind)
         if layer is not None and layer.data.shape == values.shape:
-            _move(layer, geometry)
+            move(layer, geometry)
             layer.data[...] = values
             layer.refresh(extent=False, thumbnail=False, highlight=False)
             return layer
         similarity = kind == "similarity"
-        return self._add(
+        layer = self._add(
             source, kind, "add_image", np.array(values, dtype=np.float32),
             kind, geometry,
             colormap="inferno" if similarity else "viridis",
             contrast_limits=(0.0, 1.0), opacity=0.6, interpolation2d="linear",
             blending="additive" if similarity else "translucent",
         )  # fmt: skip
+        layer.colorbar.visible = colour_bar
+        return layer
 
     def show_labels(
         self, source: Layer, kind: str, title: str, labels: np.ndarray, geometry: dict[str, Any]
@@ -159,7 +113,7 @@ class Overlays:
         """Show integer labels as an overlay: clusters, selected patches, the structure found."""
         layer = self.find(source, kind)
         if layer is not None and layer.data.shape == labels.shape:
-            _move(layer, geometry)
+            move(layer, geometry)
             layer.data = labels
             return layer
         return self._add(source, kind, "add_labels", labels, title, geometry, opacity=0.5)
@@ -168,7 +122,7 @@ class Overlays:
         """Mark voxels (n, 3) of a source with rings; `size` in voxels."""
         layer = self.find(source, "nearest")
         if layer is not None:
-            _move(layer, geometry_of(source))
+            move(layer, geometry_of(source))
             layer.data = voxels
             return layer
         return self._add(
@@ -176,6 +130,26 @@ class Overlays:
             size=size, symbol="ring", face_color="transparent", border_color="cyan",
             ndim=3,
         )  # fmt: skip
+
+    def show_marks(
+        self, source: Layer, positive: np.ndarray, negative: np.ndarray, size: float
+    ) -> Points:
+        """Mark clicked voxels (n, 3): a green cross belongs to the structure, a red x does not."""
+        voxels = np.concatenate([np.reshape(positive, (-1, 3)), np.reshape(negative, (-1, 3))])
+        symbols = ["cross"] * len(positive) + ["x"] * len(negative)
+        colours = ["#00d26a"] * len(positive) + ["#ff4040"] * len(negative)
+        layer = self.find(source, "clicked")
+        if layer is None or len(layer.data) != len(voxels):
+            return self._add(
+                source, "clicked", "add_points", voxels, "clicked places", geometry_of(source),
+                size=size, symbol=symbols, face_color=colours, border_color="black",
+                border_width=0.1, ndim=3,
+            )  # fmt: skip
+        move(layer, geometry_of(source))
+        layer.data = voxels
+        layer.symbol = symbols
+        layer.face_color = colours
+        return layer
 
     def new_labels(self, source: Layer, title: str) -> Labels:
         """Add an empty Labels layer on the grid of a source, and so of that source's file."""
@@ -227,7 +201,18 @@ class Overlays:
                 **look,
             )
         self._made.setdefault(plain(source), {})[kind] = ref(plain(layer))
+        self._placements[plain(layer)] = Placement.between(source, geometry)
+        for name in GEOMETRY:  # connecting twice connects once
+            getattr(source.events, name).connect(self._on_moved)
         return layer
+
+    def _on_moved(self, event: Any) -> None:
+        """Let the results of a layer follow it."""
+        source = plain(event.source)
+        for kind in list(self._made.get(source, {})):
+            layer = self.find(source, kind)
+            if layer is not None:
+                move(layer, self._placements[plain(layer)].over(source))
 
     @contextmanager
     def _selection_kept(self) -> Iterator[None]:
@@ -242,10 +227,3 @@ class Overlays:
 def _shape(layer: Layer) -> tuple[int, ...]:
     data = layer.data[0] if layer.multiscale else layer.data
     return tuple(int(size) for size in data.shape)
-
-
-def _move(layer: Layer, geometry: dict[str, Any]) -> None:
-    """Follow a source that the user moved since the overlay was made."""
-    for name in ("scale", "translate"):
-        if not np.allclose(getattr(layer, name), geometry[name]):
-            setattr(layer, name, geometry[name])

@@ -121,3 +121,67 @@ def test_jumping_puts_the_place_into_the_slice(viewer: Any) -> None:
     np.testing.assert_allclose(
         viewer.scene.camera.center[-2:], source.data_to_world((20, 11, 31))[1:]
     )
+
+
+@pytest.mark.filterwarnings("ignore:Non-orthogonal slicing:UserWarning")
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scale": (4, 1.5, 1)},
+        {"translate": (7, -8, 9)},
+        {"rotate": 30},
+        {"shear": (0.2, 0.0, 0.1)},
+        {"affine": PLACES["affine"]["affine"]},
+        {"units": ("mm", "mm", "mm")},
+        {"axis_labels": ("up", "back", "left")},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_results_follow_a_source_that_is_moved(viewer: Any, change: dict[str, Any]) -> None:
+    source = viewer.add_image(np.zeros((32, 40, 48), np.float32), name="scan", scale=(3, 1, 2))
+    overlays = Overlays(viewer)
+    offset = np.array([8, 0, 16])
+    heat = overlays.show_heat(source, np.zeros((3, 4, 4)), token_geometry(source, 8, offset))
+    marks = overlays.show_points(source, np.array([[9.0, 8, 7]]), 8)
+    for name, value in change.items():
+        setattr(source, name, value)
+    for token in [(0, 0, 0), (2, 1, 3)]:
+        voxel = (np.array(token) + 0.5) * 8 - 0.5 + offset
+        np.testing.assert_allclose(
+            heat.data_to_world(token), source.data_to_world(voxel), atol=1e-6
+        )
+    np.testing.assert_allclose(
+        marks.data_to_world(marks.data[0]), source.data_to_world((9, 8, 7)), atol=1e-6
+    )
+    for result in (heat, marks):
+        assert result.units == source.units
+        assert result.axis_labels == source.axis_labels
+
+
+def test_only_heat_maps_asked_to_have_a_colour_bar(viewer: Any) -> None:
+    source = add_phantom(viewer, 1)
+    overlays = Overlays(viewer)
+    place = token_geometry(source, 8)
+    values = np.zeros((4, 6, 6), np.float32)
+    assert overlays.show_heat(source, values, place).colorbar.visible
+    other = add_phantom(viewer, 2)
+    assert not overlays.show_heat(other, values, place, colour_bar=False).colorbar.visible
+
+
+def test_marks_say_what_belongs_and_what_does_not(viewer: Any) -> None:
+    source = add_phantom(viewer, 1)
+    overlays = Overlays(viewer)
+    marks = overlays.show_marks(source, np.array([[1.0, 2, 3], [4, 5, 6]]), np.zeros((0, 3)), 4)
+    again = overlays.show_marks(source, np.array([[1.0, 2, 3]]), np.array([[4.0, 5, 6]]), 4)
+    np.testing.assert_array_equal(again.data, [[1, 2, 3], [4, 5, 6]])
+    assert [str(symbol) for symbol in again.symbol] == ["cross", "x"]
+    assert not np.array_equal(*again.face_color)
+    assert overlays.show_marks(source, np.array([[1.0, 2, 3]]), [], 4) is not marks
+
+
+def test_axes_that_napari_only_counts_are_named(viewer: Any) -> None:
+    from napari_s2dc.widgets.placement import axis_names
+
+    assert axis_names(viewer.add_image(np.zeros((4, 5, 6)))) == ("z", "y", "x")
+    named = viewer.add_image(np.zeros((4, 5, 6)), axis_labels=("up", "back", "left"))
+    assert axis_names(named) == ("up", "back", "left")
