@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo screen test screenshots lint format wheel clean
+.PHONY: help setup demo screen test screenshots docs lint format wheel clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
@@ -27,6 +27,9 @@ test: lint screen ## every check and every test
 
 screenshots: setup screen ## make the pictures of docs/ anew
 	$(SCREEN) $(BIN)/python docs/make_screenshots.py
+
+docs: setup ## build the site of docs/ into site/; every warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lint: setup ## style, types, import rules and the napari manifest
 	$(BIN)/ruff check

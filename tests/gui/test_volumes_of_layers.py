@@ -3,8 +3,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import dask.array
 import numpy as np
 import pytest
+import zarr
 from napari.layers import Image, Labels, Points
 
 from napari_s2dc.errors import VolumeError
@@ -24,11 +26,11 @@ def _memory_map(folder: Path) -> np.ndarray:
 
 
 def _dask(_: Path) -> Any:
-    return pytest.importorskip("dask.array").from_array(VALUES, chunks=4)
+    return dask.array.from_array(VALUES, chunks=4)
 
 
 def _zarr(_: Path) -> Any:
-    return pytest.importorskip("zarr").array(VALUES)
+    return zarr.array(VALUES)
 
 
 @pytest.mark.parametrize(
