@@ -136,7 +136,8 @@ def run_probe(
         embedding, grid = (first, first_grid) if scan is found[0] else embedded.of(scan.path)
         require_same_encoder(first, embedding, found[0].path, scan.path)
         similarity = similarity_to(embedding, query)
-        write_volume(target, to_voxels(similarity, embedding.shape, embedding.stride), grid)
+        heat = to_voxels(similarity, embedding.shape, embedding.stride)
+        write_volume(target, heat, grid, result="similarity map")
         if not json:
             print(f"{target}: similarity to {', '.join(text.strip() for text in point)}")
         return {"highest": float(similarity[embedding.foreground].max())}
@@ -199,7 +200,8 @@ def run_consistency(
                 f"{scan.path} is too small: no patch has neighbours in the views.",
                 "Use an earlier --stage, whose tokens are smaller.",
             )
-        write_volume(target, to_voxels(result.mean, volume.shape, stride), volume)
+        agreement = to_voxels(result.mean, volume.shape, stride)
+        write_volume(target, agreement, volume, result="consistency map")
         facts = {
             "views": views,
             "mean": float(result.mean[known].mean()),

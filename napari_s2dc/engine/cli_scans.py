@@ -22,12 +22,14 @@ __all__ = [
     "Outcome",
     "ScanFile",
     "add_shared_arguments",
+    "bare_name",
     "encoder_of",
     "over_scans",
     "read_scan",
     "scans_in",
     "settings_of",
     "targets_of",
+    "tell",
 ]
 
 MAPS = (".nii", ".nii.gz", ".nrrd")
@@ -111,7 +113,7 @@ def read_scan(path: Path, encoder: SwinEncoder) -> Volume:
     check_values(volume)
     warning = mismatch(volume, encoder)
     if warning:
-        _tell(f"{path}: {warning}")
+        tell(f"{path}: {warning}")
     return volume
 
 
@@ -121,7 +123,8 @@ def scans_in(inputs: Sequence[str]) -> list[ScanFile]:
     Parameters
     ----------
     inputs : sequence of str
-        Files, taken as they are; folders, searched with their subfolders, without label maps.
+        Files, taken as they are; folders, searched with their subfolders, without label maps
+        and without what these commands wrote there, which standard error says.
 
     Raises
     ------
@@ -133,20 +136,29 @@ def scans_in(inputs: Sequence[str]) -> list[ScanFile]:
     scans: list[ScanFile] = []
     for path in map(Path, inputs):
         if not path.is_dir():
-            scans.append(ScanFile(path, Path(_bare(path.name))))
+            scans.append(ScanFile(path, Path(bare_name(path.name))))
             continue
-        found = [scan for scan in find_volumes(path) if not is_label_path(scan)]
+        found = [scan for scan in find_volumes(path) if not is_label_path(scan) and _is_scan(scan)]
         if not found:
             raise S2DCError(f"{path} holds no scan.")
         for scan in found:
             # The folder itself when it is one DICOM series.
             below = Path(path.resolve().name) if scan == path else scan.relative_to(path)
-            scans.append(ScanFile(scan, below.with_name(_bare(below.name))))
+            scans.append(ScanFile(scan, below.with_name(bare_name(below.name))))
     return _with_own_names(scans)
 
 
-def _bare(name: str) -> str:
-    """File name without the ending of its format."""
+def _is_scan(path: Path) -> bool:
+    from napari_s2dc.volumes.results import result_in
+
+    result = result_in(path)
+    if result:
+        tell(f"left out {path}: it is a {result} that s2dc wrote")
+    return not result
+
+
+def bare_name(name: str) -> str:
+    """Give a file name without the ending of its format."""
     from napari_s2dc.volumes.formats import SUFFIXES
 
     for suffix in sorted((*SUFFIXES, ".embedding.safetensors", ".safetensors"), key=len)[::-1]:
@@ -257,12 +269,13 @@ def over_scans(
             if len(scans) == 1:
                 raise
             reason = " ".join(str(error).split()) or type(error).__name__
-            _tell(f"skipped {scan.path}: {reason}")
+            tell(f"skipped {scan.path}: {reason}")
             outcome.skipped.append({"scan": str(scan.path), "reason": reason})
         else:
             outcome.done.append({"scan": str(scan.path), "out": str(target), **facts})
     return outcome
 
 
-def _tell(text: str) -> None:
+def tell(text: str) -> None:
+    """Say something on standard error, in one line that names the program."""
     print(f"s2dc: {text}", file=sys.stderr, flush=True)

@@ -11,12 +11,15 @@ from napari_s2dc.errors import S2DCError, VolumeError
 from napari_s2dc.files import replace_atomically
 from napari_s2dc.volumes.formats import format_of
 from napari_s2dc.volumes.nrrd_file import NRRD_SPACES
+from napari_s2dc.volumes.results import mark_nifti, mark_nrrd
 from napari_s2dc.volumes.volume import OriginalGeometry, Volume, index_map
 
 __all__ = ["write_volume"]
 
 
-def write_volume(path: str | Path, array_zyx: np.ndarray, like: Volume) -> Path:
+def write_volume(
+    path: str | Path, array_zyx: np.ndarray, like: Volume, *, result: str = ""
+) -> Path:
     """Write an array on the original grid of the scan it was made from.
 
     Parameters
@@ -30,6 +33,9 @@ def write_volume(path: str | Path, array_zyx: np.ndarray, like: Volume) -> Path:
     like : Volume
         Scan read from a file: shape, axis order, affine, header (qform and sform codes) are its
         file's. A volume without a file is written on its own grid, axes (x, y, z).
+    result : str
+        What the array is where it is no scan, such as ``"similarity map"``: noted in the header,
+        so that :func:`napari_s2dc.volumes.results.result_in` knows the file again.
 
     Returns
     -------
@@ -53,9 +59,9 @@ def write_volume(path: str | Path, array_zyx: np.ndarray, like: Volume) -> Path:
     try:
         with replace_atomically(path) as partial:
             if file_format == "nifti":
-                _write_nifti(partial, array, grid)
+                _write_nifti(partial, array, grid, result)
             else:
-                _write_nrrd(partial, array, grid)
+                _write_nrrd(partial, array, grid, result)
     except VolumeError:
         raise
     except S2DCError as error:
@@ -89,7 +95,7 @@ def _storable(path: Path, array: np.ndarray) -> np.ndarray:
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
-def _write_nifti(path: Path, array: np.ndarray, grid: OriginalGeometry) -> None:
+def _write_nifti(path: Path, array: np.ndarray, grid: OriginalGeometry, result: str) -> None:
     import nibabel
 
     if grid.format == "nifti" and "header" in grid.header:
@@ -105,10 +111,11 @@ def _write_nifti(path: Path, array: np.ndarray, grid: OriginalGeometry) -> None:
         if not np.allclose(image.get_qform(), grid.affine, atol=1e-4):
             image.set_qform(None, code=0)  # a shear has no quaternion
         image.header.set_xyzt_units("mm")
+    mark_nifti(image.header, result)
     nibabel.save(image, path)
 
 
-def _write_nrrd(path: Path, array: np.ndarray, grid: OriginalGeometry) -> None:
+def _write_nrrd(path: Path, array: np.ndarray, grid: OriginalGeometry, result: str) -> None:
     import nrrd
 
     if grid.format == "nrrd":
@@ -125,4 +132,5 @@ def _write_nrrd(path: Path, array: np.ndarray, grid: OriginalGeometry) -> None:
             "space directions": lps[:3, :3].T,
             "space origin": lps[:3, 3],
         }
+    mark_nrrd(fields, result)
     nrrd.write(str(path), array, header=fields, index_order="F")

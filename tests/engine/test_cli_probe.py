@@ -9,6 +9,8 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from s2dc_train.config import DataConfig
+from s2dc_train.sources import ScanEntry, find_scans
 
 from napari_s2dc.engine.cli import main
 from napari_s2dc.engine.embedding_file import load_embedding
@@ -117,6 +119,35 @@ def test_a_patch_of_one_scan_is_looked_for_in_others(
     captured = capsys.readouterr()
     assert "skipped" in captured.err
     assert "Nearest patches" in captured.out
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd"])
+def test_maps_in_the_folder_of_the_scans_are_not_taken_for_scans(
+    ending: str, checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "scans"
+    image, _ = phantom((32, 32, 32), seed=2)
+    write_volume(folder / f"scan{ending}", image.array, image)
+    options = ["--encoder", checkpoint, "--device", "cpu", "--json"]
+    runs = [
+        ["probe", str(folder), "--point", "12,20,28", "--out", str(folder)],
+        ["probe", str(folder), "--point", "12,20,28", "--out", str(folder / f"heat{ending}")],
+        ["consistency", str(folder), "--views", "1", "--out", str(folder / f"map{ending}")],
+        ["embed", str(folder)],
+        ["embed", str(folder)],
+    ]
+    for run in runs:
+        capsys.readouterr()
+        assert main([*run, *options]) == 0
+        facts = json.loads(capsys.readouterr().out)
+        assert [entry["scan"] for entry in facts["scans"]] == [str(folder / f"scan{ending}")]
+    assert main([*runs[-1], *options]) == 0
+    told = capsys.readouterr().err
+    assert f"left out {folder / 'scan.similarity.nii.gz'}: it is a similarity map that s2dc" in told
+    assert f"left out {folder / f'map{ending}'}: it is a consistency map that s2dc wrote" in told
+    # named, it is taken
+    assert main(["embed", str(folder / f"heat{ending}"), *options]) == 0
+    assert find_scans(DataConfig(path=str(folder))) == [ScanEntry(folder / f"scan{ending}")]
 
 
 @pytest.mark.parametrize(

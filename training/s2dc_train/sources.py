@@ -13,6 +13,7 @@ from typing import Any
 
 from napari_s2dc.errors import ConfigurationError
 from napari_s2dc.volumes.io import find_volumes, is_label_path
+from napari_s2dc.volumes.results import result_in
 from s2dc_train.config import DataConfig
 
 FORMATS = "NIfTI (.nii, .nii.gz), NRRD, MHA/MHD, MGH/MGZ or DICOM series folders"
@@ -116,7 +117,8 @@ def _refuse_section(path: Path, section: str) -> None:
 
 
 def _from_folder(folder: Path) -> list[ScanEntry]:
-    files = [Path(file) for file in find_volumes(folder)]
+    # Maps that the tools wrote beside the scans are no scans either.
+    files = [Path(file) for file in find_volumes(folder) if not result_in(file)]
     by_name: dict[tuple[Path, str], list[Path]] = {}
     for file in files:
         stem = _stem(file)
