@@ -1,4 +1,4 @@
-"""The ``s2dc`` command: embed and probe scans, look at files, export weights, run the demo."""
+"""The ``s2dc`` command: embed, probe and match scans, carry labels, look at files, run the demo."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from napari_s2dc import __version__
 from napari_s2dc.engine.allocator import keep_large_buffers
 from napari_s2dc.engine.cli_embed import EMBED_SUMMARY, embed_parser, run_embed
+from napari_s2dc.engine.cli_evaluate import EVALUATE_SUMMARY, evaluate_parser, run_evaluate
+from napari_s2dc.engine.cli_match import MATCH_SUMMARY, match_parser, run_match
 from napari_s2dc.engine.cli_probe import (
     CONSISTENCY_SUMMARY,
     PROBE_SUMMARY,
@@ -20,6 +22,7 @@ from napari_s2dc.engine.cli_probe import (
     run_consistency,
     run_probe,
 )
+from napari_s2dc.engine.cli_transfer import TRANSFER_SUMMARY, run_transfer, transfer_parser
 from napari_s2dc.engine.console import run_reporting_errors
 from napari_s2dc.engine.export import (
     ENCODER_NAME,
@@ -54,7 +57,7 @@ def _parser() -> ArgumentParser:
 
     parser = ArgumentParser(
         prog=PROGRAM,
-        description="S2DC encoders of 3D medical scans: embed, probe, inspect and export them.",
+        description="S2DC encoders of 3D medical scans: embed, probe, match scans, carry labels.",
         version=__version__,
     )
     commands = parser.add_subcommands(metavar="COMMAND")
@@ -93,6 +96,9 @@ def _parser() -> ArgumentParser:
     commands.add_subcommand("embed", embed_parser(), help=EMBED_SUMMARY)
     commands.add_subcommand("probe", probe_parser(), help=PROBE_SUMMARY)
     commands.add_subcommand("consistency", consistency_parser(), help=CONSISTENCY_SUMMARY)
+    commands.add_subcommand("match", match_parser(), help=MATCH_SUMMARY)
+    commands.add_subcommand("transfer", transfer_parser(), help=TRANSFER_SUMMARY)
+    commands.add_subcommand("evaluate", evaluate_parser(), help=EVALUATE_SUMMARY)
 
     summary = "Pretrain on demonstration scans and show in a report what the encoder learned."
     demo = ArgumentParser(description=summary)
@@ -141,6 +147,9 @@ _COMMANDS: dict[str, Callable[..., int]] = {
     "embed": run_embed,
     "probe": run_probe,
     "consistency": run_consistency,
+    "match": run_match,
+    "transfer": run_transfer,
+    "evaluate": run_evaluate,
     "demo": _demo,
 }
 

@@ -1,0 +1,135 @@
+"""``s2dc evaluate``: label maps against references, file by file or folder by folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from napari_s2dc.engine.cli_scans import ScanFile, bare_name, over_scans, tell
+from napari_s2dc.errors import S2DCError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+    from napari_s2dc.engine.evaluate import Evaluation
+
+__all__ = ["EVALUATE_SUMMARY", "evaluate_parser", "run_evaluate"]
+
+EVALUATE_SUMMARY = "Compare label maps with references: Dice and 95 % Hausdorff distance in mm."
+
+_LABEL_ENDING = ".labels"
+
+
+def evaluate_parser() -> ArgumentParser:
+    """Build the parser of ``s2dc evaluate``."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(description=EVALUATE_SUMMARY)
+    parser.add_argument("found", type=str, help="Label map to judge, or a folder with label maps.")
+    parser.add_argument(
+        "reference",
+        type=str,
+        help="The true label map, or a folder whose files have the same names.",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="Print JSON instead of text, for other programs."
+    )
+    return parser
+
+
+def run_evaluate(found: str, reference: str, json: bool) -> int:
+    """Compare label maps and return the exit code: 0, or 2 when none could be used."""
+    from napari_s2dc.engine.evaluate import evaluate_labels, mean_of
+    from napari_s2dc.volumes.io import read_volume
+
+    cases, references = _cases(Path(found), Path(reference))
+    dice, distance = [], []
+
+    def work(case: ScanFile, truth: Path) -> dict[str, Any]:
+        result = evaluate_labels(
+            read_volume(case.path, labels=True), read_volume(truth, labels=True)
+        )
+        dice.append(result.mean_dice)
+        distance.append(result.mean_hd95_mm)
+        if not json:
+            _print(case, truth, result)
+        return {
+            "reference": str(truth),
+            "mean_dice": result.mean_dice,
+            "mean_hd95_mm": _or_none(result.mean_hd95_mm),
+            "classes": [score.as_dict() for score in result.classes],
+        }
+
+    outcome = over_scans(cases, references, work)
+    for facts in outcome.done:
+        del facts["out"]  # nothing is written
+    if json:
+        outcome.print_json(
+            mean_dice=_or_none(mean_of(dice)), mean_hd95_mm=_or_none(mean_of(distance))
+        )
+    elif len(dice) > 1:
+        print(
+            f"Mean of {len(dice)} label maps: Dice {mean_of(dice):.3f}, "
+            f"HD95 {mean_of(distance):.2f} mm"
+        )
+    return outcome.exit_code
+
+
+def _or_none(value: float) -> float | None:
+    return None if value != value else value
+
+
+def _print(case: ScanFile, truth: Path, result: Evaluation) -> None:
+    print(f"{case.path} against {truth}")
+    print("  class    Dice   HD95 mm   voxels  reference")
+    for score in result.classes:
+        distance = "-" if score.hd95_mm != score.hd95_mm else f"{score.hd95_mm:.2f}"
+        print(
+            f"  {score.label:>5}  {score.dice:6.3f}  {distance:>8}  {score.voxels:>7}  "
+            f"{score.reference_voxels:>9}"
+        )
+    print(f"   mean  {result.mean_dice:6.3f}  {result.mean_hd95_mm:8.2f}")
+    if result.missed:
+        print(f"  only in one of the two: {', '.join(map(str, result.missed))}")
+
+
+def _cases(found: Path, reference: Path) -> tuple[list[ScanFile], list[Path]]:
+    """Label maps and the reference of each.
+
+    Raises
+    ------
+    S2DCError
+        A file is compared with a folder, or no name of the one folder is in the other.
+    """
+    if found.is_dir() != reference.is_dir():
+        raise S2DCError(
+            f"{found} and {reference}: one is a folder and the other is not.",
+            "Name two files or two folders.",
+        )
+    if not found.is_dir():
+        return [ScanFile(found, Path(bare_name(found.name)))], [reference]
+    truths = _by_name(reference)
+    cases, references = [], []
+    for name, path in _by_name(found).items():
+        if name in truths:
+            cases.append(ScanFile(path, name))
+            references.append(truths[name])
+        else:
+            tell(f"skipped {path}: {reference} has no file of that name")
+    if not cases:
+        raise S2DCError(
+            f"No file of {found} has the name of one in {reference}.",
+            f"Names are compared without ending and without '{_LABEL_ENDING}'.",
+        )
+    return cases, references
+
+
+def _by_name(folder: Path) -> dict[Path, Path]:
+    """Label maps of a folder by where they lie in it, without ending."""
+    from napari_s2dc.volumes.io import find_volumes
+
+    named = {}
+    for path in find_volumes(folder):
+        below = path.relative_to(folder) if path != folder else Path(path.name)
+        named[below.with_name(bare_name(below.name).removesuffix(_LABEL_ENDING))] = path
+    return named

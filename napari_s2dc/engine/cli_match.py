@@ -1,0 +1,312 @@
+"""``s2dc match``: which patches of two scans correspond, as files for other programs."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from napari_s2dc.engine.cli_embedded import EmbeddedScans, is_embedding_file, require_same_encoder
+from napari_s2dc.engine.cli_scans import (
+    ScanFile,
+    add_shared_arguments,
+    over_scans,
+    scans_in,
+    settings_of,
+    targets_of,
+    tell,
+)
+from napari_s2dc.errors import ConfigurationError, S2DCError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+    from napari_s2dc.engine.embedding import Embedding
+    from napari_s2dc.engine.match import MatchSettings
+    from napari_s2dc.volumes.volume import Volume
+
+__all__ = [
+    "MATCH_SUMMARY",
+    "add_matching_arguments",
+    "kinds_of",
+    "match_parser",
+    "matching_of",
+    "run_match",
+]
+
+MATCH_SUMMARY = "Find which patches of two scans correspond, by optimal transport."
+
+_ANYWHERE = "anywhere"
+
+
+def match_parser() -> ArgumentParser:
+    """Build the parser of ``s2dc match``."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(description=MATCH_SUMMARY)
+    parser.add_argument(
+        "moving", type=str, help="Scan A, DICOM series folder, or file of s2dc embed."
+    )
+    parser.add_argument(
+        "reference",
+        type=str,
+        nargs="*",
+        help="Scan B, several, or folders with scans (label maps are left out).",
+    )
+    parser.add_argument(
+        "--out",
+        type=str | None,
+        default=None,
+        help="Table of pairs (.csv), most confident first; a folder for several B.",
+    )
+    parser.add_argument(
+        "--plan",
+        type=str | None,
+        default=None,
+        help="File (.safetensors), or folder for several B, for the whole transport plan.",
+    )
+    parser.add_argument(
+        "--affine",
+        type=str | None,
+        default=None,
+        help="File (.json), or folder for several B, for the map from mm of A to mm of B.",
+    )
+    parser.add_argument(
+        "--rigid", action="store_true", help="Fit rotation and translation only, not any affine."
+    )
+    parser.add_argument(
+        "--self-check",
+        type=int,
+        default=0,
+        metavar="VIEWS",
+        help="Match A with so many random views of itself, whose truth is known, instead of a B.",
+    )
+    parser.add_argument(
+        "--in-plane",
+        action="store_true",
+        help="Views of --self-check are turned and shifted in axial planes only, not in 3D.",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="Seed of the views.")
+    add_matching_arguments(parser)
+    add_shared_arguments(parser)
+    return parser
+
+
+def add_matching_arguments(parser: ArgumentParser) -> None:
+    """Add the options of the transport; each left out keeps its default."""
+    parser.add_argument(
+        "--temperature",
+        type=float | None,
+        default=None,
+        help="Divides cosine similarities; lower is more decided.",
+    )
+    parser.add_argument(
+        "--unmatched-similarity",
+        type=float | None,
+        default=None,
+        help="Cosine similarity below which a patch would rather stay without a partner.",
+    )
+    parser.add_argument(
+        "--prior",
+        type=str | None,
+        default=None,
+        help="How far from its own place, after centring, a partner is expected: a share of the "
+        f"scan's radius, or '{_ANYWHERE}'.",
+    )
+
+
+def matching_of(
+    temperature: float | None, unmatched_similarity: float | None, prior: str | None
+) -> MatchSettings:
+    """Make settings of the options; ConfigurationError when one is out of range."""
+    from napari_s2dc.engine.match import MatchSettings
+
+    given: dict[str, Any] = {}
+    if temperature is not None:
+        given["temperature"] = temperature
+    if unmatched_similarity is not None:
+        given["unmatched_similarity"] = unmatched_similarity
+    if prior is not None:
+        try:
+            given["prior"] = None if prior == _ANYWHERE else float(prior)
+        except ValueError:
+            raise ConfigurationError(
+                f"--prior must be a number or '{_ANYWHERE}', not '{prior}'."
+            ) from None
+    return MatchSettings(**given)
+
+
+def run_match(
+    moving: str,
+    reference: list[str],
+    out: str | None,
+    plan: str | None,
+    affine: str | None,
+    rigid: bool,
+    self_check: int,
+    in_plane: bool,
+    seed: int,
+    temperature: float | None,
+    unmatched_similarity: float | None,
+    prior: str | None,
+    encoder: str | None,
+    stage: int | None,
+    preset: str,
+    device: str,
+    json: bool,
+) -> int:
+    """Match A with every B and return the exit code: 0, or 2 when none could be used."""
+    settings = settings_of(stage, preset, device)
+    matching = matching_of(temperature, unmatched_similarity, prior)
+    embedded = EmbeddedScans(encoder, settings)
+    if self_check < 0 or (self_check == 0 and not reference):
+        raise ConfigurationError(
+            "There is no scan B to match with.", "Name one, or use --self-check 1."
+        )
+    if self_check:
+        if reference or out or plan or affine:
+            raise ConfigurationError(
+                "--self-check matches A with itself.", "Leave B, --out, --plan and --affine out."
+            )
+        return _check_itself(Path(moving), embedded, matching, self_check, in_plane, seed, json)
+    if out is None:
+        raise ConfigurationError("--out is missing.", "Name a .csv file for the pairs.")
+    return _match_all(Path(moving), reference, (out, plan, affine), embedded, matching, rigid, json)
+
+
+def _match_all(
+    moving: Path,
+    reference: list[str],
+    outputs: tuple[str, str | None, str | None],
+    embedded: EmbeddedScans,
+    matching: MatchSettings,
+    rigid: bool,
+    json: bool,
+) -> int:
+    from napari_s2dc.engine.match import match_embeddings
+    from napari_s2dc.engine.match_checks import assess, embed_mirrored, mirror_warning
+    from napari_s2dc.engine.match_files import affine_facts, save_affine, save_pairs, save_plan
+    from napari_s2dc.engine.progress import finish_with_bar
+
+    out, plan, affine = outputs
+    found = scans_in(reference)
+    targets = targets_of(found, out, (".csv",), ".pairs.csv")
+    plans = None if plan is None else _others(found, plan, ".safetensors", ".plan.safetensors")
+    maps = None if affine is None else _others(found, affine, ".json", ".affine.json")
+    a, grid_a = embedded.of(moving)
+    # Only a scan can be mirrored, a file of its features cannot.
+    mirrored = None
+    if not is_embedding_file(moving):
+        mirrored = finish_with_bar(embed_mirrored(grid_a, embedded.network, embedded.settings))
+
+    def work(scan: ScanFile, target: Path) -> dict[str, Any]:
+        started = time.perf_counter()
+        b, grid_b = embedded.of(scan.path)
+        require_same_encoder(a, b, moving, scan.path)
+        match = match_embeddings(a, b, matching)
+        kinds = kinds_of((moving, grid_a), (scan.path, grid_b))
+        result = assess(match, kinds=kinds, kind="rigid" if rigid else "affine")
+        warnings = list(result.warnings)
+        if mirrored is not None and (swapped := mirror_warning(match, mirrored, matching)):
+            warnings.append(swapped)
+        for sentence in warnings:
+            tell(f"{scan.path}: {sentence}")
+        if maps is not None:
+            if result.alignment is None:
+                raise S2DCError(
+                    f"{scan.path}: the confident pairs agree on no map.", "Leave --affine out."
+                )
+            names = {"a": str(moving), "b": str(scan.path), "kind": "rigid" if rigid else "affine"}
+            save_affine(result.alignment, maps[scan.path], **names)
+        if plans is not None:
+            save_plan(match, plans[scan.path])
+        save_pairs(result.pairs, target)
+        seconds = round(time.perf_counter() - started, 2)
+        if not json:
+            print(f"{target}: {_summary(a, b, result)}, {seconds:.1f} s")
+        return {
+            "pairs": len(result.pairs),
+            "confident": result.confident,
+            "affine": None if result.alignment is None else affine_facts(result.alignment),
+            "plan": None if plans is None else str(plans[scan.path]),
+            "left_right_checked": mirrored is not None,
+            "warnings": warnings,
+            "seconds": seconds,
+        }
+
+    outcome = over_scans(found, targets, work)
+    if json:
+        outcome.print_json(moving=str(moving))
+    return outcome.exit_code
+
+
+def _others(scans: list[ScanFile], out: str, suffix: str, ending: str) -> dict[Path, Path]:
+    """Name a further result of every scan."""
+    targets = targets_of(scans, out, (suffix,), ending)
+    return {scan.path: target for scan, target in zip(scans, targets, strict=True)}
+
+
+def kinds_of(one: tuple[Path, Volume], other: tuple[Path, Volume]) -> tuple[str, str] | None:
+    """Kinds of two scans; None where one is only there as a file of features."""
+    from napari_s2dc.engine.match_checks import kind_of
+
+    if is_embedding_file(one[0]) or is_embedding_file(other[0]):
+        return None
+    return kind_of(one[1]), kind_of(other[1])
+
+
+def _summary(a: Embedding, b: Embedding, result: Any) -> str:
+    words = f"{a.name} with {b.name}, {len(result.pairs)} pairs, {result.confident} confident"
+    alignment = result.alignment
+    if alignment is None:
+        return f"{words}, no common map"
+    return (
+        f"{words}, {int(alignment.inliers.sum())} agree on a map within "
+        f"{alignment.residual_mm:.2f} mm"
+    )
+
+
+def _check_itself(
+    path: Path,
+    embedded: EmbeddedScans,
+    matching: MatchSettings,
+    views: int,
+    in_plane: bool,
+    seed: int,
+    as_json: bool,
+) -> int:
+    import json
+
+    from napari_s2dc.engine.evaluate import mean_of
+    from napari_s2dc.engine.progress import finish_with_bar
+    from napari_s2dc.engine.self_check import self_check
+
+    if is_embedding_file(path):
+        raise ConfigurationError(
+            f"{path} holds features only; --self-check needs the scan.", "Name the scan itself."
+        )
+    volume = embedded.scan(path)
+    embedding = embedded.embed(volume)
+    rows = []
+    for number in range(views):
+        steps = self_check(
+            volume,
+            embedded.network,
+            embedded.settings,
+            matching=matching,
+            in_plane=in_plane,
+            seed=seed + number,
+            embedding=embedding,
+        )
+        result = finish_with_bar(steps)
+        rows.append({"seed": seed + number, **result.as_dict()})
+        if not as_json:
+            print(f"{path}, view {number + 1}: {result.sentence}")
+    accuracy = mean_of([float(row["accuracy"] or 0) for row in rows])
+    median_mm = mean_of([float(row["median_mm"] or 0) for row in rows])
+    if as_json:
+        facts = {"scan": str(path), "accuracy": accuracy, "median_mm": median_mm, "views": rows}
+        print(json.dumps(facts, indent=2))
+    elif views > 1:
+        print(f"Mean of {views} views: {100 * accuracy:.1f} % right, {median_mm:.2f} mm median.")
+    return 0

@@ -1,0 +1,210 @@
+"""``s2dc transfer``: labels of one or several atlases carried to other scans."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from napari_s2dc.engine.cli_embedded import EmbeddedScans, is_embedding_file, require_same_encoder
+from napari_s2dc.engine.cli_match import add_matching_arguments, kinds_of, matching_of
+from napari_s2dc.engine.cli_scans import (
+    MAPS,
+    ScanFile,
+    add_shared_arguments,
+    over_scans,
+    scans_in,
+    settings_of,
+    targets_of,
+    tell,
+)
+from napari_s2dc.errors import ConfigurationError, S2DCError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+    from napari_s2dc.engine.embedding import Embedding
+    from napari_s2dc.volumes.volume import Volume
+
+__all__ = ["TRANSFER_SUMMARY", "run_transfer", "transfer_parser"]
+
+TRANSFER_SUMMARY = "Carry the labels of one or several scans to others."
+
+_ENDING = ".labels.nii.gz"
+_CONFIDENCE_ENDING = ".confidence.nii.gz"
+
+
+@dataclass(frozen=True)
+class _Atlas:
+    """A labelled scan, embedded."""
+
+    path: Path
+    embedding: Embedding
+    scan: Volume
+    labels: Volume
+
+
+def transfer_parser() -> ArgumentParser:
+    """Build the parser of ``s2dc transfer``."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(description=TRANSFER_SUMMARY)
+    parser.add_argument(
+        "scans",
+        type=str,
+        nargs="+",
+        help="Scans, DICOM series folders, or folders with scans (label maps are left out).",
+    )
+    parser.add_argument(
+        "--atlas",
+        type=str,
+        action="append",
+        required=True,
+        metavar="SCAN:LABELS",
+        help="A scan and its label map; may be given several times, then the labels are fused.",
+    )
+    parser.add_argument(
+        "--out",
+        type=str,
+        required=True,
+        help="Label map to write (.nii, .nii.gz, .nrrd) for one scan, on its own grid; a folder "
+        f"for several (NAME{_ENDING}).",
+    )
+    parser.add_argument(
+        "--confidence",
+        type=str | None,
+        default=None,
+        help="Map of how sure each voxel is, 0 to 1; a file or folder like --out.",
+    )
+    add_matching_arguments(parser)
+    add_shared_arguments(parser)
+    return parser
+
+
+def run_transfer(
+    scans: list[str],
+    atlas: list[str],
+    out: str,
+    confidence: str | None,
+    temperature: float | None,
+    unmatched_similarity: float | None,
+    prior: str | None,
+    encoder: str | None,
+    stage: int | None,
+    preset: str,
+    device: str,
+    json: bool,
+) -> int:
+    """Carry labels to every scan and return the exit code: 0, or 2 when none could be used."""
+    from napari_s2dc.engine.match import match_embeddings
+    from napari_s2dc.engine.match_checks import warnings_before
+    from napari_s2dc.engine.transfer import fuse, transfer_labels
+    from napari_s2dc.volumes.writing import write_volume
+
+    matching = matching_of(temperature, unmatched_similarity, prior)
+    embedded = EmbeddedScans(encoder, settings_of(stage, preset, device))
+    found = scans_in(scans)
+    targets = targets_of(found, out, MAPS, _ENDING)
+    maps = None
+    if confidence is not None:
+        written = targets_of(found, confidence, MAPS, _CONFIDENCE_ENDING)
+        maps = {scan.path: target for scan, target in zip(found, written, strict=True)}
+    pairs = [_split(text) for text in atlas]
+    atlases = [_read(scan, labels, embedded) for scan, labels in pairs]
+
+    def work(scan: ScanFile, target: Path) -> dict[str, Any]:
+        started = time.perf_counter()
+        if is_embedding_file(scan.path):
+            raise ConfigurationError(
+                f"{scan.path} holds features only; labels need the scan's own voxels.",
+                "Name the scan itself.",
+            )
+        own, grid = embedded.of(scan.path)
+        transfers, reasons = [], []
+        warnings: list[str] = []
+        for one in atlases:
+            require_same_encoder(one.embedding, own, one.path, scan.path)
+            kinds = kinds_of((one.path, one.scan), (scan.path, grid))
+            warnings += warnings_before(one.embedding, own, kinds)
+            match = match_embeddings(one.embedding, own, matching)
+            try:
+                transfers.append(transfer_labels(match, one.labels, grid))
+            except S2DCError as error:
+                reasons.append(f"{one.path} could not be used: {error}")
+        if not transfers:
+            raise S2DCError(f"No labels could be carried to {scan.path}.", " ".join(reasons))
+        for sentence in [*warnings, *reasons]:
+            tell(f"{scan.path}: {sentence}")
+        result = transfers[0] if len(transfers) == 1 else fuse(transfers)
+        write_volume(target, result.labels.array, grid)
+        if maps is not None:
+            write_volume(maps[scan.path], result.confidence, grid)
+        inside = result.labels.array != 0
+        classes = [int(label) for label in _labels_of(result.labels)]
+        seconds = round(time.perf_counter() - started, 2)
+        sure = float(result.confidence[inside].mean()) if inside.any() else 0.0
+        if not json:
+            print(
+                f"{target}: {len(classes)} {'class' if len(classes) == 1 else 'classes'} from "
+                f"{len(transfers)} {'atlas' if len(transfers) == 1 else 'atlases'}, confidence "
+                f"{sure:.2f}, {seconds:.1f} s"
+            )
+        return {
+            "atlases": len(transfers),
+            "classes": classes,
+            "confidence": None if maps is None else str(maps[scan.path]),
+            "mean_confidence": sure,
+            "warnings": [*warnings, *reasons],
+            "seconds": seconds,
+        }
+
+    outcome = over_scans(found, targets, work)
+    if json:
+        outcome.print_json(atlases=[{"scan": str(a), "labels": str(b)} for a, b in pairs])
+    return outcome.exit_code
+
+
+def _labels_of(labels: Volume) -> Any:
+    import numpy as np
+
+    present = np.unique(labels.array)
+    return present[present != 0]
+
+
+def _split(text: str) -> tuple[Path, Path]:
+    """Scan and label map of ``SCAN:LABELS``; a drive letter may hold a colon too.
+
+    Raises
+    ------
+    ConfigurationError
+        There is no colon, or a file is missing.
+    """
+    places = [index for index, letter in enumerate(text) if letter == ":"]
+    if not places:
+        raise ConfigurationError(
+            f"--atlas {text} names one file.", "Write SCAN:LABELS, with a colon between them."
+        )
+    ways = [(Path(text[:place]), Path(text[place + 1 :])) for place in places]
+    for scan, labels in ways:
+        if scan.exists() and labels.exists():
+            return scan, labels
+    missing = [path for path in ways[-1] if not path.exists()]
+    raise ConfigurationError(f"--atlas {text}: {missing[0]} does not exist.")
+
+
+def _read(path: Path, label_path: Path, embedded: EmbeddedScans) -> _Atlas:
+    from napari_s2dc.engine.evaluate import require_same_grid
+    from napari_s2dc.volumes.io import read_volume
+
+    if is_embedding_file(path):
+        raise ConfigurationError(
+            f"{path} holds features only; an atlas needs the scan's own voxels.",
+            "Name the scan itself.",
+        )
+    labels = read_volume(label_path, labels=True)
+    scan = embedded.scan(path)
+    require_same_grid(scan, labels)
+    if not len(_labels_of(labels)):
+        raise S2DCError(f"{label_path} holds no class other than background.")
+    return _Atlas(path, embedded.embed(scan), scan, labels)

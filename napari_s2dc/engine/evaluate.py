@@ -1,0 +1,178 @@
+"""Compare label maps with references: Dice and 95 % Hausdorff distance of every class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from napari_s2dc.errors import S2DCError
+from napari_s2dc.volumes.volume import Volume
+
+__all__ = ["ClassScore", "Evaluation", "evaluate_labels", "mean_of"]
+
+_SAME_PLACE_MM = 1e-3
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """How well one class agrees.
+
+    Parameters
+    ----------
+    label : int
+        Its number.
+    dice : float
+        Twice the common voxels over the sum of both; 0 to 1.
+    hd95_mm : float
+        95th percentile of the distances between the two surfaces, in mm, the larger of both
+        directions; NaN where one of the two is empty.
+    voxels, reference_voxels : int
+        Size in the labels and in the reference.
+    """
+
+    label: int
+    dice: float
+    hd95_mm: float
+    voxels: int
+    reference_voxels: int
+
+    def as_dict(self) -> dict[str, float | int | None]:
+        """Give the figures for JSON, which knows no NaN."""
+        return {
+            "label": self.label,
+            "dice": self.dice,
+            "hd95_mm": None if np.isnan(self.hd95_mm) else self.hd95_mm,
+            "voxels": self.voxels,
+            "reference_voxels": self.reference_voxels,
+        }
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How well a label map agrees with a reference.
+
+    Parameters
+    ----------
+    classes : tuple of ClassScore
+        Every class that either of them has, background left out, by number.
+    """
+
+    classes: tuple[ClassScore, ...]
+
+    @property
+    def mean_dice(self) -> float:
+        """Mean over the classes; one that only one of the two has counts as 0."""
+        return mean_of([score.dice for score in self.classes])
+
+    @property
+    def mean_hd95_mm(self) -> float:
+        """Mean over the classes that both have."""
+        return mean_of([score.hd95_mm for score in self.classes])
+
+    @property
+    def missed(self) -> tuple[int, ...]:
+        """Classes that only one of the two has; they have no distance."""
+        return tuple(score.label for score in self.classes if np.isnan(score.hd95_mm))
+
+
+def mean_of(values: Sequence[float]) -> float:
+    """Mean of the values that are known; NaN when none is."""
+    known = [value for value in values if not np.isnan(value)]
+    return float(np.mean(known)) if known else float("nan")
+
+
+def evaluate_labels(found: Volume, reference: Volume) -> Evaluation:
+    """Compare two label maps.
+
+    Parameters
+    ----------
+    found : Volume
+        Labels to judge, integers; 0 is background.
+    reference : Volume
+        The truth, on the same grid.
+
+    Returns
+    -------
+    Evaluation
+
+    Raises
+    ------
+    S2DCError
+        The grids differ, or neither holds a class.
+
+    Notes
+    -----
+    MONAI's ``compute_dice`` and ``compute_hausdorff_distance``, class by class within the box that
+    holds both, so that many classes of a large scan do not need its memory many times.
+    """
+    require_same_grid(found, reference)
+    labels = sorted(
+        int(label)
+        for label in np.union1d(np.unique(found.array), np.unique(reference.array))
+        if label != 0
+    )
+    if not labels:
+        raise S2DCError(
+            f"Neither {found.name} nor {reference.name} holds a class other than background."
+        )
+    return Evaluation(tuple(_score(found, reference, label) for label in labels))
+
+
+def require_same_grid(one: Volume, other: Volume) -> None:
+    """Refuse two volumes whose voxels do not lie in the same places.
+
+    Raises
+    ------
+    S2DCError
+        Shape or position differ.
+    """
+    if one.shape != other.shape:
+        shapes = [" x ".join(map(str, volume.shape)) for volume in (one, other)]
+        raise S2DCError(
+            f"{_where(one)} has {shapes[0]} voxels and {_where(other)} has {shapes[1]}.",
+            "Both must lie on one grid.",
+        )
+    last = np.asarray(one.shape) - 1
+    corners = np.array(np.meshgrid(*((0, n) for n in last))).reshape(3, -1).T
+    away = np.linalg.norm(one.to_mm(corners) - other.to_mm(corners), axis=1).max()
+    if away > max(_SAME_PLACE_MM, 0.1 * min(one.spacing_mm)):
+        raise S2DCError(
+            f"{_where(one)} and {_where(other)} lie up to {away:.3g} mm apart.",
+            "Both must lie on one grid.",
+        )
+
+
+def _where(volume: Volume) -> str:
+    return str(volume.path or volume.name)
+
+
+def _score(found: Volume, reference: Volume, label: int) -> ClassScore:
+    import torch
+    from monai.metrics import compute_dice, compute_hausdorff_distance
+
+    masks = [volume.array == label for volume in (found, reference)]
+    sizes = [int(np.count_nonzero(mask)) for mask in masks]
+    if not all(sizes):
+        return ClassScore(label, 0.0, float("nan"), sizes[0], sizes[1])
+    either = masks[0] | masks[1]
+    box = tuple(
+        slice(int(places[0]), int(places[-1]) + 1)
+        for axis in range(3)
+        for places in [np.flatnonzero(either.any(tuple({0, 1, 2} - {axis})))]
+    )
+    # A border of background, or the surface at the edge of the box would be missed.
+    pair = [torch.from_numpy(np.pad(mask[box], 1))[None, None] for mask in masks]
+    return ClassScore(
+        label=label,
+        dice=float(compute_dice(pair[0], pair[1])),
+        hd95_mm=float(
+            compute_hausdorff_distance(
+                pair[0], pair[1], include_background=True, percentile=95,
+                spacing=reference.spacing_mm,
+            )
+        ),
+        voxels=sizes[0],
+        reference_voxels=sizes[1],
+    )  # fmt: skip
