@@ -137,9 +137,9 @@ def run_transfer(
         for sentence in [*warnings, *reasons]:
             tell(f"{scan.path}: {sentence}")
         result = transfers[0] if len(transfers) == 1 else fuse(transfers)
-        write_volume(target, result.labels.array, grid)
+        write_volume(target, result.labels.array, grid, result="label map")
         if maps is not None:
-            write_volume(maps[scan.path], result.confidence, grid)
+            write_volume(maps[scan.path], result.confidence, grid, result="confidence map")
         inside = result.labels.array != 0
         classes = [int(label) for label in _labels_of(result.labels)]
         seconds = round(time.perf_counter() - started, 2)
