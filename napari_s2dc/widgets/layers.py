@@ -71,7 +71,7 @@ class Overlays:
             move(layer, geometry)
             layer.data = colours
             return layer
-        return self._add(
+        return self.add(
             source, "colours", "add_image", colours, "anatomy colours", geometry,
             rgb=True, opacity=0.6, interpolation2d="linear",
         )  # fmt: skip
@@ -97,7 +97,7 @@ class Overlays:
             layer.refresh(extent=False, thumbnail=False, highlight=False)
             return layer
         similarity = kind == "similarity"
-        layer = self._add(
+        layer = self.add(
             source, kind, "add_image", np.array(values, dtype=np.float32),
             kind, geometry,
             colormap="inferno" if similarity else "viridis",
@@ -116,7 +116,7 @@ class Overlays:
             move(layer, geometry)
             layer.data = labels
             return layer
-        return self._add(source, kind, "add_labels", labels, title, geometry, opacity=0.5)
+        return self.add(source, kind, "add_labels", labels, title, geometry, opacity=0.5)
 
     def show_points(self, source: Layer, voxels: np.ndarray, size: float) -> Points:
         """Mark voxels (n, 3) of a source with rings; `size` in voxels."""
@@ -125,7 +125,7 @@ class Overlays:
             move(layer, geometry_of(source))
             layer.data = voxels
             return layer
-        return self._add(
+        return self.add(
             source, "nearest", "add_points", voxels, "nearest patches", geometry_of(source),
             size=size, symbol="ring", face_color="transparent", border_color="cyan",
             ndim=3,
@@ -140,7 +140,7 @@ class Overlays:
         colours = ["#00d26a"] * len(positive) + ["#ff4040"] * len(negative)
         layer = self.find(source, "clicked")
         if layer is None or len(layer.data) != len(voxels):
-            return self._add(
+            return self.add(
                 source, "clicked", "add_points", voxels, "clicked places", geometry_of(source),
                 size=size, symbol=symbols, face_color=colours, border_color="black",
                 border_width=0.1, ndim=3,
@@ -181,7 +181,40 @@ class Overlays:
         shown = [float(dims.point[axis]) for axis in dims.displayed]
         self._viewer.scene.camera.center = (*[0.0] * (3 - len(shown)), *shown)
 
-    def _add(
+    def of(self, source: Layer) -> list[Any]:
+        """Give all result layers of a source that are in the viewer."""
+        found = (self.find(source, kind) for kind in list(self._made.get(plain(source), {})))
+        return [layer for layer in found if layer is not None]
+
+    def keep_labels(
+        self, source: Layer, title: str, labels: np.ndarray, geometry: dict[str, Any], like: Labels
+    ) -> Labels:
+        """Add a Labels layer of the user's own over a source, with another one's classes.
+
+        Parameters
+        ----------
+        source : napari layer
+            Its metadata goes along, so that the labels are saved on the grid of its file.
+        title : str
+            End of the name.
+        labels : np.ndarray
+            Integers.
+        geometry : dict
+            Where they lie.
+        like : napari Labels layer
+            Names and colours of the classes.
+        """
+        with self._selection_kept():
+            return self._viewer.add_labels(
+                labels,
+                name=f"{source.name} – {title}",
+                metadata=dict(source.metadata),
+                features=like.features,
+                colormap=like.colormap,
+                **geometry,
+            )
+
+    def add(
         self,
         source: Layer,
         kind: str,
@@ -191,6 +224,25 @@ class Overlays:
         geometry: dict[str, Any],
         **look: Any,
     ) -> Any:
+        """Add a result layer in the place of the one of this kind that the source has.
+
+        Parameters
+        ----------
+        source : napari layer
+            Layer that the result belongs to and follows when it is moved.
+        kind : str
+            What it is; a source has one of each.
+        method : str
+            Of the viewer, such as ``"add_image"``.
+        data : array-like
+            Data of the layer.
+        title : str
+            End of the name.
+        geometry : dict
+            Where it lies, as keywords.
+        **look
+            Further keywords of the method.
+        """
         self.remove(source, kind)
         with self._selection_kept():
             layer = getattr(self._viewer, method)(
