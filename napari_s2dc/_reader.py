@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from napari_s2dc.volumes.dicom import is_dicom_file
+from napari_s2dc.volumes.dicom import is_dicom_file, series_files
 from napari_s2dc.volumes.formats import format_of
 from napari_s2dc.volumes.io import is_label_path, read_volume
 from napari_s2dc.volumes.preprocess import PRESETS
@@ -46,7 +46,7 @@ def read_path(path: str | list[str]) -> list[LayerData]:
     Parameters
     ----------
     path : str or list of str
-        One scan, or several; each becomes its own layer.
+        One scan, or several; each becomes its own layer, and files of one DICOM series one.
 
     Returns
     -------
@@ -61,7 +61,12 @@ def read_path(path: str | list[str]) -> list[LayerData]:
     """
     paths = [Path(path)] if isinstance(path, str) else [Path(one) for one in path]
     layers = []
+    read: set[Path] = set()
     for one in paths:
+        if one in read:
+            continue
+        if len(paths) > 1 and one.is_file() and is_dicom_file(one):
+            read.update(piece.path for piece in series_files(one))
         labels = is_label_path(one)
         layers.append(layer_data(read_volume(one, labels=labels), labels=labels))
     return layers

@@ -90,6 +90,16 @@ def test_dicom_folder_becomes_one_layer(tmp_path: Path) -> None:
     assert keywords["metadata"]["s2dc"]["modality"] == "ct"
 
 
+def test_all_files_of_a_dicom_series_are_one_layer(tmp_path: Path) -> None:
+    folder = write_dicom(tmp_path / "series", content("int16"), AFFINES["lps"])
+    other = write_dicom(tmp_path / "other", content("int16"), AFFINES["lps"], series="1.2.3.5")
+    files = [str(file) for where in (folder, other) for file in sorted(where.iterdir())]
+    assert len(files) > 2
+    layers = read_path(files)
+    assert len(layers) == 2
+    np.testing.assert_array_equal(layers[0][0], read_volume(folder).array)
+
+
 def test_broken_file_is_one_sentence(tmp_path: Path) -> None:
     path = tmp_path / "scan.nii"
     path.write_text("no scan")

@@ -1,0 +1,91 @@
+"""Scans get into a running napari by every way a person has: files, folders, samples, saving."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from npe2 import PluginManager, PluginManifest
+
+import napari_s2dc
+from napari_s2dc.errors import VolumeError
+from napari_s2dc.volumes.io import read_volume
+from napari_s2dc.volumes.phantom import LABELS
+from napari_s2dc.widgets.preferences import PLUGIN
+from tests.volumes.files import (
+    AFFINES,
+    content,
+    write_dicom,
+    write_mgh,
+    write_mha,
+    write_nifti,
+    write_nrrd,
+)
+
+
+@pytest.fixture
+def viewer(viewer: Any) -> Any:
+    """Give a viewer that knows the plugin, as when it is installed."""
+    if PLUGIN not in PluginManager.instance():
+        manifest = Path(napari_s2dc.__file__).parent / "napari.yaml"
+        PluginManager.instance().register(PluginManifest.from_file(manifest))
+    return viewer
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("scan.nii.gz", write_nifti),
+        ("scan.nrrd", write_nrrd),
+        ("scan.mha", write_mha),
+        ("scan.mgz", write_mgh),
+        ("series", write_dicom),
+    ],
+)
+def test_every_format_opens_in_mm(
+    name: str, write: Any, viewer: Any, tmp_path: Path
+) -> None:
+    path = write(tmp_path / name, content("int16"), AFFINES["lps"])
+    (layer,) = viewer.open(path, plugin=PLUGIN)
+    volume = read_volume(path)
+    np.testing.assert_array_equal(layer.data, volume.array)
+    np.testing.assert_allclose(layer.scale, volume.spacing_mm)
+    np.testing.assert_allclose(layer.translate, volume.origin_mm)
+    assert [str(unit) for unit in layer.units] == ["millimeter"] * 3
+    assert layer.axis_labels == ("z", "y", "x")
+
+
+def test_a_broken_file_is_told_in_a_sentence(viewer: Any, tmp_path: Path) -> None:
+    (tmp_path / "scan.nii").write_text("no scan")
+    with pytest.raises(VolumeError, match=r"scan\.nii"):
+        viewer.open(tmp_path / "scan.nii", plugin=PLUGIN)
+    assert not viewer.layers
+
+
+@pytest.mark.parametrize("key", ["phantom_pair_ct", "phantom_pair_mr"])
+def test_the_phantoms_open_with_named_labels(key: str, viewer: Any) -> None:
+    viewer.open_sample(PLUGIN, key)
+    image, labels, *second = viewer.layers
+    assert [layer.visible for layer in second] == [False, False]
+    assert set(labels.features["name"]) == {"background", *LABELS.values()}
+    assert image.data.shape == labels.data.shape
+    assert set(np.unique(labels.data)) <= {0, *LABELS}
+
+
+def test_labels_drawn_on_an_opened_scan_are_saved_on_its_grid(viewer: Any, tmp_path: Path) -> None:
+    import nibabel
+
+    path = write_nifti(tmp_path / "scan.nii.gz", content("int16"), AFFINES["oblique permuted"])
+    (scan,) = viewer.open(path, plugin=PLUGIN)
+    drawn = np.zeros(scan.data.shape, np.uint8)
+    drawn[1:3, 1:3, 1:3] = 2
+    labels = viewer.add_labels(
+        drawn, scale=scan.scale, translate=scan.translate, metadata=dict(scan.metadata)
+    )
+    (written,) = labels.save(str(tmp_path / "drawn.nii.gz"), plugin=PLUGIN)
+    before, after = nibabel.load(path), nibabel.load(written)
+    assert after.shape == before.shape
+    np.testing.assert_allclose(after.affine, before.affine, atol=1e-5)
+    np.testing.assert_array_equal(read_volume(written, labels=True).array, drawn)
