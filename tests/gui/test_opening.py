@@ -44,9 +44,7 @@ def viewer(viewer: Any) -> Any:
         ("series", write_dicom),
     ],
 )
-def test_every_format_opens_in_mm(
-    name: str, write: Any, viewer: Any, tmp_path: Path
-) -> None:
+def test_every_format_opens_in_mm(name: str, write: Any, viewer: Any, tmp_path: Path) -> None:
     path = write(tmp_path / name, content("int16"), AFFINES["lps"])
     (layer,) = viewer.open(path, plugin=PLUGIN)
     volume = read_volume(path)
