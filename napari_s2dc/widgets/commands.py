@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from napari.viewer import Viewer
+
     from napari_s2dc.widgets.workbench import Workbench
 
-__all__ = ["open_consistency", "open_embed"]
+__all__ = ["open_consistency", "open_embed", "open_match", "open_tab"]
 
 DOCK = "Workbench (S²DC)"
 """Name that napari gives the dock when it is opened from the Plugins menu: both are the same."""
@@ -23,14 +25,28 @@ def open_consistency() -> None:
     _open("Consistency")
 
 
-def _open(tab: str) -> Workbench | None:
-    import napari
+def open_match() -> None:
+    """Open the workbench on its Match tab, the active layer as the moving one (npe2 command)."""
+    _open("Match")
 
+
+def open_tab(viewer: Viewer, tab: str) -> Workbench:
+    """Bring the viewer's workbench to the front, opening it first where there is none.
+
+    Parameters
+    ----------
+    viewer : napari.Viewer
+        The viewer.
+    tab : str
+        Title of the tab to show.
+
+    Returns
+    -------
+    Workbench
+        The viewer's own.
+    """
     from napari_s2dc.widgets.workbench import Workbench
 
-    viewer = napari.current_viewer()
-    if viewer is None:
-        return None
     docked = viewer.window.dock_widgets.values()
     workbench = next((widget for widget in docked if isinstance(widget, Workbench)), None)
     if workbench is None:
@@ -38,3 +54,11 @@ def _open(tab: str) -> Workbench | None:
         viewer.window.add_dock_widget(workbench, name=DOCK, area="right")
     workbench.show_tab(tab)
     return workbench
+
+
+def _open(tab: str) -> None:
+    import napari
+
+    viewer = napari.current_viewer()
+    if viewer is not None:
+        open_tab(viewer, tab)

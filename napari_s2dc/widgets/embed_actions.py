@@ -68,10 +68,11 @@ class EmbedActions(QObject):
         layer = self._header.volume.layer
         try:
             source = snapshot(layer, self._header.level.currentData() or 0) if layer else None
+            settings = None if source is None else self._encoders.settings(source)
         except VolumeError as error:
             self._tell(str(error))
             return
-        if source is None:
+        if source is None or settings is None:
             self._tell(problem_of(None))
             return
         path = self._header.chosen_path
@@ -80,7 +81,6 @@ class EmbedActions(QObject):
             return
         name = self._header.encoder.currentText()
         loaded = self._session.encoder
-        settings = self._encoders.settings()
         cache_place = preferences()
 
         def steps() -> Generator[Any, None, tuple[Embedded, EmbeddingCache]]:

@@ -17,9 +17,10 @@ from qtpy.QtWidgets import (
 )
 from superqt import QLabeledSlider
 
-from napari_s2dc.widgets.header import narrow
+from napari_s2dc.widgets.header import enable, narrow
 from napari_s2dc.widgets.layer_combo import LayerCombo
 from napari_s2dc.widgets.plots import Scatter
+from napari_s2dc.widgets.shortcuts import EMBED, key_hint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["EmbedTab"]
 
 BY_ANATOMY, BY_CLUSTER, BY_LABELS = "anatomy", "cluster", "labels"
+WHOLE, IN_VIEW, IN_BOX = "whole", "view", "box"
+PCA, UMAP = "pca", "umap"
 
 
 class EmbedTab(QWidget):
@@ -38,17 +41,34 @@ class EmbedTab(QWidget):
     ----------
     is_labels : callable
         Whether a layer can colour the scatter.
+    can_bound : callable
+        Whether a layer can say which region is embedded.
     """
 
     embed_wanted = Signal()
+    region_changed = Signal()
+    layout_changed = Signal(str)
     triple_changed = Signal(int)
     clusters_wanted = Signal(int)
     colouring_changed = Signal(str)
     save_wanted = Signal(str)  # path
     clear_cache_wanted = Signal()
 
-    def __init__(self, is_labels: Callable[[Layer], bool], parent: QWidget | None = None) -> None:
+    def __init__(
+        self,
+        is_labels: Callable[[Layer], bool],
+        can_bound: Callable[[Layer], bool],
+        parent: QWidget | None = None,
+    ) -> None:
         super().__init__(parent)
+        self.region = narrow(QComboBox())
+        self.region.addItem("whole volume", WHOLE)
+        self.region.addItem("what the view shows, all slices", IN_VIEW)
+        self.region.addItem("box round a layer", IN_BOX)
+        self.region.setToolTip("Which part of the volume is embedded; less takes less time")
+        self.box = LayerCombo(can_bound, "No shapes or labels layer", only_when_empty=True)
+        self.region.currentIndexChanged.connect(self._on_region)
+        self.box.layer_changed.connect(self._on_region)
         self.embed_button = QPushButton("Embed volume")
         self.plan = QLabel()
         self.plan.setWordWrap(True)
@@ -77,7 +97,13 @@ class EmbedTab(QWidget):
         self.colouring.addItem("labels layer", BY_LABELS)
         self.colouring.setToolTip("What the colour of a dot means")
         self.labels = LayerCombo(is_labels, "No labels layer", only_when_empty=True)
-        self.labels.setVisible(False)
+        self.dots = narrow(QComboBox())
+        self.dots.addItem("principal components", PCA)
+        self.dots.addItem("UMAP", UMAP)
+        self.dots.setToolTip("What puts the dots of alike patches close to each other")
+        self.dots.currentIndexChanged.connect(
+            lambda _: self.layout_changed.emit(self.dots.currentData())
+        )
         self.colouring.currentIndexChanged.connect(self._on_colouring)
         self.labels.layer_changed.connect(self._on_colouring)
         self.scatter = Scatter()
@@ -91,17 +117,26 @@ class EmbedTab(QWidget):
         self.clear_button.setToolTip("Delete all embeddings kept on disk")
         self.clear_button.clicked.connect(self.clear_cache_wanted)
 
+        where = QFormLayout()
+        where.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+        where.addRow("Region", self.region)
+        where.addRow("", self.box)
+        where.setRowVisible(self.box, False)
         form = QFormLayout()
         form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
         form.addRow("Components", self.triple)
         form.addRow("Clusters", self.clusters)
         form.addRow("", self.clusters_button)
-        form.addRow("Dots by", self.colouring)
+        form.addRow("Place dots by", self.dots)
+        form.addRow("Colour by", self.colouring)
         form.addRow("", self.labels)
+        form.setRowVisible(self.labels, False)
+        self._where, self._form = where, form
         bottom = QHBoxLayout()
         bottom.addWidget(self.cache, 1)
         bottom.addWidget(self.clear_button)
         column = QVBoxLayout(self)
+        column.addLayout(where)
         column.addWidget(self.embed_button)
         column.addWidget(self.plan)
         column.addLayout(form)
@@ -119,12 +154,21 @@ class EmbedTab(QWidget):
         """Say what the button will do, or why it cannot."""
         self.embed_button.setText(f"Embed {volume_name}" if volume_name else "Embed volume")
         self.embed_button.setEnabled(not problem)
-        self.embed_button.setToolTip(problem or "Describe every patch of the scan (Ctrl+Alt+E)")
+        self.embed_button.setToolTip(
+            problem or f"Describe every patch of the scan by numbers{key_hint(EMBED)}"
+        )
 
     def show_embedded(self, there: bool) -> None:
         """Enable what needs an embedding."""
         why = "" if there else "Embed the volume first"
-        for control in (self.triple, self.clusters, self.clusters_button, self.save_button):
+        for control in (
+            self.triple,
+            self.clusters,
+            self.clusters_button,
+            self.dots,
+            self.colouring,
+            self.save_button,
+        ):
             control.setEnabled(there)
         self.save_button.setToolTip(why or "Write a file that the command line and Python read")
         self.clusters_button.setToolTip(why or "Group the patches and show the groups as labels")
@@ -148,9 +192,39 @@ class EmbedTab(QWidget):
         if self._clusters_shown:
             self._want_clusters()
 
+    def show_choices(self, *, slices: bool, boxes: bool, umap: bool) -> None:
+        """Enable the choices there are now, and say why others cannot be chosen.
+
+        Parameters
+        ----------
+        slices : bool
+            The viewer shows slices, not the 3D view.
+        boxes : bool
+            There is a layer that a box can be put round.
+        umap : bool
+            The extra is installed.
+        """
+        enable(self.region, IN_VIEW, "" if slices else "Known in slices only: leave the 3D view")
+        enable(
+            self.region,
+            IN_BOX,
+            ""
+            if boxes
+            else "Draw a rectangle in a Shapes layer, or paint in a Labels layer, first",
+        )
+        enable(
+            self.dots,
+            UMAP,
+            "" if umap else 'Not installed; pip install "napari-s2dc[umap]" adds it',
+        )
+
+    def _on_region(self, _: object = None) -> None:
+        self._where.setRowVisible(self.box, self.region.currentData() == IN_BOX)
+        self.region_changed.emit()
+
     def _on_colouring(self, _: object = None) -> None:
         what = self.colouring.currentData()
-        self.labels.setVisible(what == BY_LABELS)
+        self._form.setRowVisible(self.labels, what == BY_LABELS)
         self.colouring_changed.emit(what)
 
     def _ask_for_file(self) -> None:

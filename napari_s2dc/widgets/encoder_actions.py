@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 from qtpy.QtCore import QObject
 
-from napari_s2dc.engine.embed_settings import EmbedSettings
+from napari_s2dc.engine.embed_settings import EmbedSettings, Region
 from napari_s2dc.errors import S2DCError, VolumeError
-from napari_s2dc.widgets.embed_tab import EmbedTab
+from napari_s2dc.widgets.embed_tab import IN_VIEW, WHOLE, EmbedTab
 from napari_s2dc.widgets.header import Header
 from napari_s2dc.widgets.preferences import preferences
+from napari_s2dc.widgets.regions import region_round, region_shown, words
 from napari_s2dc.widgets.session import LoadedEncoder, Session
 from napari_s2dc.widgets.volumes_of_layers import LayerSnapshot, problem_of, snapshot
 from napari_s2dc.widgets.workers import Jobs
@@ -44,8 +45,9 @@ class EncoderActions(QObject):
         self._session, self._header, self._tab, self._jobs = session, header, tab, jobs
         header.encoder_chosen.connect(self.load_encoder)
         header.details_wanted.connect(self._show_details)
-        header.settings_changed.connect(self._update_plan)
+        header.settings_changed.connect(self.update_plan)
         header.volume_changed.connect(self._on_volume)
+        tab.region_changed.connect(self.update_plan)
         session.encoder_changed.connect(self._on_encoder)
 
     def list_encoders(self) -> None:
@@ -99,7 +101,7 @@ class EncoderActions(QObject):
         if encoder is not None:
             self._header.add_encoder(encoder.name, str(encoder.path))
             self._header.about.setText(_about(encoder))
-        self._update_plan()
+        self.update_plan()
         self._warn_of_mismatch()
 
     def _show_details(self) -> None:
@@ -121,16 +123,41 @@ class EncoderActions(QObject):
         self._header.show_levels(shapes)
         problem = problem_of(layer)
         self._tab.show_ready("" if layer is None else str(layer.name), problem)
-        self._update_plan()
+        self.update_plan()
         self._warn_of_mismatch()
 
-    def settings(self) -> EmbedSettings:
-        """Give the settings as the header and the preferences have them."""
+    def settings(self, source: LayerSnapshot) -> EmbedSettings:
+        """Give the settings as the header, the tab and the preferences have them.
+
+        Parameters
+        ----------
+        source : LayerSnapshot
+            What is to be embedded; the region is in its voxels.
+
+        Raises
+        ------
+        VolumeError
+            The region that was chosen does not lie in the scan.
+        """
         return EmbedSettings(
             preset=self._header.preset.currentData(),
             device=self._header.device.currentData(),
             window_vox=preferences().window_vox,
+            roi=self._region(source),
         )
+
+    def _region(self, source: LayerSnapshot) -> Region | None:
+        layer, choice = self._header.volume.layer, self._tab.region.currentData()
+        if layer is None or choice == WHOLE:
+            return None
+        if choice == IN_VIEW:
+            dims = self._session.viewer.dims
+            shown = tuple(axis - (dims.ndim - 3) for axis in dims.displayed)
+            return region_shown(layer, source, shown)
+        bounds = self._tab.box.layer
+        if bounds is None:
+            raise VolumeError("There is no layer to put a box round.", "Choose the whole volume.")
+        return region_round(layer, bounds, source)
 
     def source(self) -> LayerSnapshot | None:
         """Note the chosen volume at its chosen resolution, None when it cannot be used."""
@@ -140,7 +167,8 @@ class EncoderActions(QObject):
         except VolumeError:
             return None
 
-    def _update_plan(self, _: object = None) -> None:
+    def update_plan(self, _: object = None) -> None:
+        """Say what embedding will take with the choices of the moment."""
         source, encoder = self.source(), self._session.encoder
         if source is None or encoder is None:
             self._tab.plan.setText("")
@@ -148,10 +176,13 @@ class EncoderActions(QObject):
         from napari_s2dc.engine.embed import plan
 
         try:
-            sentence = plan(source.shape, encoder.network, self.settings()).sentence
+            settings = self.settings(source)
+            sentence = f"Takes {plan(source.shape, encoder.network, settings).sentence}"
+            where = words(settings.roi)
+            sentence += f", for {where}." if where else "."
         except S2DCError as error:
             sentence = str(error)
-        self._tab.plan.setText(f"Takes {sentence}." if sentence[:1].isdigit() else sentence)
+        self._tab.plan.setText(sentence)
 
     def _warn_of_mismatch(self) -> None:
         """Compare scan and encoder in a thread, since it looks at the scan's values."""
@@ -164,7 +195,7 @@ class EncoderActions(QObject):
             from napari_s2dc.engine.encoders import mismatch
 
             try:
-                return mismatch(source.load(), encoder.network)
+                return mismatch(source.sample(), encoder.network)
             except VolumeError:
                 return ""  # said when the user asks for the embedding
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qtpy.QtCore import Qt, Signal
+from qtpy.QtGui import QStandardItemModel
 from qtpy.QtWidgets import (
     QComboBox,
     QDialog,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from napari.layers import Layer
 
-__all__ = ["Header", "narrow"]
+__all__ = ["Header", "enable", "narrow"]
 
 _OPEN = "Open checkpoint…"
 _NO_ENCODER = "No encoder yet"
@@ -201,3 +202,13 @@ def narrow(combo: QComboBox) -> QComboBox:
     combo.setMinimumContentsLength(12)
     combo.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
     return combo
+
+
+def enable(combo: QComboBox, data: object, why_not: str) -> None:
+    """Let an entry of a list box be chosen, or say in its tooltip why it cannot be."""
+    index, entries = combo.findData(data), combo.model()
+    assert isinstance(entries, QStandardItemModel)  # what a list box has unless given another
+    entries.item(index).setEnabled(not why_not)
+    entries.item(index).setToolTip(why_not)
+    if why_not and combo.currentIndex() == index:
+        combo.setCurrentIndex(0)

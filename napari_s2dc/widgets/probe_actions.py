@@ -170,7 +170,7 @@ class ProbeActions(QObject):
                 voxel = None if place is None else embedded.voxel_of_data(place)
             else:
                 voxel = embedded.voxel_at(layer, point.position)
-            if voxel is not None:
+            if voxel is not None and embedded.embedding.token_of_voxel(voxel) is not None:
                 return layer, embedded, voxel
         return None
 

@@ -25,6 +25,7 @@ from superqt import QLabeledDoubleSlider
 
 from napari_s2dc.widgets.layer_combo import LayerCombo
 from napari_s2dc.widgets.plots import Histogram
+from napari_s2dc.widgets.shortcuts import PROBE, key_hint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -195,7 +196,9 @@ class ProbeTab(QWidget):
         there = bool(volume_name)
         why = "" if there else "Embed a volume first, on the Embed tab"
         self.probe_button.setEnabled(there)
-        self.probe_button.setToolTip(why or "Show what looks like the place under the mouse")
+        self.probe_button.setToolTip(
+            why or f"Show what looks like the place under the mouse{key_hint(PROBE)}"
+        )
         self.map_button.setEnabled(there)
         self.map_button.setToolTip(why or f"Compare random views of {volume_name}")
         self.others.setEnabled(several)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from napari.layers import Layer
 
 __all__ = ["LayerSnapshot", "problem_of", "snapshot", "volume_from_layer", "world_matrix"]
+
+_SAMPLE_VOXELS = 2**22
+_SAMPLE_SIDE = 1024
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,8 @@ class LayerSnapshot:
         That file.
     modality : str or None
         ``ct``, ``mr`` or ``pet`` where known.
+    overview : array-like or None
+        Coarsest level of a multiscale layer.
     """
 
     data: Any
@@ -49,6 +55,7 @@ class LayerSnapshot:
     original: OriginalGeometry | None = None
     path: Path | None = None
     modality: str | None = None
+    overview: Any = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -66,16 +73,59 @@ class LayerSnapshot:
         """
         from napari_s2dc.volumes.io import check_values
 
+        volume = self._volume(self._read(lambda: np.asarray(self.data)))
+        check_values(volume)
+        return volume
+
+    def sample(self) -> Volume:
+        """Read a bounded part of the values, to tell what kind of scan it is.
+
+        Returns
+        -------
+        Volume
+            With the spacing of the level and at most about four million finite values: all of a
+            small scan, the coarsest level of a multiscale one, or the middle of three slices.
+
+        Raises
+        ------
+        VolumeError
+            The data cannot be read, or holds no finite value.
+        """
+        data = self.data if self.overview is None else self.overview
+        shape = tuple(int(size) for size in data.shape)
+
+        def middle(size: int) -> slice:
+            first = max(0, (size - _SAMPLE_SIDE) // 2)
+            return slice(first, first + _SAMPLE_SIDE)
+
+        def read() -> np.ndarray:
+            if np.prod(shape, dtype=float) <= _SAMPLE_VOXELS:
+                return np.asarray(data)
+            places = sorted({shape[0] * quarter // 4 for quarter in (1, 2, 3)})
+            slices = [np.asarray(data[z, middle(shape[1]), middle(shape[2])]) for z in places]
+            return np.stack(slices)
+
+        array = self._read(read).astype(np.float32)  # a copy, so that holes can be filled
+        known = np.isfinite(array)
+        if not known.any():
+            raise VolumeError(f"Layer {self.name} holds no number that can be used.")
+        array[~known] = array[known].min()
+        return self._volume(array)
+
+    def _read(self, read: Callable[[], np.ndarray]) -> np.ndarray:
         try:
-            array = np.asarray(self.data)
+            return read()
         except MemoryError as error:
             raise VolumeError(
-                f"Layer {self.name} does not fit into memory.", "Choose a coarser resolution."
+                f"Layer {self.name} does not fit into memory.",
+                "Choose a coarser resolution or a region.",
             ) from error
         except Exception as error:  # dask and zarr raise whatever their storage raises
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise VolumeError(f"The data of layer {self.name} cannot be read: {reason}.") from error
-        volume = Volume(
+
+    def _volume(self, array: np.ndarray) -> Volume:
+        return Volume(
             array=array.astype(np.float32, copy=False),
             affine=self.affine,
             original=self.original,
@@ -83,8 +133,6 @@ class LayerSnapshot:
             name=self.name,
             modality=self.modality,
         )
-        check_values(volume)
-        return volume
 
 
 def volume_from_layer(layer: Layer, level: int = 0) -> Volume:
@@ -172,6 +220,7 @@ def snapshot(layer: Layer, level: int = 0) -> LayerSnapshot:
         original=known.get("original") if level == 0 else None,
         path=None if path is None else Path(path),
         modality=known.get("modality"),
+        overview=levels[-1] if len(levels) > 1 else None,
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import importlib.util
+from typing import TYPE_CHECKING
 
 from qtpy.QtCore import QEvent, QObject, Qt, QTimer
 from qtpy.QtGui import QHideEvent, QPaintEvent, QShowEvent
@@ -26,7 +27,10 @@ from napari_s2dc.widgets.preferences import preferences
 from napari_s2dc.widgets.probe_actions import ProbeActions
 from napari_s2dc.widgets.probe_mouse import ProbeMouse
 from napari_s2dc.widgets.probe_tab import ProbeTab
+from napari_s2dc.widgets.regions import can_bound
+from napari_s2dc.widgets.scatter_views import ScatterViews
 from napari_s2dc.widgets.session import session_of
+from napari_s2dc.widgets.shortcuts import register as register_shortcuts
 from napari_s2dc.widgets.structure_actions import StructureActions
 from napari_s2dc.widgets.volumes_of_layers import problem_of, type_of
 from napari_s2dc.widgets.workers import Jobs, TaskBar
@@ -36,8 +40,6 @@ if TYPE_CHECKING:
     from napari.viewer import Viewer
 
 __all__ = ["Workbench"]
-
-EMBED_KEY, PROBE_KEY = "Control-Alt-E", "Control-Alt-P"
 
 
 class Workbench(QWidget):
@@ -59,7 +61,8 @@ class Workbench(QWidget):
         self._painted = False
         self.jobs = Jobs(self)
         self.header = Header(self._is_scan)
-        self.embed_tab = EmbedTab(self._is_labels)
+        register_shortcuts()
+        self.embed_tab = EmbedTab(self._is_labels, self._is_bound)
         self.probe_tab = ProbeTab(self._is_target)
         self.message = QLabel()
         self.message.setWordWrap(True)
@@ -82,6 +85,9 @@ class Workbench(QWidget):
             self.session, self.header, self.encoders, self.embed_tab, self.jobs, self.tell, self
         )
         self.features = FeatureViews(self.session, self.header, self.embed_tab, self.jobs, self)
+        self.scatter = ScatterViews(
+            self.session, self.header, self.embed_tab, self.features, self.jobs, self.tell, self
+        )
         self.probing = ProbeActions(
             self.session,
             self.probe_tab,
@@ -95,7 +101,7 @@ class Workbench(QWidget):
             self.session, self.probe_tab, self.probing, self.jobs, self.tell, self
         )
         self.jobs.failed.connect(self.tell)
-        self.probing.patch_chosen.connect(self.features.mark_token)
+        self.probing.patch_chosen.connect(self.scatter.mark_token)
         self.header.volume_changed.connect(self._offer_targets)
         self.header.volume_changed.connect(self._show_embedded)
         self.session.embedding_changed.connect(self._show_embedded)
@@ -121,6 +127,19 @@ class Workbench(QWidget):
             if self.tabs.tabText(index) == title:
                 self.tabs.setCurrentIndex(index)
         self._follow_active()
+        active = self._viewer.layers.selection.active
+
+    def main_action(self, title: str) -> None:
+        """Do what the main button of a tab does, if it can be pressed (keyboard shortcut)."""
+        buttons = {
+            "Embed": self.embed_tab.embed_button,
+            "Consistency": self.probe_tab.probe_button,
+        }
+        button = buttons[title]
+        if button.isEnabled():
+            button.click()
+        else:
+            self.tell(button.toolTip())
 
     # --------------------------------------------------------------------- what is offered
     def _is_scan(self, layer: Layer) -> bool:
@@ -128,6 +147,9 @@ class Workbench(QWidget):
 
     def _is_labels(self, layer: Layer) -> bool:
         return type_of(layer) == "labels" and layer.ndim == 3
+
+    def _is_bound(self, layer: Layer) -> bool:
+        return not self.session.overlays.is_overlay(layer) and can_bound(layer)
 
     def _is_target(self, layer: Layer) -> bool:
         import numpy as np
@@ -149,10 +171,19 @@ class Workbench(QWidget):
         self.embed_tab.labels.offer(
             layer for layer in layers if not self.session.overlays.is_overlay(layer)
         )
+        self.embed_tab.box.offer(layers)
+        self._offer_choices()
         self._offer_targets()
         volume = self.header.volume.layer
         self.embed_tab.show_ready("" if volume is None else str(volume.name), problem_of(volume))
         self._show_embedded()
+
+    def _offer_choices(self, _: object = None) -> None:
+        self.embed_tab.show_choices(
+            slices=self._viewer.dims.ndisplay == 2,
+            boxes=self.embed_tab.box.layer is not None,
+            umap=importlib.util.find_spec("umap") is not None,
+        )
 
     def _offer_targets(self, _: object = None) -> None:
         self.probe_tab.target.offer(self._viewer.layers)
@@ -181,8 +212,7 @@ class Workbench(QWidget):
         for emitter in (layers.events.inserted, layers.events.removed, layers.events.reordered):
             emitter.connect(self._offer)
         layers.selection.events.active.connect(self._follow_active)
-        self._viewer.bind_key(EMBED_KEY, self._on_embed_key, overwrite=True)
-        self._viewer.bind_key(PROBE_KEY, self._on_probe_key, overwrite=True)
+        self._viewer.dims.events.ndisplay.connect(self._offer_choices)
         self._offer()
         self._follow_active()
 
@@ -203,8 +233,7 @@ class Workbench(QWidget):
         for layer in layers:
             layer.events.name.disconnect(self._offer)
         layers.selection.events.active.disconnect(self._follow_active)
-        for key in (EMBED_KEY, PROBE_KEY):
-            self._viewer.bind_key(key, None, overwrite=True)
+        self._viewer.dims.events.ndisplay.disconnect(self._offer_choices)
 
     def paintEvent(self, event: QPaintEvent) -> None:
         """Begin the slow part once the first picture is on the screen."""
@@ -217,14 +246,6 @@ class Workbench(QWidget):
         if self._shown:
             self.encoders.load_chosen_encoder()
             self.embedding.show_cache_size()
-
-    def _on_embed_key(self, _: Any) -> None:
-        if self.embed_tab.embed_button.isEnabled():
-            self.embedding.embed()
-
-    def _on_probe_key(self, _: Any) -> None:
-        if self.probe_tab.probe_button.isEnabled():
-            self.probe_tab.probe_button.toggle()
 
 
 class _Scrolling(QScrollArea):

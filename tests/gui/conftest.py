@@ -44,11 +44,24 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def own_folders(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Preferences:
     """Keep the user's cache and notes out of the tests; several small windows make progress."""
     from napari_s2dc.engine import encoders
-    from napari_s2dc.widgets import embed_actions, encoder_actions, feature_views, probe_actions
+    from napari_s2dc.widgets import (
+        embed_actions,
+        encoder_actions,
+        feature_views,
+        probe_actions,
+        scatter_views,
+    )
     from napari_s2dc.widgets import workbench as workbench_module
 
     chosen = Preferences(device="cpu", window_vox=32, cache_folder=tmp_path / "cache")
-    modules = (embed_actions, encoder_actions, feature_views, probe_actions, workbench_module)
+    modules = (
+        embed_actions,
+        encoder_actions,
+        feature_views,
+        probe_actions,
+        scatter_views,
+        workbench_module,
+    )
     for module in modules:
         monkeypatch.setattr(module, "preferences", lambda: chosen)
     choice = encoders.EncoderChoice("untrained", checkpoint, "tiny, CT")
@@ -148,3 +161,12 @@ def embed(workbench: Workbench, layer: Any, qtbot: Any) -> None:
         lambda: workbench.session.overlays.find(layer, "colours") is not None, timeout=60_000
     )
     qtbot.waitUntil(lambda: not workbench.jobs.is_running("scatter"), timeout=60_000)
+
+
+def probe_at(workbench: Workbench, layer: Any, voxel: tuple[float, ...], qtbot: Any) -> None:
+    """Click a voxel while probing, and wait for the panel."""
+    from napari_s2dc.widgets.probe_mouse import REPLACE, ProbePoint
+
+    world = tuple(layer.data_to_world(voxel))
+    workbench.probing.probe(ProbePoint(world, REPLACE, None, [1, 2], False, False))
+    qtbot.waitUntil(lambda: not workbench.probing._panel.isActive())

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,3 +133,42 @@ def test_data_that_fails_to_load_is_one_sentence() -> None:
 
 def test_no_layer_is_a_sentence_too() -> None:
     assert "Open or select" in problem_of(None)
+
+
+class _Counting:
+    """Array-like that says how much of it was read."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape, self.ndim, self.dtype = shape, len(shape), np.dtype(np.float32)
+        self.read = 0
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        values = np.broadcast_to(np.float32(-700), self.shape)[index]
+        self.read += values.size
+        return values
+
+    def __array__(self, *_: Any, **__: Any) -> np.ndarray:
+        raise AssertionError("read whole")
+
+
+def test_a_sample_reads_a_bounded_part() -> None:
+    data = _Counting((2000, 3000, 3000))
+    layer = Image(np.zeros((4, 5, 6)), name="scan", scale=(3, 1, 2))
+    source = replace(snapshot(layer), data=data)
+    sample = source.sample()
+    assert data.read <= 2**22
+    assert sample.array.shape == (3, 1024, 1024)
+    assert (sample.array == -700).all()
+    assert sample.spacing_mm == pytest.approx((3, 1, 2))
+
+
+def test_a_sample_of_a_pyramid_is_its_coarsest_level_and_has_no_holes() -> None:
+    coarse = np.full((4, 5, 6), 7, np.float32)
+    coarse[0] = np.nan
+    layer = Image([VALUES, coarse], multiscale=True, name="pyramid", scale=(3, 1, 2))
+    sample = snapshot(layer, 0).sample()
+    assert sample.array.shape == coarse.shape
+    assert (sample.array == 7).all()
+    assert sample.spacing_mm == pytest.approx((3, 1, 2))
+    with pytest.raises(VolumeError, match="no number"):
+        snapshot(Image(np.full((4, 5, 6), np.nan), contrast_limits=(0, 1))).sample()

@@ -205,7 +205,7 @@ def test_the_lasso_highlights_patches_and_a_click_marks_a_dot(
     assert embedded.session.overlays.find(scan, "selected") is None
     probe(embedded, scan, (16, 24, 24), qtbot)
     assert scatter._marked >= 0
-    token = np.unravel_index(int(embedded.features._drawn[scatter._marked]), (4, 6, 6))
+    token = np.unravel_index(int(embedded.scatter.tokens[scatter._marked]), (4, 6, 6))
     assert token == (2, 3, 3)
 
 
@@ -220,7 +220,7 @@ def test_dots_take_the_colours_of_a_labels_layer(
     tab = embedded.embed_tab
     tab.labels.choose(labels)
     tab.colouring.setCurrentIndex(2)
-    tokens = np.unravel_index(embedded.features._drawn, (4, 6, 6))
+    tokens = np.unravel_index(embedded.scatter.tokens, (4, 6, 6))
     wanted = (np.asarray(labels.get_color(3)[:3]) * 255).astype(np.uint8)
     upper = tokens[0] >= 2
     assert (tab.scatter._colours[upper] == wanted).all()

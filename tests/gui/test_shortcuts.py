@@ -1,0 +1,52 @@
+"""Keys are napari's own: listed in its settings, there to be changed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from napari.settings import get_settings
+from napari.utils.action_manager import action_manager
+from qtpy.QtCore import Qt
+from qtpy.QtTest import QTest
+
+from napari_s2dc.widgets.shortcuts import EMBED, PROBE, key_hint, register
+
+
+def test_actions_are_listed_in_the_settings_with_their_keys(workbench: Any, qtbot: Any) -> None:
+    from napari._qt.widgets.qt_keyboard_settings import ShortcutEditor
+
+    editor = ShortcutEditor()
+    qtbot.addWidget(editor)
+    table = editor._table
+    rows = {
+        table.item(row, 0).text(): table.item(row, editor._shortcut_col).text()
+        for row in range(table.rowCount())
+    }
+    assert rows["S²DC: embed the chosen volume"] == "Ctrl+Alt+E"
+    assert rows["S²DC: click to probe, on and off"] == "Ctrl+Alt+P"
+    assert key_hint(EMBED) == " (Ctrl+Alt+E)"
+    assert "(Ctrl+Alt+E)" in workbench.embed_tab.embed_button.toolTip()
+
+
+def test_the_keys_do_what_the_buttons_do(embedded: Any, viewer: Any, qtbot: Any) -> None:
+    keys = Qt.KeyboardModifier.ControlModifier | Qt.KeyboardModifier.AltModifier
+    canvas = embedded.window()
+    QTest.keyClick(canvas, Qt.Key.Key_P, keys)
+    qtbot.waitUntil(lambda: embedded.probe_tab.probe_button.isChecked(), timeout=5000)
+    assert embedded.tabs.tabText(embedded.tabs.currentIndex()) == "Consistency"
+    QTest.keyClick(canvas, Qt.Key.Key_P, keys)
+    qtbot.waitUntil(lambda: not embedded.probe_tab.probe_button.isChecked(), timeout=5000)
+
+
+def test_a_key_that_cannot_do_anything_says_why(workbench: Any, viewer: Any, scan: Any) -> None:
+    workbench.main_action("Consistency")
+    assert "Embed a volume first" in workbench.message.text()
+
+
+def test_a_key_chosen_by_the_user_is_kept(workbench: Any, monkeypatch: Any) -> None:
+    shortcuts = dict(get_settings().shortcuts.shortcuts)
+    monkeypatch.setattr(get_settings().shortcuts, "shortcuts", {**shortcuts, PROBE: ["Control-J"]})
+    before = list(action_manager._shortcuts[PROBE])
+    register()
+    assert action_manager._shortcuts[PROBE] == before
+    assert key_hint(PROBE) == " (Ctrl+J)"
