@@ -18,6 +18,7 @@ from typing import Any
 from qtpy.QtCore import QObject, QTimer, Signal
 from qtpy.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QPushButton, QVBoxLayout, QWidget
 
+from napari_s2dc.engine.loading import load_engine
 from napari_s2dc.errors import S2DCError
 
 __all__ = ["Jobs", "TaskBar", "time_left"]
@@ -59,7 +60,8 @@ def _steps(make: Callable[[], Any], cancelled: Event) -> Generator[Any, None, An
     """Run an engine function; yields its progress and returns its result or its error."""
     warnings.showwarning = _log_warning  # napari's worker restores it at its end
     try:
-        if cancelled.is_set():  # while it waited for its turn
+        load_engine()
+        if cancelled.is_set():  # while it waited for its turn or for the import
             return _CANCELLED
         steps = make()
         if not isinstance(steps, Generator):

@@ -1,0 +1,88 @@
+"""Import torch and what builds on it from a thread, without the window standing still meanwhile.
+
+An import holds Python's interpreter lock for long in three ways; each made a window that shares
+the process stop for 0.3 to 0.8 seconds (``python -m benchmarks.responsiveness``): the dynamic
+linker at work on torch's library of hundreds of MB, full garbage collections while a million
+objects are made, and a switch to another thread every 5 ms only, which painting asks for often.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import importlib
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
+from pathlib import Path
+from threading import Lock
+
+__all__ = ["load_engine"]
+
+_MODULES = (
+    "napari_s2dc.engine.cache",
+    "napari_s2dc.engine.colours",
+    "napari_s2dc.engine.consistency",
+    "napari_s2dc.engine.structure",
+    "monai.data.utils",
+    "monai.networks.nets.swin_unetr",
+    "sklearn.cluster",
+    "sklearn.decomposition",
+)
+_SWITCH_SECONDS = 5e-4
+
+_lock = Lock()
+_loaded = False
+
+
+def load_engine() -> None:
+    """Import everything that the workbench's jobs need; a second call does nothing.
+
+    Meant for a thread beside the one that paints. Other threads that call it wait for the first.
+    """
+    global _loaded
+    with _lock:
+        if _loaded:
+            return
+        _link_torch()
+        with _other_threads_first():
+            for name in _MODULES:
+                importlib.import_module(name)
+        _loaded = True
+
+
+def _link_torch() -> None:
+    """Have torch's largest library loaded by the dynamic linker while other threads run.
+
+    ``import torch`` would do the same, holding the lock. Where this does nothing (Windows, an
+    unusual installation), that import does it all.
+    """
+    ending = {"linux": "so", "darwin": "dylib"}.get(sys.platform)
+    spec = find_spec("torch")
+    if "torch" in sys.modules or ending is None or spec is None or spec.origin is None:
+        return
+    library = Path(spec.origin).parent / "lib" / f"libtorch_cpu.{ending}"
+    with suppress(OSError, AttributeError):
+        # Called as a foreign function, it runs without the lock; ctypes.CDLL(library) keeps it.
+        link = ctypes.CDLL(None).dlopen
+        link.restype = ctypes.c_void_p
+        link(os.fsencode(library), os.RTLD_NOW | os.RTLD_LOCAL)
+
+
+@contextmanager
+def _other_threads_first() -> Iterator[None]:
+    """Hand the lock over often, and collect no garbage while modules are executed."""
+    interval, collecting = sys.getswitchinterval(), gc.isenabled()
+    sys.setswitchinterval(min(interval, _SWITCH_SECONDS))
+    gc.disable()
+    try:
+        yield
+    finally:
+        # What was made counts as old: the next collection would otherwise go through all of it.
+        gc.freeze()
+        gc.unfreeze()
+        if collecting:
+            gc.enable()
+        sys.setswitchinterval(interval)
