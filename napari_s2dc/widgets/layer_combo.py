@@ -59,6 +59,12 @@ class LayerCombo(QComboBox):
         reference = self._layers[index] if 0 <= index < len(self._layers) else None
         return None if reference is None else reference()
 
+    @property
+    def layers(self) -> list[Any]:
+        """The layers that can be chosen."""
+        found = (None if reference is None else reference() for reference in self._layers)
+        return [layer for layer in found if layer is not None]
+
     def offer(self, layers: Iterable[Layer]) -> None:
         """Renew the entries from the viewer's layers, newest first as napari lists them."""
         before = self.layer

@@ -36,12 +36,16 @@ def test_every_menu_is_one_that_plugins_may_fill() -> None:
     from napari._app_model.constants import MenuId
 
     menus = set(MANIFEST["contributions"]["menus"])
-    assert menus == {"napari/layers/visualize", "napari/layers/measure"}
+    assert menus == {
+        "napari/layers/visualize",
+        "napari/layers/measure",
+        "napari/layers/register",
+    }
     assert menus <= {str(menu.value) for menu in MenuId.contributables()}
 
 
 def test_menu_commands_open_the_workbench_once_and_on_their_tab(plugin: Any, qtbot: Any) -> None:
-    from napari_s2dc.widgets.commands import open_consistency, open_embed
+    from napari_s2dc.widgets.commands import open_consistency, open_embed, open_match
 
     layer = add_phantom(plugin, 1)
     plugin.layers.selection.active = layer
@@ -52,6 +56,9 @@ def test_menu_commands_open_the_workbench_once_and_on_their_tab(plugin: Any, qtb
     assert workbench.header.volume.layer == layer
     open_consistency()
     assert workbench.tabs.tabText(workbench.tabs.currentIndex()) == "Consistency"
+    open_match()
+    assert workbench.tabs.tabText(workbench.tabs.currentIndex()) == "Match"
+    assert workbench.match_tab.moving.layer == layer
     assert len(plugin.window.dock_widgets) == len(docks)
     workbench.hide()
 

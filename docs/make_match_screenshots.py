@@ -1,0 +1,161 @@
+"""Make the pictures of matching and carried labels from the running program.
+
+    xvfb-run -a -s "-screen 0 1920x1200x24" .venv/bin/python docs/make_match_screenshots.py
+
+Embeds the two sample torsos, matches them, points at a patch with the real mouse, carries the
+labels, and matches one torso with a random view of itself. Options as for make_screenshots.py,
+whose pictures show the rest of the workbench.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import make_screenshots as base
+import napari
+
+from napari_s2dc.widgets.commands import open_match
+from napari_s2dc.widgets.workbench import Workbench
+
+
+def main() -> int:
+    """Make the pictures; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=base.OUT, help="folder for the pictures")
+    parser.add_argument("--encoder", type=Path, help="checkpoint; default: the first at hand")
+    parser.add_argument("--size", type=int, nargs=2, default=(1280, 800), metavar=("W", "H"))
+    parser.add_argument("--themes", nargs="+", default=base.THEMES, choices=base.THEMES)
+    parser.add_argument("--small", action="store_true", help="small scans, for a quick check")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as cache:
+        base._keep_out_of_the_users_cache(Path(cache))
+        for theme in given.themes:
+            for path in make_pictures(
+                given.out, theme, tuple(given.size), given.encoder, small=given.small
+            ):
+                print(path)
+    return 0
+
+
+def make_pictures(
+    out: Path,
+    theme: str,
+    size: tuple[int, int],
+    encoder: Path | None = None,
+    *,
+    small: bool = False,
+) -> list[Path]:
+    """Walk through the Match tab once and photograph it.
+
+    Parameters
+    ----------
+    out : Path
+        Folder for the pictures.
+    theme : str
+        napari's theme.
+    size : tuple of int
+        Width and height of the window in pixels.
+    encoder : Path, optional
+        Checkpoint to open.
+    small : bool
+        Use small scans.
+
+    Returns
+    -------
+    list of Path
+        What was written.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    viewer = napari.Viewer(show=True)
+    viewer.theme = theme
+    viewer.window.resize(*size)
+    written: list[Path] = []
+
+    def shoot(name: str) -> None:
+        base._settle(0.8)
+        path = out / f"{name}_{theme}.png"
+        viewer.window.screenshot(str(path), canvas_only=False, flash=False)
+        written.append(path)
+
+    try:
+        one, two, labels = _open_pair(viewer, small)
+        viewer.layers.selection.active = one
+        open_match()
+        (workbench,) = (
+            widget
+            for widget in viewer.window.dock_widgets.values()
+            if isinstance(widget, Workbench)
+        )
+        if encoder is not None:
+            workbench.encoders.load_encoder(encoder.parent.name, str(encoder))
+        base._until(lambda: workbench.session.encoder is not None, 120, "the encoder was read")
+        for layer in (two, one):
+            workbench.header.volume.choose(layer)
+            base._embed(workbench, layer)
+        tab, matching = workbench.match_tab, workbench.matching
+        tab.moving.choose(one)
+        tab.reference.choose(two)
+        _match(workbench)
+        tab.number.setValue(200)
+        viewer.reset_view()
+        shoot("matched")
+        tab.pointing.click()
+        base._click(viewer, one, base._inside_an_organ(one))
+        base._until(lambda: tab.jump_button.isEnabled(), 30, "the click was answered")
+        _find(viewer, "matched patches").visible = False
+        shoot("row")
+        tab.pointing.click()
+        matching.layers.clear_row()
+        tab.labels.choose(labels)
+        tab.transfer_button.click()
+        base._until(lambda: _find(viewer, "labels from") is not None, 300, "labels are carried")
+        labels.visible = True
+        shoot("carried")
+        labels.visible = False
+        tab.reference.choose(None)
+        _match(workbench)
+        viewer.reset_view()
+        shoot("self_check")
+    finally:
+        viewer.close()
+        base._settle(0.2)
+    return written
+
+
+def _open_pair(viewer: Any, small: bool) -> tuple[Any, Any, Any]:
+    """Open two torsos; gives both images and the labels of the first."""
+    if not small:
+        viewer.open_sample(base.PLUGIN, "phantom_pair_ct")
+    else:
+        from napari.layers import Layer
+
+        from napari_s2dc._reader import layer_data
+        from napari_s2dc.volumes.phantom import phantom
+
+        for subject in (1, 2):
+            image, labels = phantom((32, 48, 48), seed=subject)
+            image.name, labels.name = f"torso {subject} CT", f"torso {subject} labels"
+            viewer.add_layer(Layer.create(*layer_data(image)))
+            viewer.add_layer(Layer.create(*layer_data(labels, labels=True)))
+    for layer in viewer.layers:
+        layer.visible = layer.name == "torso 1 CT"
+    return viewer.layers["torso 1 CT"], viewer.layers["torso 2 CT"], viewer.layers["torso 1 labels"]
+
+
+def _match(workbench: Workbench) -> None:
+    workbench.match_tab.match_button.click()
+    base._until(lambda: not workbench.jobs.is_running("match"), 300, "the match is there")
+    base._until(lambda: workbench.matching.scans is not None, 5, "the match is shown")
+    base._until(lambda: not workbench.jobs.is_running("mirror"), 300, "left and right are checked")
+
+
+def _find(viewer: Any, title: str) -> Any | None:
+    return next((layer for layer in viewer.layers if title in layer.name), None)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

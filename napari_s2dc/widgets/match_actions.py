@@ -1,0 +1,388 @@
+"""What the Match tab asks for: matching, self-check, export, the affine map."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from qtpy.QtCore import QObject, Signal
+
+from napari_s2dc.errors import S2DCError
+from napari_s2dc.widgets.layers import plain
+from napari_s2dc.widgets.match_layers import MatchedScans, MatchLayers, finest_step
+from napari_s2dc.widgets.match_tab import MatchTab
+from napari_s2dc.widgets.preferences import preferences
+from napari_s2dc.widgets.session import Embedded, Session
+from napari_s2dc.widgets.volumes_of_layers import world_matrix
+from napari_s2dc.widgets.workers import Jobs
+
+if TYPE_CHECKING:
+    from napari.layers import Layer
+
+    from napari_s2dc.engine.match_checks import Assessment
+    from napari_s2dc.engine.self_check import SelfCheck
+
+__all__ = ["MatchActions"]
+
+
+@dataclass(frozen=True, eq=False)
+class _Applied:
+    """What a layer's affine was before the map was applied, and what it became."""
+
+    layer: Any
+    before: np.ndarray
+    after: np.ndarray
+
+
+class MatchActions(QObject):
+    """Carry out what the Match tab asks for.
+
+    Parameters
+    ----------
+    session : Session
+        State of the viewer.
+    tab : MatchTab
+        Controls.
+    jobs : Jobs
+        Threads.
+    tell : callable
+        Shows a sentence to the user.
+    """
+
+    match_changed = Signal()
+    """Another match, none, or the same one in another place."""
+    choices_changed = Signal()
+    """Layers, choices or the match: what can be done next."""
+
+    def __init__(
+        self,
+        session: Session,
+        tab: MatchTab,
+        jobs: Jobs,
+        tell: Callable[[str], None],
+        parent: QObject,
+    ) -> None:
+        super().__init__(parent)
+        self._session, self._tab, self._jobs, self._tell = session, tab, jobs, tell
+        self.layers = MatchLayers(session)
+        self._scans: MatchedScans | None = None
+        self._found: Assessment | None = None
+        self._applied: _Applied | None = None
+        self._views = 0
+        tab.match_wanted.connect(self.match)
+        tab.scans_changed.connect(self.update)
+        tab.pairs_changed.connect(self._show_pairs)
+        tab.beside_changed.connect(self.place)
+        tab.unmatched_changed.connect(lambda on: self.layers.show_unmatched(on))
+        tab.export_wanted.connect(self._export)
+        tab.apply_changed.connect(self._apply)
+        session.embedding_changed.connect(self._on_embedding)
+
+    @property
+    def scans(self) -> MatchedScans | None:
+        """The match that is shown."""
+        return self._scans
+
+    # ------------------------------------------------------------------------ what is possible
+    def offer(self) -> None:
+        """Renew the choices after layers came, went or changed name; drop a match without them."""
+        layers = list(self._session.viewer.layers)
+        alone = self._tab.reference.layer is None
+        self._tab.moving.offer(layers)
+        self._tab.reference.offer(layers)
+        self._offer_labels(layers)
+        others = [
+            layer
+            for layer in self._session.embedded_layers()
+            if plain(layer) is not self._tab.moving.layer
+        ]
+        if alone and others and self._scans is None:
+            self._tab.reference.choose(others[-1])
+        scans = self._scans
+        if scans is not None and not (
+            self._session.has(scans.moving)
+            and (scans.reference is None or self._session.has(scans.reference))
+        ):
+            self._forget()
+            self._tell("A matched volume was removed, so the match is gone.")
+        self.update()
+
+    def _offer_labels(self, layers: list[Any]) -> None:
+        """Offer labels; those whose name is most like the moving scan's come up as chosen."""
+        before, moving = self._tab.labels.layer, self._tab.moving.layer
+        self._tab.labels.offer(layers)
+        offered = self._tab.labels.layers
+        if before is None and moving is not None and offered:
+            self._tab.labels.choose(
+                max(offered, key=lambda one: _alike(str(one.name), str(moving.name)))
+            )
+
+    def choose(self, layer: Layer) -> None:
+        """Take a layer as the moving one, and another one as reference where it was that one."""
+        if self._tab.moving.choose(layer) and self._tab.reference.layer is self._tab.moving.layer:
+            self._tab.reference.choose(None)
+            self.offer()
+
+    def update(self) -> None:
+        """Say what the buttons will do, or why they cannot."""
+        moving, reference = self._tab.moving.layer, self._tab.reference.layer
+        words, problem = "Match", self._problem(moving, reference)
+        if moving is not None:
+            other = "a random view of itself" if reference is None else reference.name
+            words = f"Match {moving.name} with {other}"
+        self._tab.show_ready(words, problem)
+        self._update_map()
+        self.choices_changed.emit()
+
+    def _problem(self, moving: Layer | None, reference: Layer | None) -> str:
+        if moving is None:
+            return "Open a 3D image first"
+        one = self._session.embedded(moving)
+        if one is None:
+            return f"Embed {moving.name} first, on the Embed tab"
+        if reference is None:
+            return ""
+        if reference is moving:
+            return "Choose another volume, or “Same volume, random view”"
+        two = self._session.embedded(reference)
+        if two is None:
+            return f"Embed {reference.name} first, on the Embed tab"
+        if not one.comparable_to(two):
+            return f"Embed {moving.name} and {reference.name} with the same encoder"
+        return ""
+
+    def _on_embedding(self, layer: Layer) -> None:
+        scans = self._scans
+        if scans is not None and plain(layer) in (scans.moving, scans.reference):
+            self._forget()  # it was made of other features
+        self.offer()
+
+    def _forget(self) -> None:
+        self._jobs.cancel("mirror")
+        self.layers.close()
+        self._scans, self._found = None, None
+        self._tab.show_match("", 0)
+        self.match_changed.emit()
+
+    # -------------------------------------------------------------------------------- matching
+    def match(self) -> None:
+        """Match the chosen scans in a thread and show the pairs."""
+        moving, reference = self._tab.moving.layer, self._tab.reference.layer
+        if self._problem(moving, reference):
+            return
+        a, b = self._session.embedded(moving), self._session.embedded(reference)
+        assert a is not None
+        chosen = self._tab.matching
+        seed = preferences().seed + self._views
+        self._forget()
+        self._tell("")
+        if reference is None or b is None:
+            self._views += 1  # another view the next time
+            self._jobs.run(
+                "match",
+                f"Matching {a.source.name} with itself",
+                lambda: _check_itself(a, chosen, seed),
+                lambda found: self._show_check(moving, a, *found),
+            )
+            return
+
+        def done(found: tuple[Any, Assessment]) -> None:
+            match, assessment = found
+            if not (self._session.has(moving) and self._session.has(reference)):
+                self._tell("A volume was removed, so the match is not shown.")
+                return
+            self._show(MatchedScans(match, assessment.pairs, moving, a, reference, b), assessment)
+            self._check_mirrored(match, a, chosen)
+
+        self._jobs.run(
+            "match",
+            f"Matching {a.source.name} with {b.source.name}",
+            lambda: _match(a, b, chosen),
+            done,
+        )
+
+    def _show(self, scans: MatchedScans, found: Assessment, summary: str = "") -> None:
+        self._scans, self._found = scans, found
+        if not summary:
+            alignment = found.alignment
+            summary = f"{found.confident} of {len(found.pairs)} patches have a confident partner"
+            summary += (
+                "; they agree on no map."
+                if alignment is None
+                else f"; {int(alignment.inliers.sum())} agree on a map within "
+                f"{alignment.residual_mm:.1f} mm."
+            )
+        self._tab.show_match(summary, len(found.pairs))
+        self._tab.show_warnings(found.warnings)
+        self.layers.show(scans, beside=self._tab.beside.isChecked())
+        self._draw()
+        self.match_changed.emit()
+        self.update()
+
+    def _show_check(self, moving: Layer, a: Embedded, check: SelfCheck, found: Assessment) -> None:
+        if not self._session.has(moving):
+            self._tell("The volume was removed, so the match is not shown.")
+            return
+        scans = MatchedScans(check.match, found.pairs, moving, a, view=check.known.image)
+        self._show(scans, found, f"Known truth: {check.sentence}")
+
+    def _check_mirrored(self, match: Any, a: Embedded, chosen: dict[str, Any]) -> None:
+        """Look in a thread whether the mirrored moving scan would match better."""
+
+        def steps() -> Generator[Any, None, str]:
+            from napari_s2dc.engine.match import MatchSettings
+            from napari_s2dc.engine.match_checks import embed_mirrored, mirror_warning
+
+            mirrored = yield from embed_mirrored(a.source.load(), a.encoder.network, a.settings)
+            return mirror_warning(match, mirrored, MatchSettings(**chosen))
+
+        def done(sentence: str) -> None:
+            found = self._found
+            if sentence and found is not None:
+                self._tab.show_warnings((*found.warnings, sentence))
+
+        self._jobs.run("mirror", "Checking left and right", steps, done)
+
+    # --------------------------------------------------------------------------------- showing
+    def place(self, beside: bool) -> None:
+        """Show the reference beside the moving scan, or both where they are."""
+        if beside and self._applied is not None:
+            self._tab.apply_button.setChecked(False)
+        self.layers.place(beside=beside)
+        self._draw()
+        self.match_changed.emit()
+
+    def suspend(self) -> None:
+        """Show the user's layers as they were, while the panel is hidden."""
+        self.layers.withdraw()
+
+    def resume(self) -> None:
+        """Show the match again."""
+        if self._scans is not None:
+            self.place(self._tab.beside.isChecked())
+
+    def _draw(self) -> None:
+        self._show_pairs()
+        self.layers.show_unmatched(self._tab.unmatched.isChecked())
+
+    def _show_pairs(self) -> None:
+        if self._scans is not None:
+            self.layers.show_pairs(self._tab.choice)
+
+    # ---------------------------------------------------------------------------------- export
+    def _export(self, what: str, path: str) -> None:
+        scans, found = self._scans, self._found
+        if scans is None or found is None:
+            return
+        names = {"a": str(scans.moving.name), "b": scans.name_of_b, "kind": "affine"}
+
+        def write() -> str:
+            from napari_s2dc.engine.match_files import save_affine, save_pairs, save_plan
+
+            if what == "pairs":
+                return str(save_pairs(found.pairs, path))
+            if what == "plan":
+                return str(save_plan(scans.match, path))
+            if found.alignment is None:
+                raise S2DCError("The confident pairs agree on no map, so there is none to write.")
+            return str(save_affine(found.alignment, path, **names))
+
+        self._jobs.run(
+            "export",
+            "Exporting",
+            write,
+            lambda written: self._tell(f"Saved {written}."),
+            quiet=True,
+        )
+
+    # ------------------------------------------------------------------------------------- map
+    def _update_map(self) -> None:
+        scans, found, applied = self._scans, self._found, self._applied
+        if applied is not None and self._session.has(applied.layer):
+            self._tab.show_apply(f"Undo the map of {applied.layer.name}", "", applied=True)
+            return
+        self._applied = None
+        if scans is None or found is None:
+            self._tab.show_apply("Apply the map", "Match two scans first")
+        elif scans.reference is None:
+            self._tab.show_apply("Apply the map", "A random view is no scan to move to")
+        elif found.alignment is None:
+            self._tab.show_apply("Apply the map", "The confident pairs agree on no map")
+        else:
+            self._tab.show_apply(f"Apply the map to {scans.moving.name}", "")
+
+    def _apply(self, on: bool) -> None:
+        """Move the moving layer by the map, or back; everything else of it stays."""
+        if on:
+            self._apply_map()
+        else:
+            self._undo_map()
+        self._draw()
+        self._update_map()
+
+    def _apply_map(self) -> None:
+        scans, found = self._scans, self._found
+        if scans is None or found is None or found.alignment is None or scans.partner is None:
+            return
+        self._tab.beside.setChecked(False)  # over the reference is where it goes
+        layer = scans.moving
+        before = np.array(layer.affine.affine_matrix)
+        a, b = scans.match.a, scans.match.b
+        # From the world to mm of A, by the map to mm of B, and back to the world.
+        to_world_a = world_matrix(layer) @ finest_step(scans.embedded)
+        to_world_b = world_matrix(scans.reference) @ finest_step(scans.partner)
+        matrix = to_world_b @ np.linalg.inv(b.affine) @ found.alignment.matrix
+        after = matrix @ a.affine @ np.linalg.inv(to_world_a) @ before
+        layer.affine = after
+        self._applied = _Applied(layer, before, np.array(layer.affine.affine_matrix))
+        self._tell(f"{layer.name} is moved by the map; the same button moves it back.")
+
+    def _undo_map(self) -> None:
+        applied, self._applied = self._applied, None
+        if applied is None or not self._session.has(applied.layer):
+            return
+        if not np.array_equal(applied.layer.affine.affine_matrix, applied.after):
+            self._tell(f"{applied.layer.name} was moved since, so it is left where it is.")
+            return
+        applied.layer.affine = applied.before
+        self._tell(f"{applied.layer.name} is back where it was.")
+
+
+def _alike(one: str, other: str) -> int:
+    """Letters that two names begin with in common."""
+    return len(list(takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))))
+
+
+def _match(
+    a: Embedded, b: Embedded, chosen: dict[str, Any]
+) -> Generator[Any, None, tuple[Any, Assessment]]:
+    from napari_s2dc.engine.match import MatchSettings, match_embeddings
+    from napari_s2dc.engine.match_checks import assess, kind_of
+    from napari_s2dc.engine.progress import Progress
+
+    yield Progress(0, 2, "parts")
+    match = match_embeddings(a.embedding, b.embedding, MatchSettings(**chosen))
+    yield Progress(1, 2, "parts")
+    one, other = (kind_of(embedded.source.load()) for embedded in (a, b))
+    return match, assess(match, kinds=(one, other))
+
+
+def _check_itself(
+    a: Embedded, chosen: dict[str, Any], seed: int
+) -> Generator[Any, None, tuple[SelfCheck, Assessment]]:
+    from napari_s2dc.engine.match import MatchSettings
+    from napari_s2dc.engine.match_checks import assess
+    from napari_s2dc.engine.self_check import self_check
+
+    check = yield from self_check(
+        a.source.load(),
+        a.encoder.network,
+        a.settings,
+        matching=MatchSettings(**chosen),
+        seed=seed,
+        embedding=a.embedding,
+    )
+    return check, assess(check.match)

@@ -1,0 +1,328 @@
+"""The tab that matches two scans: pairs, one patch's row, labels, files, the affine map."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qtpy.QtCore import Qt, Signal
+from qtpy.QtWidgets import (
+    QCheckBox,
+    QComboBox,
+    QDoubleSpinBox,
+    QFileDialog,
+    QFormLayout,
+    QGroupBox,
+    QHBoxLayout,
+    QLabel,
+    QMenu,
+    QPushButton,
+    QVBoxLayout,
+    QWidget,
+)
+from superqt import QLabeledDoubleSlider, QLabeledSlider
+
+from napari_s2dc.widgets.colour_bar import ColourBar
+from napari_s2dc.widgets.header import narrow
+from napari_s2dc.widgets.layer_combo import LayerCombo
+from napari_s2dc.widgets.shortcuts import MATCH, key_hint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from napari.layers import Layer
+
+__all__ = ["BY_CONFIDENCE", "BY_PLACE", "EXPORTS", "MatchTab", "PairChoice"]
+
+BY_CONFIDENCE, BY_PLACE = "confidence", "place"
+
+EXPORTS = {
+    "pairs": ("Pairs as table…", "pairs.csv", "Table (*.csv)"),
+    "plan": ("Plan…", "plan.safetensors", "Transport plan (*.safetensors)"),
+    "affine": ("Affine map…", "affine.json", "Affine map (*.json)"),
+}
+"""What can be exported: words in the menu, name of the file, kinds of file."""
+
+# What the spatial prior may be: words and value; None is the engine's default.
+_NEARNESS = (
+    ("where it is likely", None),
+    ("close by", 0.15),
+    ("in the same region", 0.6),
+    ("anywhere", float("inf")),
+)
+
+
+@dataclass(frozen=True)
+class PairChoice:
+    """Which pairs are drawn, and how.
+
+    Parameters
+    ----------
+    number : int
+        At most so many.
+    least : float
+        Least confidence.
+    mutual : bool
+        Only mutual nearest neighbours.
+    colour : str
+        `BY_CONFIDENCE` or `BY_PLACE`.
+    """
+
+    number: int
+    least: float
+    mutual: bool
+    colour: str
+
+
+class MatchTab(QWidget):
+    """Controls of matching. Emits what the user wants and holds no logic.
+
+    Parameters
+    ----------
+    is_scan : callable
+        Whether a layer can be matched.
+    is_labels : callable
+        Whether labels of a layer can be carried.
+    """
+
+    match_wanted = Signal()
+    scans_changed = Signal()
+    pairs_changed = Signal()
+    beside_changed = Signal(bool)
+    unmatched_changed = Signal(bool)
+    pointing_changed = Signal(bool)
+    jump_wanted = Signal()
+    transfer_wanted = Signal()
+    export_wanted = Signal(str, str)  # key of EXPORTS, path
+    apply_changed = Signal(bool)
+
+    def __init__(
+        self,
+        is_scan: Callable[[Layer], bool],
+        is_labels: Callable[[Layer], bool],
+        parent: QWidget | None = None,
+    ) -> None:
+        super().__init__(parent)
+        self.moving = LayerCombo(is_scan, "Open a 3D image first", only_when_empty=True)
+        self.moving.layer_changed.connect(self.scans_changed)
+        self.reference = LayerCombo(is_scan, "Same volume, random view")
+        self.reference.layer_changed.connect(self.scans_changed)
+        self.nearness = narrow(QComboBox())
+        for words, value in _NEARNESS:
+            self.nearness.addItem(words, value)
+        self.nearness.setToolTip(
+            "How far from its own place, after centring both scans,\na partner is looked for"
+        )
+        self.temperature = QDoubleSpinBox()
+        self.temperature.setRange(0.0, 1.0)
+        self.temperature.setSingleStep(0.01)
+        self.temperature.setSpecialValueText("default")
+        self.temperature.setToolTip(
+            "Lower makes every patch decide for one partner; higher spreads its mass"
+        )
+        self.match_button = QPushButton("Match")
+        self.match_button.clicked.connect(self.match_wanted)
+        self.result = _wrapped()
+        self.warning = _wrapped()
+        self.warning.setStyleSheet(
+            "QLabel { border: 1px solid #ff8c00; border-radius: 4px; padding: 4px; }"
+        )
+
+        self.beside = QCheckBox("Side by side")
+        self.beside.setChecked(True)
+        self.beside.toggled.connect(self.beside_changed)
+        self.unmatched = QCheckBox("Tint patches without a partner")
+        self.unmatched.toggled.connect(self.unmatched_changed)
+        self.number = QLabeledSlider(Qt.Orientation.Horizontal)
+        self.number.setRange(0, 100)
+        self.number.setToolTip("How many pairs are drawn, the most confident first")
+        self.confidence = QLabeledDoubleSlider(Qt.Orientation.Horizontal)
+        self.confidence.setRange(0.0, 1.0)
+        self.confidence.setDecimals(2)
+        self.confidence.setToolTip("Least confidence of a pair: mass of the plan on it, 0 to 1")
+        self.mutual = QCheckBox("Only mutual nearest neighbours")
+        self.mutual.setChecked(True)
+        self.mutual.setToolTip("Each patch is the other one's best partner")
+        self.colour = narrow(QComboBox())
+        self.colour.addItem("confidence", BY_CONFIDENCE)
+        self.colour.addItem("place in the moving scan", BY_PLACE)
+        self.colour.setToolTip("What the colour of a line means")
+        self.bar = ColourBar("viridis", "0 unsure", "sure 1")
+        self.number.valueChanged.connect(self.pairs_changed)
+        self.confidence.valueChanged.connect(self.pairs_changed)
+        self.mutual.toggled.connect(self.pairs_changed)
+        self.colour.currentIndexChanged.connect(self._on_colour)
+
+        self.pointing = QPushButton("Show where a patch goes")
+        self.pointing.setCheckable(True)
+        self.pointing.toggled.connect(self.pointing_changed)
+        self.patch = _wrapped()
+        self.jump_button = QPushButton("Go to the partner")
+        self.jump_button.clicked.connect(self.jump_wanted)
+
+        self.labels = LayerCombo(is_labels, "No labels layer on its grid", only_when_empty=True)
+        self.labels.layer_changed.connect(self.scans_changed)
+        self.transfer_button = QPushButton("Transfer labels")
+        self.transfer_button.clicked.connect(self.transfer_wanted)
+
+        self.export_button = QPushButton("Export")
+        menu = QMenu(self.export_button)
+        for key, (words, _, _) in EXPORTS.items():
+            menu.addAction(words).triggered.connect(lambda _=False, key=key: self._ask(key))
+        self.export_button.setMenu(menu)
+        self.apply_button = QPushButton("Apply the map")
+        self.apply_button.setCheckable(True)
+        self.apply_button.toggled.connect(self.apply_changed)
+        self._lay_out()
+        self.show_ready("Match", "Embed a volume first, on the Embed tab")
+        self.show_match("", 0)
+        self.show_patch("")
+
+    def _lay_out(self) -> None:
+        top = _form()
+        top.addRow("Moving", self.moving)
+        top.addRow("Reference", self.reference)
+        top.addRow("Partners", self.nearness)
+        top.addRow("Temperature", self.temperature)
+        pairs = QGroupBox("Pairs")
+        form = _form(pairs)
+        form.addRow("Number", self.number)
+        form.addRow("Confidence", self.confidence)
+        form.addRow(self.mutual)
+        form.addRow("Colour", self.colour)
+        form.addRow("", self.bar)
+        form.addRow(self.unmatched)
+        form.addRow(self.beside)
+        one = QGroupBox("One patch")
+        column = QVBoxLayout(one)
+        row = QHBoxLayout()
+        row.addWidget(self.pointing, 1)
+        row.addWidget(self.jump_button)
+        column.addLayout(row)
+        column.addWidget(self.patch)
+        labels = QGroupBox("Labels")
+        form = _form(labels)
+        form.addRow("Of the moving", self.labels)
+        form.addRow(self.transfer_button)
+        bottom = QHBoxLayout()
+        bottom.addWidget(self.export_button)
+        bottom.addWidget(self.apply_button, 1)
+        column = QVBoxLayout(self)
+        column.addLayout(top)
+        column.addWidget(self.match_button)
+        column.addWidget(self.result)
+        column.addWidget(self.warning)
+        for box in (pairs, one, labels):
+            column.addWidget(box)
+        column.addLayout(bottom)
+        column.addStretch(1)
+
+    # --------------------------------------------------------------------------- what is read
+    @property
+    def choice(self) -> PairChoice:
+        """Which pairs are wanted."""
+        return PairChoice(
+            number=self.number.value(),
+            least=self.confidence.value(),
+            mutual=self.mutual.isChecked(),
+            colour=self.colour.currentData(),
+        )
+
+    @property
+    def matching(self) -> dict[str, float | None]:
+        """Settings of the match that the user has chosen; the engine's defaults are left out."""
+        chosen: dict[str, float | None] = {}
+        if self.temperature.value() > 0:
+            chosen["temperature"] = self.temperature.value()
+        prior = self.nearness.currentData()
+        if prior is not None:
+            chosen["prior"] = None if prior == float("inf") else prior
+        return chosen
+
+    # -------------------------------------------------------------------------- what is shown
+    def show_ready(self, words: str, problem: str) -> None:
+        """Say what the button will do, or why it cannot."""
+        self.match_button.setText(words)
+        self.match_button.setEnabled(not problem)
+        self.match_button.setToolTip(problem or f"Find which patches correspond{key_hint(MATCH)}")
+
+    def show_match(self, summary: str, pairs: int) -> None:
+        """Show a match of so many pairs in words; "" for none."""
+        there = bool(summary)
+        self.result.setText(summary)
+        self.result.setVisible(there)
+        blocked = self.number.blockSignals(True)
+        self.number.setRange(0, max(pairs, 1))
+        if there:
+            self.number.setValue(min(pairs, 200))
+        self.number.blockSignals(blocked)
+        for control in (
+            self.number, self.confidence, self.mutual, self.colour, self.unmatched, self.beside,
+            self.pointing, self.export_button,
+        ):  # fmt: skip
+            control.setEnabled(there)
+        why = "" if there else "Match two scans first"
+        self.pointing.setToolTip(
+            why or "Point at a patch of the moving scan: its row of the plan is drawn on the other"
+        )
+        self.export_button.setToolTip(why or "Write pairs, plan or map to a file")
+        self.show_warnings(())
+        if not there:
+            self.pointing.setChecked(False)
+            self.show_transfer("Transfer labels", why)
+            self.show_apply("Apply the map", why)
+
+    def show_warnings(self, sentences: tuple[str, ...]) -> None:
+        """Show what the user should know about the match."""
+        self.warning.setText("\n".join(sentences))
+        self.warning.setVisible(bool(sentences))
+
+    def show_patch(self, words: str) -> None:
+        """Show where the pointed patch goes; "" for none."""
+        self.patch.setText(words or "Point at a patch of the moving scan, or click to keep it.")
+        self.jump_button.setEnabled(bool(words))
+        self.jump_button.setToolTip(
+            "Move the slices to the best partner" if words else "Point at a patch first"
+        )
+
+    def show_transfer(self, words: str, problem: str) -> None:
+        """Say what the transfer will do, or why it cannot."""
+        self.transfer_button.setText(words)
+        self.transfer_button.setEnabled(not problem)
+        self.transfer_button.setToolTip(
+            problem or "Carry the labels through the plan; names and colours of classes are kept"
+        )
+
+    def show_apply(self, words: str, problem: str, applied: bool = False) -> None:
+        """Say what the map would be applied to, or why it cannot, or that it is."""
+        self.apply_button.setText(words)
+        self.apply_button.setEnabled(not problem)
+        self.apply_button.setToolTip(
+            problem or "Move the layer by the affine map of the confident pairs; again to undo"
+        )
+        blocked = self.apply_button.blockSignals(True)
+        self.apply_button.setChecked(applied)
+        self.apply_button.blockSignals(blocked)
+
+    def _on_colour(self) -> None:
+        self.bar.setVisible(self.colour.currentData() == BY_CONFIDENCE)
+        self.pairs_changed.emit()
+
+    def _ask(self, key: str) -> None:
+        _, name, kinds = EXPORTS[key]
+        path, _ = QFileDialog.getSaveFileName(self, "Export", name, kinds)
+        if path:
+            self.export_wanted.emit(key, path)
+
+
+def _wrapped() -> QLabel:
+    label = QLabel()
+    label.setWordWrap(True)
+    label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+    return label
+
+
+def _form(parent: QWidget | None = None) -> QFormLayout:
+    form = QFormLayout() if parent is None else QFormLayout(parent)
+    form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+    return form

@@ -1,0 +1,128 @@
+"""Carrying labels from the moving scan to the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from qtpy.QtCore import QObject
+
+from napari_s2dc.widgets.layers import token_geometry
+from napari_s2dc.widgets.match_actions import MatchActions
+from napari_s2dc.widgets.match_layers import MatchedScans, finest_step
+from napari_s2dc.widgets.match_tab import MatchTab
+from napari_s2dc.widgets.session import Session
+from napari_s2dc.widgets.workers import Jobs
+
+if TYPE_CHECKING:
+    from napari_s2dc.engine.transfer import Transfer
+
+__all__ = ["TransferActions"]
+
+
+class TransferActions(QObject):
+    """Carry labels through the match that is shown.
+
+    Parameters
+    ----------
+    session : Session
+        State of the viewer.
+    tab : MatchTab
+        Controls.
+    matching : MatchActions
+        The match.
+    jobs : Jobs
+        Threads.
+    tell : callable
+        Shows a sentence to the user.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        tab: MatchTab,
+        matching: MatchActions,
+        jobs: Jobs,
+        tell: Callable[[str], None],
+        parent: QObject,
+    ) -> None:
+        super().__init__(parent)
+        self._session, self._tab, self._jobs, self._tell = session, tab, jobs, tell
+        self._matching = matching
+        tab.transfer_wanted.connect(self.transfer)
+        matching.choices_changed.connect(self.update)
+
+    def update(self) -> None:
+        """Say what the button will do, or why it cannot."""
+        scans, labels = self._matching.scans, self._tab.labels.layer
+        if scans is None:
+            self._tab.show_transfer("Transfer labels", "Match two scans first")
+        elif scans.reference is None:
+            self._tab.show_transfer("Transfer labels", "A random view is no scan to carry them to")
+        elif labels is None:
+            self._tab.show_transfer(
+                "Transfer labels", f"Open a labels layer on the grid of {scans.moving.name} first"
+            )
+        elif tuple(labels.data.shape) != _finest_shape(scans.moving):
+            self._tab.show_transfer(
+                "Transfer labels", f"{labels.name} does not lie on the grid of {scans.moving.name}"
+            )
+        else:
+            self._tab.show_transfer(f"Transfer {labels.name} to {scans.name_of_b}", "")
+
+    def transfer(self) -> None:
+        """Carry the chosen labels in a thread and show them with their confidence."""
+        scans, labels = self._matching.scans, self._tab.labels.layer
+        if scans is None or scans.partner is None or labels is None:
+            return
+        # Where the finest level lay when the scan was embedded, wherever it is shown by now.
+        place = scans.embedded.source.affine @ np.linalg.inv(finest_step(scans.embedded))
+        data = labels.data
+        name = str(labels.name)
+        moving, target, match = scans.embedded.source, scans.partner.source, scans.match
+
+        def carry() -> Generator[Any, None, Transfer]:
+            from napari_s2dc.engine.transfer import transfer_labels
+            from napari_s2dc.volumes.volume import Volume
+
+            atlas = Volume(np.asarray(data), place, name=name)
+            return (yield from transfer_labels(match, atlas, moving.load(), target.load()))
+
+        self._tell("")
+        self._jobs.run(
+            "transfer",
+            f"Carrying {name} to {scans.name_of_b}",
+            carry,
+            lambda found: self._show(scans, labels, found),
+        )
+
+    def _show(self, scans: MatchedScans, labels: Any, found: Transfer) -> None:
+        if self._matching.scans is not scans or not self._session.has(labels):
+            self._tell("The match or the labels are gone, so nothing was carried.")
+            return
+        reference, partner = scans.reference, scans.partner
+        assert reference is not None
+        assert partner is not None
+        geometry = token_geometry(reference, 1, (0, 0, 0), partner.source.factors)
+        carried = self._session.overlays.keep_labels(
+            reference, f"labels from {scans.moving.name}", found.labels.array, geometry, labels
+        )
+        confidence = self._session.overlays.add(
+            reference, "transfer confidence", "add_image", found.confidence,
+            "confidence of the labels", geometry, colormap="viridis", contrast_limits=(0.0, 1.0),
+            opacity=0.6, blending="translucent", visible=False,
+        )  # fmt: skip
+        confidence.colorbar.visible = True
+        self._matching.layers.keep_carried(carried)
+        count = len(np.unique(found.labels.array)) - int((found.labels.array == 0).any())
+        self._tell(
+            f"{carried.name}: {count} {'class' if count == 1 else 'classes'}, confidence "
+            f"{float(found.confidence[found.labels.array != 0].mean() if count else 0):.2f} on "
+            "average. The confidence layer is hidden; click its eye to see it."
+        )
+
+
+def _finest_shape(layer: Any) -> tuple[int, ...]:
+    data = layer.data[0] if layer.multiscale else layer.data
+    return tuple(int(size) for size in data.shape)
