@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import product
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from napari_s2dc.engine.alignment import Alignment, fit_alignment, smooth_displacement
-from napari_s2dc.engine.match import Match
+from napari_s2dc.engine.match import Match, Pairs
+from napari_s2dc.engine.progress import Steps
+from napari_s2dc.engine.registration import (
+    Registration,
+    RegistrationSettings,
+    register,
+    sample,
+)
 from napari_s2dc.volumes.volume import Volume
 
 __all__ = ["Transfer", "TransferSettings", "fuse", "transfer_labels"]
+
+_VOXELS_AT_ONCE = 2**20
 
 
 @dataclass(frozen=True)
@@ -21,16 +33,19 @@ class TransferSettings:
     Parameters
     ----------
     least_confidence : float
-        Pairs below this are not used.
-    smooth : bool
-        Bend the affine map where the pairs agree that it should.
+        Pairs below this are not used for the start.
+    bend_by_pairs : bool
+        Bend the start by a thin-plate spline of what the pairs that agree with it leave over.
     smoothing : float
-        Of the bending; 0 goes through every pair.
+        Of that bending; 0 goes through every pair.
+    registration : RegistrationSettings
+        How the start is refined; without any steps labels follow the pairs alone.
     """
 
     least_confidence: float = 0.2
-    smooth: bool = True
+    bend_by_pairs: bool = False
     smoothing: float = 10.0
+    registration: RegistrationSettings = field(default_factory=RegistrationSettings)
 
 
 @dataclass(frozen=True)
@@ -42,9 +57,10 @@ class Transfer:
     labels : Volume
         On the grid of B.
     confidence : np.ndarray (Z, Y, X)
-        0 to 1: how sure the match is near each voxel.
+        0 to 1: the patch's matched mass, times how well the intensities round the voxel agree,
+        times the label's share of the voxel.
     alignment : Alignment
-        From mm of B to mm of A.
+        Fitted to the pairs, from mm of B to mm of A: where the refinement started.
     """
 
     labels: Volume
@@ -52,16 +68,13 @@ class Transfer:
     alignment: Alignment
 
 
-def _grid_mm(volume: Volume, step: int) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Positions in mm of every `step`-th voxel, and how many along each axis."""
-    axes = [np.arange(0, side + step, step, dtype=np.float64) for side in volume.shape]
-    points = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
-    return points @ volume.affine[:3, :3].T + volume.affine[:3, 3], tuple(map(len, axes))
-
-
 def transfer_labels(
-    match: Match, labels: Volume, target: Volume, settings: TransferSettings | None = None
-) -> Transfer:
+    match: Match,
+    labels: Volume,
+    image_a: Volume,
+    image_b: Volume,
+    settings: TransferSettings | None = None,
+) -> Steps[Transfer]:
     """Carry labels from scan A of a match to scan B.
 
     Parameters
@@ -70,10 +83,15 @@ def transfer_labels(
         Of A with B.
     labels : Volume
         Label map on the grid of A.
-    target : Volume
-        Scan B; the result lies on its grid.
+    image_a, image_b : Volume
+        The scans that were embedded; the result lies on the grid of B.
     settings : TransferSettings, optional
         Defaults when left out.
+
+    Yields
+    ------
+    Progress
+        Steps of the refinement.
 
     Returns
     -------
@@ -86,54 +104,101 @@ def transfer_labels(
 
     Notes
     -----
-    The affine map of the confident pairs (RANSAC), bent by a regularised thin-plate spline of what
-    the pairs that agree with it leave over.
+    The affine map of the confident pairs (RANSAC) is where
+    :func:`napari_s2dc.engine.registration.register` starts. Each voxel of B takes the label with
+    the largest share of the point in A, interpolated linearly.
     """
-    from scipy import ndimage
-
     settings = settings or TransferSettings()
     pairs = match.pairs().best(least=settings.least_confidence)
     side_mm = match.b.stride * float(np.mean(match.b.spacing_mm))
-    alignment = fit_alignment(pairs.mm_b, pairs.mm_a, tolerance_mm=1.5 * side_mm)
-    step = max(match.b.stride // 2, 1)
-    points, counts = _grid_mm(target, step)
-    mapped = alignment.apply(points)
-    if settings.smooth:
-        inside = alignment.inliers
-        left_over = pairs.mm_a[inside] - alignment.apply(pairs.mm_b[inside])
-        mapped = mapped + smooth_displacement(
-            pairs.mm_b[inside], left_over, points, smoothing=settings.smoothing
-        )
-    inverse = np.linalg.inv(labels.affine)
-    coarse = (mapped @ inverse[:3, :3].T + inverse[:3, 3]).reshape(*counts, 3)
-    # From every step-th voxel to every voxel.
-    where = np.meshgrid(*(np.arange(side) / step for side in target.shape), indexing="ij")
-    source = np.stack(
-        [ndimage.map_coordinates(coarse[..., axis], where, order=1) for axis in range(3)]
+    start = fit_alignment(pairs.mm_b, pairs.mm_a, tolerance_mm=1.5 * side_mm)
+
+    def bending(points_mm: np.ndarray) -> np.ndarray:
+        return _left_over(pairs, start, points_mm, settings.smoothing)
+
+    registration = yield from register(
+        (match.a, match.b),
+        (image_a, image_b),
+        start.matrix,
+        bending=bending if settings.bend_by_pairs else None,
+        settings=settings.registration,
     )
-    carried = ndimage.map_coordinates(labels.array, source, order=0, mode="grid-constant", cval=0)
+    found, share = _carry(registration, labels)
     return Transfer(
-        labels=Volume(carried, target.affine, original=target.original, name=labels.name),
-        confidence=_confidence(match, target),
-        alignment=alignment,
+        labels=Volume(found, image_b.affine, original=image_b.original, name=labels.name),
+        confidence=share * _matched_share(match, image_b),
+        alignment=start,
     )
 
 
-def _confidence(match: Match, target: Volume) -> np.ndarray:
-    from scipy import ndimage
+def _left_over(
+    pairs: Pairs, start: Alignment, points_mm: np.ndarray, smoothing: float
+) -> np.ndarray:
+    inside = start.inliers
+    rest = pairs.mm_a[inside] - start.apply(pairs.mm_b[inside])
+    return smooth_displacement(pairs.mm_b[inside], rest, points_mm, smoothing=smoothing)
 
+
+def _slabs(shape: Sequence[int]) -> Iterator[slice]:
+    """Planes that are worked on at a time, so that memory does not grow with the scan."""
+    thick = max(1, _VOXELS_AT_ONCE // (shape[1] * shape[2]))
+    for first in range(0, shape[0], thick):
+        yield slice(first, min(first + thick, shape[0]))
+
+
+def _carry(registration: Registration, labels: Volume) -> tuple[np.ndarray, np.ndarray]:
+    """Labels at every voxel of B, and their share times the agreement of the intensities."""
+    source = torch.from_numpy(np.ascontiguousarray(labels.array).astype(np.int32))
+    found = np.empty(registration.shape, labels.array.dtype)
+    sure = np.empty(registration.shape, np.float32)
+    for planes in _slabs(registration.shape):
+        label, share = _soft_label(source, registration.voxels_in(labels.affine, planes))
+        found[planes] = label.numpy()
+        sure[planes] = (share * registration.agreement_in(planes)).numpy()
+    return found, sure
+
+
+def _soft_label(labels: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    """Label with the largest share at voxel coordinates (..., 3), and the share.
+
+    The same as interpolating every label's mask linearly, at the cost of the eight corners.
+    """
+    below = places.floor()
+    part = places - below
+    below = below.long()
+    sides = torch.tensor(labels.shape)
+    corners, weights = [], []
+    for corner in product((0, 1), repeat=3):
+        step = torch.tensor(corner)
+        at = below + step
+        inside = ((at >= 0) & (at < sides)).all(-1)
+        z, y, x = at.clamp(min=torch.zeros_like(sides), max=sides - 1).unbind(-1)
+        corners.append(torch.where(inside, labels[z, y, x], 0))
+        weights.append(torch.where(step.bool(), part, 1 - part).prod(-1))
+    best, share = torch.zeros_like(corners[0]), torch.zeros_like(weights[0])
+    for one in corners:
+        total = sum(weight * (other == one) for other, weight in zip(corners, weights, strict=True))
+        assert isinstance(total, Tensor)
+        better = total > share + 1e-6
+        best, share = torch.where(better, one, best), torch.where(better, total, share)
+    return best, share
+
+
+def _matched_share(match: Match, target: Volume) -> np.ndarray:
+    """Mass of the plan that the patches of B received, at every voxel (Z, Y, X)."""
     _, unmatched = match.unmatched()
-    sure = np.nan_to_num(1 - unmatched.numpy(), nan=0.0).clip(0, 1)
-    stride = match.b.stride
-    where = np.meshgrid(
-        *(
-            (np.arange(side) - first + 0.5) / stride - 0.5
-            for side, first in zip(target.shape, match.b.offset_vox, strict=True)
-        ),
-        indexing="ij",
-    )
-    result: np.ndarray = ndimage.map_coordinates(sure, where, order=1, mode="nearest")
-    return result.astype(np.float32)
+    matched = (1 - unmatched).nan_to_num(nan=0.0).clamp(0, 1)[None]
+    result = np.empty(target.shape, np.float32)
+    offset = torch.tensor(match.b.offset_vox, dtype=torch.float32)
+    # At the edge, the nearest patch's own mass: interpolating with what lies outside would fade it.
+    most = torch.tensor(match.b.grid, dtype=torch.float32) - 1
+    for planes in _slabs(target.shape):
+        axes = [torch.arange(side, dtype=torch.float32) for side in target.shape]
+        axes[0] = axes[0][planes]
+        voxels = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
+        tokens = (voxels - offset + 0.5) / match.b.stride - 0.5
+        result[planes] = sample(matched, tokens.clamp(torch.zeros(3), most))[0].numpy()
+    return result
 
 
 def fuse(transfers: Sequence[Transfer]) -> Transfer:

@@ -11,7 +11,9 @@ import torch
 from napari_s2dc.engine.alignment import fit_alignment, smooth_displacement
 from napari_s2dc.engine.embedding import Embedding
 from napari_s2dc.engine.match import MatchSettings, match_embeddings
-from napari_s2dc.engine.transfer import fuse, transfer_labels
+from napari_s2dc.engine.progress import finish
+from napari_s2dc.engine.registration import RegistrationSettings
+from napari_s2dc.engine.transfer import TransferSettings, fuse, transfer_labels
 from napari_s2dc.errors import ConfigurationError, S2DCError
 from napari_s2dc.volumes.volume import Volume
 
@@ -181,8 +183,12 @@ def test_labels_are_carried_and_fused() -> None:
     labels = np.zeros(one.shape, np.uint8)
     labels[4:16, 4:20, 8:20] = 3
     affine = np.diag([*SPACING, 1.0])
-    target = Volume(np.zeros(one.shape, np.float32), affine)
-    carried = transfer_labels(match_embeddings(one, two), Volume(labels, affine), target)
+    texture = np.random.default_rng(0).normal(100, 20, one.shape).astype(np.float32)
+    scan = Volume(texture, affine)
+    target = Volume(np.roll(texture, 4, axis=1), affine)
+    match = match_embeddings(one, two)
+    pairs_alone = TransferSettings(registration=RegistrationSettings(0, 0))
+    carried = finish(transfer_labels(match, Volume(labels, affine), scan, target, pairs_alone))
     expected = np.zeros_like(labels)
     expected[4:16, 8:24, 8:20] = 3
     overlap = (carried.labels.array == expected).mean()
