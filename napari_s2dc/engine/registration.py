@@ -203,8 +203,9 @@ class _Model:
         to_token_b = _token_affine(self.b)
         self.points_mm = tokens @ to_token_b[:3, :3].mT + to_token_b[:3, 3]
         self.from_mm_a = torch.linalg.inv(_token_affine(self.a))
+        tissue = self.a.foreground[None].float()
         unit_a = self.a.unit().mT.reshape(self.a.features.shape)
-        self.unit_a = unit_a * self.a.foreground
+        self.tissue_and_unit_a = torch.cat([tissue, unit_a * tissue])
         self.unit_b = self.b.unit()[self.b.foreground.flatten()]
         self.middle = self.points_mm.mean(0)
         self.radius = float((self.points_mm - self.middle).square().sum(1).mean().sqrt())
@@ -236,8 +237,9 @@ class _Model:
         place = mapped @ self.from_mm_a[:3, :3].mT + self.from_mm_a[:3, 3]
         # Between the edge and the last patch's middle, that patch's own features.
         most = torch.tensor(self.a.grid, dtype=torch.float32) - 1
-        features = sample(self.unit_a, place.clamp(torch.zeros(3), most))
-        cosine = (features * self.unit_b.mT).sum(0)
+        sampled = sample(self.tissue_and_unit_a, place.clamp(torch.zeros(3), most))
+        # Unit vectors get shorter in between; what is shorter for lack of tissue stays so.
+        cosine = sampled[0] * (F.normalize(sampled[1:], dim=0) * self.unit_b.mT).sum(0)
         return 1 - _mean(cosine, _inside(place, self.a.grid, 0.5))
 
     def agreement(self, bending_mm: Tensor | None, a: _Level, b: _Level) -> tuple[Tensor, Tensor]:

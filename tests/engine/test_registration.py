@@ -39,7 +39,7 @@ def features_of(volume: Volume) -> Embedding:
     )
     tokens = np.argwhere(np.ones(grid))
     points = np.array([embedding.mm_of_token(token) for token in tokens])
-    waves = np.random.default_rng(0).normal(0, 0.03, (3, 16))
+    waves = np.random.default_rng(0).normal(0, 0.02, (3, 16))
     values = torch.from_numpy(np.sin(points @ waves + np.arange(16)))
     return replace(embedding, features=values.mT.reshape(16, *grid).half())
 
