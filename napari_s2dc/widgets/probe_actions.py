@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, ref
 
@@ -10,17 +10,14 @@ import numpy as np
 from qtpy.QtCore import QObject, QTimer, Signal
 
 from napari_s2dc.widgets.layers import plain
-from napari_s2dc.widgets.preferences import preferences
+from napari_s2dc.widgets.placement import axis_names
 from napari_s2dc.widgets.probe_mouse import ADD, NOT, ProbeMouse, ProbePoint
 from napari_s2dc.widgets.probe_tab import PatchFacts, ProbeTab
 from napari_s2dc.widgets.rays import hit_in_3d
 from napari_s2dc.widgets.session import Embedded, Session
-from napari_s2dc.widgets.workers import Jobs
 
 if TYPE_CHECKING:
     from napari.layers import Layer
-
-    from napari_s2dc.engine.probe import ConsistencyMap
 
 __all__ = ["ProbeActions"]
 
@@ -41,8 +38,6 @@ class ProbeActions(QObject):
         Controls.
     mouse : ProbeMouse
         Clicks.
-    jobs : Jobs
-        Threads.
     current : callable
         Gives the volume chosen in the header.
     tell : callable
@@ -50,6 +45,7 @@ class ProbeActions(QObject):
     """
 
     patch_chosen = Signal(object, object)  # layer, token
+    forgotten = Signal()
     structure_changed = Signal()
 
     def __init__(
@@ -57,21 +53,20 @@ class ProbeActions(QObject):
         session: Session,
         tab: ProbeTab,
         mouse: ProbeMouse,
-        jobs: Jobs,
         current: Callable[[], Layer | None],
         tell: Callable[[str], None],
         parent: QObject,
     ) -> None:
         super().__init__(parent)
-        self._session, self._tab, self._mouse, self._jobs = session, tab, mouse, jobs
+        self._session, self._tab, self._mouse = session, tab, mouse
         self._current, self._tell = current, tell
         self._home: ref[Any] | None = None
         self._positive: list[Token] = []
         self._negative: list[Token] = []
+        self._marks: tuple[list[Token], list[Token]] = [], []  # embedded voxels
         self._voxel: Token = (0, 0, 0)
         self._similarity: np.ndarray | None = None
         self._nearest: list[Token] = []
-        self._maps: WeakKeyDictionary[Any, ConsistencyMap] = WeakKeyDictionary()
         self._limits: WeakKeyDictionary[Any, tuple[float, float]] = WeakKeyDictionary()
         # A drag sends events faster than the panel has to change.
         self._panel = QTimer(self)
@@ -84,7 +79,6 @@ class ProbeActions(QObject):
         tab.cleared.connect(self.clear)
         tab.others_changed.connect(self._on_others)
         tab.nearest_chosen.connect(self._jump)
-        tab.consistency_wanted.connect(self.compute_map)
         session.embedding_changed.connect(self._on_embedding)
 
     @property
@@ -111,7 +105,6 @@ class ProbeActions(QObject):
 
     def _on_embedding(self, layer: Layer) -> None:
         # Old patches would mean other features now.
-        self._maps.pop(plain(layer), None)
         if self.home is None or plain(layer) is self.home:
             self.clear()
         else:
@@ -120,11 +113,13 @@ class ProbeActions(QObject):
     def clear(self) -> None:
         """Forget the clicked patches and take away what shows them."""
         for layer in self._session.embedded_layers():
-            for kind in ("similarity", "nearest"):
+            for kind in ("similarity", "nearest", "clicked"):
                 self._session.overlays.remove(layer, kind)
         self._home, self._similarity = None, None
         self._positive, self._negative, self._nearest = [], [], []
+        self._marks = [], []
         self._tab.show_patch(None)
+        self.forgotten.emit()
         self.structure_changed.emit()
 
     # --------------------------------------------------------------------------- probing
@@ -145,16 +140,28 @@ class ProbeActions(QObject):
                 self._tell("Click a place first; Alt+click then says what does not belong to it.")
                 return
             self._negative.append(token)
+            self._marks[1].append(voxel)
         elif point.kind == ADD and same:
             self._positive.append(token)
+            self._marks[0].append(voxel)
             self._voxel = voxel
         else:
             self._positive, self._negative = [token], []
+            self._marks = [voxel], []
             self._voxel = voxel
         self._home = ref(layer)
         self._update_heat(fit_contrast=not point.dragged)
         if not self._panel.isActive():
             self._panel.start()
+
+    def hits(self, point: ProbePoint) -> bool:
+        """Whether a point lies on tissue of an embedded volume."""
+        found = self._find(point)
+        if found is None:
+            return False
+        _, embedded, voxel = found
+        token = embedded.embedding.token_of_voxel(voxel)
+        return token is not None and bool(embedded.embedding.foreground[token])
 
     def _find(self, point: ProbePoint) -> tuple[Any, Embedded, Token] | None:
         """Embedded layer and voxel under a point: the chosen volume first, then visible ones."""
@@ -189,7 +196,9 @@ class ProbeActions(QObject):
             similarity = similarity_to(other.embedding, query)
             tissue = other.embedding.foreground
             heat = similarity.where(tissue, similarity.new_zeros(())).numpy()
-            overlay = self._session.overlays.show_heat(layer, heat, other.geometry(layer))
+            overlay = self._session.overlays.show_heat(
+                layer, heat, other.geometry(layer), colour_bar=layer is home
+            )
             if fit_contrast:
                 self._fit_contrast(overlay, similarity[tissue].numpy())
             if layer is home:
@@ -224,7 +233,7 @@ class ProbeActions(QObject):
 
     # ----------------------------------------------------------------------------- panel
     def _update_panel(self) -> None:
-        from napari_s2dc.engine.probe import consistency_at, read_patch
+        from napari_s2dc.engine.probe import read_patch
 
         home = self.home
         embedded = self._session.embedded(home)
@@ -234,7 +243,6 @@ class ProbeActions(QObject):
         reading = read_patch(
             embedded.embedding, self._positive, self._negative, neighbours=_NEIGHBOURS
         )
-        known = self._maps.get(home)
         token = self._positive[-1]
         counts, edges = reading.histogram
         self._nearest = [token for token, _ in reading.nearest]
@@ -244,7 +252,6 @@ class ProbeActions(QObject):
                 place=_words(home, embedded.data_of_token(token)),
                 sharpe_ratio=reading.sharpe_ratio,
                 percentile=reading.percentile,
-                consistency=np.nan if known is None else consistency_at(known, token).mean,
                 counts=counts,
                 edges=edges,
                 peak=float(edges[-1]),
@@ -254,11 +261,21 @@ class ProbeActions(QObject):
                 ],
             )
         )
+        factors = np.asarray(embedded.source.factors)
+        size = embedded.embedding.stride * float(np.mean(factors))
         if places:
-            size = embedded.embedding.stride * float(np.mean(embedded.source.factors))
             self._session.overlays.show_points(home, np.asarray(places), size)
-        self.patch_chosen.emit(home, token)
+        positive, negative = (
+            (np.reshape(voxels, (-1, 3)) + 0.5) * factors - 0.5 for voxels in self._marks
+        )
+        self._session.overlays.show_marks(home, positive, negative, size / 2)
+        self.announce()
         self.structure_changed.emit()
+
+    def announce(self) -> None:
+        """Say again which patch is probed, if one is."""
+        if self.home is not None and self._positive:
+            self.patch_chosen.emit(self.home, self._positive[-1])
 
     def _jump(self, row: int) -> None:
         home = self.home
@@ -267,47 +284,10 @@ class ProbeActions(QObject):
             data = embedded.data_of_token(self._nearest[row])
             self._session.overlays.jump_to(home.data_to_world(data))
 
-    # ------------------------------------------------------------------------------- map
-    def compute_map(self, views: int) -> None:
-        """Compute the neighbourhood consistency of the chosen volume in a thread and show it."""
-        layer = self._current()
-        embedded = self._session.embedded(layer)
-        if layer is None or embedded is None:
-            return
-        seed = preferences().seed
-
-        def steps() -> Generator[Any, None, ConsistencyMap]:
-            from napari_s2dc.engine.probe import consistency_map
-
-            return (
-                yield from consistency_map(
-                    embedded.source.load(),
-                    embedded.encoder.network,
-                    embedded.settings,
-                    views=views,
-                    seed=seed,
-                    embedding=embedded.embedding,
-                )
-            )
-
-        def done(found: ConsistencyMap) -> None:
-            if not self._session.has(layer):
-                self._tell("The volume was removed, so its map is not shown.")
-                return
-            self._maps[plain(layer)] = found
-            self._session.overlays.show_heat(
-                layer, found.mean.numpy(), embedded.geometry(layer), "consistency"
-            )
-            self._panel.start()
-            self._tell(f"The consistency map of {layer.name} is shown.")
-
-        self._tell("")
-        self._jobs.run("consistency", f"Consistency of {embedded.source.name}", steps, done)
-
 
 def _words(layer: Layer, data: Any) -> str:
     """Where a place of a layer lies in the world, by the names of its axes."""
-    names, place = layer.axis_labels, layer.data_to_world(data)
+    names, place = axis_names(layer), layer.data_to_world(data)
     words = ", ".join(f"{name} {part:.0f}" for name, part in zip(names, place, strict=True))
     units = {f"{unit:~}" for unit in layer.units}
     return f"{words} {units.pop()}" if len(units) == 1 else words

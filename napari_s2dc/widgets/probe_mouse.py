@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -49,15 +49,20 @@ class ProbeMouse(QObject):
     ----------
     viewer : napari.Viewer
         The viewer.
+    hits : callable
+        Whether there is tissue under a point of the 3D view, so that a drag from there follows the
+        mouse instead of turning the view.
     """
 
     pointed = Signal(object)  # ProbePoint
     left = Signal()  # Esc
 
-    def __init__(self, viewer: Viewer, parent: QObject) -> None:
+    def __init__(self, viewer: Viewer, hits: Callable[[ProbePoint], bool], parent: QObject) -> None:
         super().__init__(parent)
         self._viewer = viewer
+        self._hits = hits
         self._on = False
+        self._following = False  # a drag that probes is under way
 
     def start(self) -> None:
         """Take clicks; calling it twice is fine."""
@@ -90,7 +95,8 @@ class ProbeMouse(QObject):
     def _hold(self, _: object = None) -> None:
         """Keep a drag from panning the slice; the 3D view still turns."""
         if self._tool_is_free():
-            self._viewer.scene.camera.mouse_pan = self._viewer.dims.ndisplay == 3
+            in_3d = self._viewer.dims.ndisplay == 3
+            self._viewer.scene.camera.mouse_pan = in_3d and not self._following
             self._viewer.cursor.style = "cross"
 
     def _tool_is_free(self) -> bool:
@@ -105,33 +111,37 @@ class ProbeMouse(QObject):
         if event.button != 1 or not self._tool_is_free():
             return
         in_3d = viewer.dims.ndisplay == 3
-        if not in_3d:
-            self._emit(event, dragged=False)
+        # In 3D a drag that begins on tissue probes, and one that begins beside it turns the view.
+        follows = not in_3d or self._hits(self._point(event, dragged=False))
+        if follows:
+            self._following = True
+            self._hold()
+            self.pointed.emit(self._point(event, dragged=False))
         yield
         dragged = False
         while event.type == "mouse_move":
             dragged = True
-            if not in_3d:
-                self._emit(event, dragged=True)
+            # Only a plain drag follows the mouse.
+            if follows and not set(event.modifiers) & {"Alt", "Shift"}:
+                self.pointed.emit(self._point(event, dragged=True))
             yield
-        if in_3d and not dragged:
-            self._emit(event, dragged=False)
+        if not follows and not dragged:
+            self.pointed.emit(self._point(event, dragged=False))  # says that nothing is there
+        self._following = False
+        if self._on:
+            self._hold()
 
-    def _emit(self, event: Any, *, dragged: bool) -> None:
+    def _point(self, event: Any, *, dragged: bool) -> ProbePoint:
         kind = REPLACE
         if "Alt" in event.modifiers:
             kind = NOT
         elif "Shift" in event.modifiers:
             kind = ADD
-        if dragged and kind != REPLACE:
-            return  # only a plain drag follows the mouse
-        self.pointed.emit(
-            ProbePoint(
-                position=tuple(float(part) for part in event.position),
-                kind=kind,
-                view_direction=event.view_direction,
-                dims_displayed=list(event.dims_displayed),
-                in_3d=self._viewer.dims.ndisplay == 3,
-                dragged=dragged,
-            )
+        return ProbePoint(
+            position=tuple(float(part) for part in event.position),
+            kind=kind,
+            view_direction=event.view_direction,
+            dims_displayed=list(event.dims_displayed),
+            in_3d=self._viewer.dims.ndisplay == 3,
+            dragged=dragged,
         )

@@ -49,8 +49,6 @@ class PatchFacts:
         How sharply its similarities peak.
     percentile : float
         Share of tissue patches with a lower ratio, 0 to 100; NaN when not known.
-    consistency : float
-        Neighbourhood consistency, -1 to 1; NaN when not computed.
     counts, edges : np.ndarray
         Histogram of its similarities.
     peak : float
@@ -62,7 +60,6 @@ class PatchFacts:
     place: str
     sharpe_ratio: float
     percentile: float
-    consistency: float
     counts: np.ndarray
     edges: np.ndarray
     peak: float
@@ -112,8 +109,9 @@ class ProbeTab(QWidget):
         )
         self.consistency = QLabel(_NONE)
         self.consistency.setToolTip(
-            "How well the neighbourhood of the patch looks the same from random views, -1 to 1.\n"
-            "Known once the consistency map below is computed."
+            "How well the neighbourhood of the patch looks the same from random views, -1 to 1,\n"
+            "and its standard deviation over them. Views of the surroundings are compared when\n"
+            "the mouse rests; once the map below is computed, it is read from there."
         )
         self.histogram = Histogram("cosine similarity to every patch")
         self.nearest = QListWidget()
@@ -225,14 +223,15 @@ class ProbeTab(QWidget):
             if np.isnan(facts.percentile)
             else f"{ratio}, above {facts.percentile:.0f} % of the tissue"
         )
-        self.consistency.setText(
-            _NONE if np.isnan(facts.consistency) else f"{facts.consistency:.2f}"
-        )
         self.histogram.show_counts(
             facts.counts, facts.edges, [(facts.peak, f"Sharpe ratio {ratio}")]
         )
         for number, (place, similarity) in enumerate(facts.nearest, start=1):
             self.nearest.addItem(QListWidgetItem(f"{number}.  {similarity:.2f}  at {place}"))
+
+    def show_consistency(self, words: str) -> None:
+        """Show the neighbourhood consistency of the probed patch, in words."""
+        self.consistency.setText(words)
 
     def show_structure(self, there: bool, why: str = "") -> None:
         """Enable writing the structure, or say why it cannot be written."""
@@ -255,8 +254,8 @@ class ProbeTab(QWidget):
 
     def _on_probing(self, on: bool) -> None:
         self.hint.setText(
-            "Click or drag in a slice. Shift+click adds a place, Alt+click says “not like this”. "
-            "Esc ends."
+            "Click or drag. Shift+click adds a place, Alt+click says “not like this”. "
+            "In 3D, a drag beside the tissue turns the view. Esc ends."
             if on
             else "Click a place to see everything that looks like it."
         )

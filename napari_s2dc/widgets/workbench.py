@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from typing import TYPE_CHECKING
 
 from qtpy.QtCore import QEvent, QObject, Qt, QTimer
 from qtpy.QtGui import QHideEvent, QPaintEvent, QShowEvent
 from qtpy.QtWidgets import (
+    QAbstractButton,
     QDockWidget,
     QFrame,
     QLabel,
@@ -17,21 +19,26 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from napari_s2dc.widgets.consistency_actions import ConsistencyActions
 from napari_s2dc.widgets.embed_actions import EmbedActions
 from napari_s2dc.widgets.embed_tab import EmbedTab
 from napari_s2dc.widgets.encoder_actions import EncoderActions
 from napari_s2dc.widgets.feature_views import FeatureViews
 from napari_s2dc.widgets.header import Header
 from napari_s2dc.widgets.layers import plain
+from napari_s2dc.widgets.match_actions import MatchActions
+from napari_s2dc.widgets.match_pointer import MatchPointer
+from napari_s2dc.widgets.match_tab import MatchTab
 from napari_s2dc.widgets.preferences import preferences
 from napari_s2dc.widgets.probe_actions import ProbeActions
-from napari_s2dc.widgets.probe_mouse import ProbeMouse
+from napari_s2dc.widgets.probe_mouse import ProbeMouse, ProbePoint
 from napari_s2dc.widgets.probe_tab import ProbeTab
 from napari_s2dc.widgets.regions import can_bound
 from napari_s2dc.widgets.scatter_views import ScatterViews
 from napari_s2dc.widgets.session import session_of
 from napari_s2dc.widgets.shortcuts import register as register_shortcuts
 from napari_s2dc.widgets.structure_actions import StructureActions
+from napari_s2dc.widgets.transfer_actions import TransferActions
 from napari_s2dc.widgets.volumes_of_layers import problem_of, type_of
 from napari_s2dc.widgets.workers import Jobs, TaskBar
 
@@ -64,13 +71,18 @@ class Workbench(QWidget):
         register_shortcuts()
         self.embed_tab = EmbedTab(self._is_labels, self._is_bound)
         self.probe_tab = ProbeTab(self._is_target)
+        self.match_tab = MatchTab(self._is_scan, self._is_atlas)
         self.message = QLabel()
         self.message.setWordWrap(True)
         self.message.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
         self.message.hide()
         self.task_bar = TaskBar(self.jobs)
         self.tabs = QTabWidget()
-        for tab, title in ((self.embed_tab, "Embed"), (self.probe_tab, "Consistency")):
+        for tab, title in (
+            (self.embed_tab, "Embed"),
+            (self.probe_tab, "Consistency"),
+            (self.match_tab, "Match"),
+        ):
             self.tabs.addTab(_Scrolling(tab), title)
         column = QVBoxLayout(self)
         column.addWidget(self.header)
@@ -79,7 +91,7 @@ class Workbench(QWidget):
         column.addWidget(self.task_bar)
         self.setMinimumWidth(415)  # as wide as the Consistency tab with its scroll bar
 
-        self._mouse = ProbeMouse(self._viewer, self)
+        self._mouse = ProbeMouse(self._viewer, self._hits_tissue, self)
         self.encoders = EncoderActions(self.session, self.header, self.embed_tab, self.jobs, self)
         self.embedding = EmbedActions(
             self.session, self.header, self.encoders, self.embed_tab, self.jobs, self.tell, self
@@ -92,6 +104,14 @@ class Workbench(QWidget):
             self.session,
             self.probe_tab,
             self._mouse,
+            lambda: self.header.volume.layer,
+            self.tell,
+            self,
+        )
+        self.consistency = ConsistencyActions(
+            self.session,
+            self.probe_tab,
+            self.probing,
             self.jobs,
             lambda: self.header.volume.layer,
             self.tell,
@@ -100,6 +120,17 @@ class Workbench(QWidget):
         self.structures = StructureActions(
             self.session, self.probe_tab, self.probing, self.jobs, self.tell, self
         )
+        self.matching = MatchActions(self.session, self.match_tab, self.jobs, self.tell, self)
+        self.pointer = MatchPointer(self.session, self.match_tab, self.matching, self.tell, self)
+        self.transfers = TransferActions(
+            self.session, self.match_tab, self.matching, self.jobs, self.tell, self
+        )
+        # One tool has the mouse.
+        for tool, other in (
+            (self.match_tab.pointing, self.probe_tab.probe_button),
+            (self.probe_tab.probe_button, self.match_tab.pointing),
+        ):
+            tool.toggled.connect(functools.partial(_release, other))
         self.jobs.failed.connect(self.tell)
         self.probing.patch_chosen.connect(self.scatter.mark_token)
         self.header.volume_changed.connect(self._offer_targets)
@@ -128,12 +159,15 @@ class Workbench(QWidget):
                 self.tabs.setCurrentIndex(index)
         self._follow_active()
         active = self._viewer.layers.selection.active
+        if title == "Match" and active is not None:
+            self.matching.choose(active)
 
     def main_action(self, title: str) -> None:
         """Do what the main button of a tab does, if it can be pressed (keyboard shortcut)."""
         buttons = {
             "Embed": self.embed_tab.embed_button,
             "Consistency": self.probe_tab.probe_button,
+            "Match": self.match_tab.match_button,
         }
         button = buttons[title]
         if button.isEnabled():
@@ -142,11 +176,17 @@ class Workbench(QWidget):
             self.tell(button.toolTip())
 
     # --------------------------------------------------------------------- what is offered
+    def _hits_tissue(self, point: ProbePoint) -> bool:
+        return self.probing.hits(point)
+
     def _is_scan(self, layer: Layer) -> bool:
         return not self.session.overlays.is_overlay(layer) and not problem_of(layer)
 
     def _is_labels(self, layer: Layer) -> bool:
         return type_of(layer) == "labels" and layer.ndim == 3
+
+    def _is_atlas(self, layer: Layer) -> bool:
+        return self._is_labels(layer) and not self.session.overlays.is_overlay(layer)
 
     def _is_bound(self, layer: Layer) -> bool:
         return not self.session.overlays.is_overlay(layer) and can_bound(layer)
@@ -174,6 +214,7 @@ class Workbench(QWidget):
         self.embed_tab.box.offer(layers)
         self._offer_choices()
         self._offer_targets()
+        self.matching.offer()
         volume = self.header.volume.layer
         self.embed_tab.show_ready("" if volume is None else str(volume.name), problem_of(volume))
         self._show_embedded()
@@ -215,6 +256,7 @@ class Workbench(QWidget):
         self._viewer.dims.events.ndisplay.connect(self._offer_choices)
         self._offer()
         self._follow_active()
+        self.matching.resume()
 
     def hideEvent(self, event: QHideEvent) -> None:
         """Let the viewer go: this is all a widget in a dock hears of being closed."""
@@ -224,6 +266,7 @@ class Workbench(QWidget):
             return
         self._shown = False
         self.probe_tab.probe_button.setChecked(False)
+        self.match_tab.pointing.setChecked(False)
         try:
             layers = self._viewer.layers
         except ReferenceError:  # the viewer went first
@@ -234,6 +277,7 @@ class Workbench(QWidget):
             layer.events.name.disconnect(self._offer)
         layers.selection.events.active.disconnect(self._follow_active)
         self._viewer.dims.events.ndisplay.disconnect(self._offer_choices)
+        self.matching.suspend()
 
     def paintEvent(self, event: QPaintEvent) -> None:
         """Begin the slow part once the first picture is on the screen."""
@@ -246,6 +290,12 @@ class Workbench(QWidget):
         if self._shown:
             self.encoders.load_chosen_encoder()
             self.embedding.show_cache_size()
+
+
+def _release(tool: QAbstractButton, pressed: bool) -> None:
+    """Let go of a tool that has the mouse when another one is pressed."""
+    if pressed:
+        tool.setChecked(False)
 
 
 class _Scrolling(QScrollArea):

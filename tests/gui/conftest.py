@@ -45,20 +45,20 @@ def own_folders(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatc
     """Keep the user's cache and notes out of the tests; several small windows make progress."""
     from napari_s2dc.engine import encoders
     from napari_s2dc.widgets import (
+        consistency_actions,
         embed_actions,
         encoder_actions,
         feature_views,
-        probe_actions,
         scatter_views,
     )
     from napari_s2dc.widgets import workbench as workbench_module
 
     chosen = Preferences(device="cpu", window_vox=32, cache_folder=tmp_path / "cache")
     modules = (
+        consistency_actions,
         embed_actions,
         encoder_actions,
         feature_views,
-        probe_actions,
         scatter_views,
         workbench_module,
     )

@@ -367,7 +367,53 @@ def test_the_consistency_map_is_shown_and_read(embedded: Workbench, scan: Any, q
     token = tuple(int(part) for part in np.argwhere(np.isfinite(values))[0])
     data = embedded.session.embedded(scan).data_of_token(token)
     probe(embedded, scan, tuple(data), qtbot)
-    assert float(tab.consistency.text()) == pytest.approx(float(values[token]), abs=0.006)
+    mean, rest = tab.consistency.text().split(" ± ")
+    assert float(mean) == pytest.approx(float(values[token]), abs=0.006)
+    assert "of the map" in rest
+    assert embedded.session.overlays.find(scan, "consistency").colorbar.visible
+
+
+def test_the_consistency_of_a_patch_needs_no_map(
+    embedded: Workbench, scan: Any, qtbot: Any
+) -> None:
+    tab = embedded.probe_tab
+    foreground = embedded.session.embedded(scan).embedding.foreground.numpy()
+    token = tuple(int(part) for part in np.argwhere(foreground)[len(np.argwhere(foreground)) // 2])
+    data = embedded.session.embedded(scan).data_of_token(token)
+    probe(embedded, scan, tuple(data), qtbot)
+    assert tab.consistency.text() == "…"
+    qtbot.waitUntil(lambda: "views nearby" in tab.consistency.text(), timeout=30_000)
+    assert -1 <= float(tab.consistency.text().split()[0]) <= 1
+    # a drag does not compute, and clearing stops what runs
+    probe(embedded, scan, (20, 20, 20), qtbot)
+    tab.clear_button.click()
+    assert tab.consistency.text() == "–"
+    qtbot.wait(600)
+    assert not embedded.jobs.is_running("near")
+    assert tab.consistency.text() == "–"
+
+
+def test_clicked_places_are_marked(embedded: Workbench, scan: Any, viewer: Any, qtbot: Any) -> None:
+    probe(embedded, scan, (20, 20, 20), qtbot)
+    probe(embedded, scan, (12, 28, 28), qtbot, kind=ADD)
+    probe(embedded, scan, (20, 36, 20), qtbot, kind=NOT)
+    marks = embedded.session.overlays.find(scan, "clicked")
+    np.testing.assert_allclose(marks.data, [[20, 20, 20], [12, 28, 28], [20, 36, 20]])
+    assert [str(symbol) for symbol in marks.symbol] == ["cross", "cross", "x"]
+    probe(embedded, scan, (20, 20, 24), qtbot)
+    marks = embedded.session.overlays.find(scan, "clicked")
+    np.testing.assert_allclose(marks.data, [[20, 20, 24]])
+    embedded.probe_tab.clear_button.click()
+    assert embedded.session.overlays.find(scan, "clicked") is None
+
+
+def test_places_of_foreign_layers_have_names_of_axes(
+    workbench: Workbench, viewer: Any, scan: Any, qtbot: Any
+) -> None:
+    foreign = viewer.add_image(np.asarray(scan.data), name="foreign", scale=scan.scale)
+    embed(workbench, foreign, qtbot)
+    probe(workbench, foreign, (20, 20, 20), qtbot)
+    assert workbench.probe_tab.place.text().startswith("z ")
 
 
 def test_mouse_events_of_the_viewer_probe(
@@ -422,6 +468,46 @@ def test_a_click_in_3d_means_the_brightest_voxel_on_the_ray(
         ProbePoint((0, -5000, -5000), REPLACE, np.array([1.0, 0, 0]), [0, 1, 2], True, False)
     )
     assert "outside" in embedded.message.text()
+
+
+def test_a_drag_in_3d_probes_on_tissue_and_turns_the_view_beside_it(
+    embedded: Workbench, scan: Any, viewer: Any, qtbot: Any
+) -> None:
+    from napari.utils.interactions import (
+        mouse_move_callbacks,
+        mouse_press_callbacks,
+        mouse_release_callbacks,
+    )
+
+    class Event:
+        button = 1
+        modifiers: tuple[str, ...] = ()
+        view_direction = np.array([1.0, 0, 0])
+        dims_displayed = (0, 1, 2)
+
+        def __init__(self, kind: str, voxel: tuple[float, ...]) -> None:
+            self.type, self.position = kind, tuple(scan.data_to_world(voxel))
+            self.is_dragging = kind == "mouse_move"
+
+    viewer.dims.ndisplay = 3
+    embedded.probe_tab.probe_button.setChecked(True)
+    assert viewer.scene.camera.mouse_pan
+    start = Event("mouse_press", (12, 24, 24))
+    assert embedded.probing.hits(embedded.probing._mouse._point(start, dragged=False))
+    mouse_press_callbacks(viewer, wrapt.ObjectProxy(start))
+    assert not viewer.scene.camera.mouse_pan
+    first = embedded.probing.voxel
+    assert first[1:] == (24, 24)
+    mouse_move_callbacks(viewer, Event("mouse_move", (12, 24, 28)))
+    assert embedded.probing.voxel[1:] == (24, 28)
+    mouse_release_callbacks(viewer, Event("mouse_release", (12, 24, 28)))
+    assert viewer.scene.camera.mouse_pan
+    before = embedded.probing.voxel
+    mouse_press_callbacks(viewer, wrapt.ObjectProxy(Event("mouse_press", (12, 0, 0))))
+    assert viewer.scene.camera.mouse_pan
+    mouse_move_callbacks(viewer, Event("mouse_move", (12, 24, 24)))
+    mouse_release_callbacks(viewer, Event("mouse_release", (12, 24, 24)))
+    assert embedded.probing.voxel == before
 
 
 def test_the_probed_layer_may_be_removed(
