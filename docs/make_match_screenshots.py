@@ -92,7 +92,7 @@ def make_pictures(
         )
         if encoder is not None:
             workbench.encoders.load_encoder(encoder.parent.name, str(encoder))
-        base._until(lambda: workbench.session.encoder is not None, 120, "the encoder was read")
+        base._until(lambda: _has_encoder(workbench, encoder), 120, "the encoder was read")
         for layer in (two, one):
             workbench.header.volume.choose(layer)
             base._embed(workbench, layer)
@@ -144,6 +144,12 @@ def _open_pair(viewer: Any, small: bool) -> tuple[Any, Any, Any]:
     for layer in viewer.layers:
         layer.visible = layer.name == "torso 1 CT"
     return viewer.layers["torso 1 CT"], viewer.layers["torso 2 CT"], viewer.layers["torso 1 labels"]
+
+
+def _has_encoder(workbench: Workbench, wanted: Path | None) -> bool:
+    """Whether the encoder is in memory, and the one that was asked for."""
+    encoder = workbench.session.encoder
+    return encoder is not None and wanted in (None, encoder.path)
 
 
 def _match(workbench: Workbench) -> None:

@@ -99,7 +99,7 @@ def run_transfer(
     """Carry labels to every scan and return the exit code: 0, or 2 when none could be used."""
     from napari_s2dc.engine.match import match_embeddings
     from napari_s2dc.engine.match_checks import warnings_before
-    from napari_s2dc.engine.progress import finish
+    from napari_s2dc.engine.progress import finish_with_bar
     from napari_s2dc.engine.transfer import fuse, transfer_labels
     from napari_s2dc.volumes.writing import write_volume
 
@@ -130,7 +130,9 @@ def run_transfer(
             warnings += warnings_before(one.embedding, own, kinds)
             match = match_embeddings(one.embedding, own, matching)
             try:
-                transfers.append(finish(transfer_labels(match, one.labels, one.scan, grid)))
+                transfers.append(
+                    finish_with_bar(transfer_labels(match, one.labels, one.scan, grid))
+                )
             except S2DCError as error:
                 reasons.append(f"{one.path} could not be used: {error}")
         if not transfers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -131,7 +132,7 @@ def require_same_grid(one: Volume, other: Volume) -> None:
     if one.shape != other.shape:
         shapes = [" x ".join(map(str, volume.shape)) for volume in (one, other)]
         raise S2DCError(
-            f"{_where(one)} has {shapes[0]} voxels and {_where(other)} has {shapes[1]}.",
+            f"{_where(one)} has {shapes[0]} voxels and {_where(other)} {shapes[1]} voxels.",
             "Both must lie on one grid.",
         )
     last = np.asarray(one.shape) - 1
@@ -163,16 +164,12 @@ def _score(found: Volume, reference: Volume, label: int) -> ClassScore:
         for places in [np.flatnonzero(either.any(tuple({0, 1, 2} - {axis})))]
     )
     # A border of background, or the surface at the edge of the box would be missed.
-    pair = [torch.from_numpy(np.pad(mask[box], 1))[None, None] for mask in masks]
-    return ClassScore(
-        label=label,
-        dice=float(compute_dice(pair[0], pair[1])),
-        hd95_mm=float(
-            compute_hausdorff_distance(
-                pair[0], pair[1], include_background=True, percentile=95,
-                spacing=reference.spacing_mm,
-            )
-        ),
-        voxels=sizes[0],
-        reference_voxels=sizes[1],
-    )  # fmt: skip
+    one, other = (torch.from_numpy(np.pad(mask[box], 1))[None, None] for mask in masks)
+    with warnings.catch_warnings():
+        # MONAI 1.6 uses an argument of its own that it has deprecated.
+        warnings.filterwarnings("ignore", "monai.metrics.utils get_mask_edges", FutureWarning)
+        distance = compute_hausdorff_distance(
+            one, other, include_background=True, percentile=95, spacing=reference.spacing_mm
+        )
+    dice = compute_dice(one, other)
+    return ClassScore(label, float(dice), float(distance), sizes[0], sizes[1])

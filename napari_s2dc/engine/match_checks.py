@@ -38,6 +38,8 @@ _SIZE_FACTOR = 8.0
 # Measured with encoders trained for some minutes: 20 to 33 % of the patches of two mouse brains or
 # two thoraces, 0 to 5 % of a torso with a thorax or a mouse brain.
 _FEW_CONFIDENT = 0.06
+# Measured in the same way: 0.67 to 1 where the scans show the same region.
+_LEAST_AGREEMENT = 0.4
 # Measured: 1.3 to 1.7 for mirrored scans of one subject and mirrored torsos of another, 0.95 to
 # 1.05 for scans that are not mirrored and for mirrored brains of another subject.
 _MIRROR_GAIN = 1.15
@@ -192,18 +194,24 @@ def assess(
     pairs = match.pairs()
     confident = len(pairs.best(least=least, mutual=True))
     sentences = warnings_before(a, b, kinds)
-    patches = min(int(a.foreground.sum()), int(b.foreground.sum()))
-    if patches >= _FEWEST_TOKENS and confident < max(_FEWEST_TOKENS, _FEW_CONFIDENT * patches):
-        sentences.append(
-            f"Only {confident} of {patches} patches found a confident partner: {a.name} and "
-            f"{b.name} may show different regions, or look too different for this encoder."
-        )
     alignment: Alignment | None
     try:
         alignment = align_pairs(pairs, b, kind=kind, least=least)
     except S2DCError:
         alignment = None
-    if alignment is not None and alignment.mirrored:
+    patches = min(int(a.foreground.sum()), int(b.foreground.sum()))
+    agree = 0 if alignment is None else int(alignment.inliers.sum())
+    doubt = ""
+    if patches >= _FEWEST_TOKENS and confident < max(_FEWEST_TOKENS, _FEW_CONFIDENT * patches):
+        doubt = f"{confident} of {patches} patches found a confident partner"
+    elif confident >= _FEWEST_TOKENS and agree < _LEAST_AGREEMENT * confident:
+        doubt = f"{agree} of {confident} confident pairs agree on a map"
+    if doubt:
+        sentences.append(
+            f"Only {doubt}: {a.name} and {b.name} may show different regions, or look too "
+            "different for this encoder."
+        )
+    elif alignment is not None and alignment.mirrored:
         sentences.append(_mirrored(a, b, "the map that fits the pairs is a mirror image"))
     return Assessment(pairs, confident, alignment, tuple(sentences))
 

@@ -217,7 +217,7 @@ class MatchActions(QObject):
             )
         self._tab.show_match(summary, len(found.pairs))
         self._tab.show_warnings(found.warnings)
-        self.layers.show(scans, beside=self._tab.beside.isChecked())
+        self.layers.show(scans, beside=self._tab.beside.isChecked(), keep=[self._tab.labels.layer])
         self._draw()
         self.match_changed.emit()
         self.update()
@@ -251,7 +251,7 @@ class MatchActions(QObject):
         """Show the reference beside the moving scan, or both where they are."""
         if beside and self._applied is not None:
             self._tab.apply_button.setChecked(False)
-        self.layers.place(beside=beside)
+        self.layers.place(beside=beside, keep=[self._tab.labels.layer])
         self._draw()
         self.match_changed.emit()
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from napari_s2dc.widgets.layers import geometry_of, token_geometry
+from napari_s2dc.widgets.layers import geometry_of, plain, token_geometry
 from napari_s2dc.widgets.match_tab import BY_CONFIDENCE, PairChoice
 from napari_s2dc.widgets.volumes_of_layers import world_matrix
 
@@ -78,15 +79,16 @@ class MatchLayers:
         self._session, self._overlays = session, session.overlays
         self._scans: MatchedScans | None = None
         self._beside: Any | None = None
+        self._apart = False
         self._hidden: list[Any] = []
         self._carried: Any | None = None
 
     # ------------------------------------------------------------------------------ placing
-    def show(self, scans: MatchedScans, *, beside: bool) -> None:
+    def show(self, scans: MatchedScans, *, beside: bool, keep: Sequence[Any] = ()) -> None:
         """Take another match; its layers come when they are asked for."""
         self.close()
         self._scans = scans
-        self.place(beside=beside)
+        self.place(beside=beside, keep=keep)
 
     def close(self) -> None:
         """Take everything away that belongs to the match, and show what was hidden."""
@@ -97,29 +99,38 @@ class MatchLayers:
         """Show the viewer as it was without the match, which is remembered."""
         self._remove_results()
         self._take_back()
+        self._apart = False
 
-    def place(self, *, beside: bool) -> None:
+    def place(self, *, beside: bool, keep: Sequence[Any] = ()) -> None:
         """Show the reference beside the moving scan, or leave both where they are.
 
-        A copy that shares the reference's data is moved along x; the reference itself is hidden.
+        A copy that shares the reference's data is moved along x. The reference itself and whatever
+        else is in sight, except the moving scan and the layers to keep, are hidden meanwhile.
+
+        Parameters
+        ----------
+        beside : bool
+            Side by side.
+        keep : sequence of napari layers
+            Layers that stay in sight.
         """
         scans = self._scans
         if scans is None:
             return
         self.withdraw()
-        if beside or scans.reference is None:
-            self._beside = self._put_beside(scans, apart=beside)
+        self._apart = beside
         if beside:
-            covered = [*self._overlays.of(scans.moving)]
-            if scans.reference is not None:
-                covered += [scans.reference, *self._overlays.of(scans.reference)]
-            if self._carried is not None:
-                covered.append(self._carried)
+            stay = {id(plain(layer)) for layer in (scans.moving, *keep) if layer is not None}
             self._hidden = [
-                layer for layer in covered if layer.visible and layer is not self._beside
+                layer
+                for layer in self._session.viewer.layers
+                if layer.visible and id(plain(layer)) not in stay
             ]
             for layer in self._hidden:
                 layer.visible = False
+        if beside or scans.reference is None:
+            self._beside = self._put_beside(scans, apart=beside)
+        if beside:
             self._show_carried()
 
     def _put_beside(self, scans: MatchedScans, *, apart: bool) -> Any:
@@ -160,7 +171,8 @@ class MatchLayers:
 
     def _take_back(self) -> None:
         for layer in self._hidden:
-            layer.visible = True
+            if self._session.has(layer):
+                layer.visible = True
         self._hidden = []
         if self._beside is not None and self._session.has(self._beside):
             self._session.viewer.layers.remove(self._beside)
@@ -310,7 +322,7 @@ class MatchLayers:
     def keep_carried(self, layer: Any) -> None:
         """Show labels that were carried to B beside A too, as long as B is shown there."""
         self._carried = layer
-        if self._beside is not None and self._hidden:
+        if self._apart:
             layer.visible = False
             self._hidden.append(layer)
             self._show_carried()

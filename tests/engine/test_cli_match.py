@@ -1,0 +1,256 @@
+"""``s2dc match``, ``transfer`` and ``evaluate`` on files, and what they say about bad ones."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from napari_s2dc.engine.cli import main
+from napari_s2dc.method.encoder import SwinEncoder
+from napari_s2dc.volumes.io import find_volumes, read_volume
+from napari_s2dc.volumes.phantom import phantom
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny: SwinEncoder, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("encoder") / "encoder.safetensors"
+    tiny.save(path, {"token_stage": 2, "preprocessing": {"preset": "ct_wide"}})
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two torsos with labels, stored (x, y, z) to the right and the front, as decathlon does."""
+    folder = tmp_path_factory.mktemp("scans")
+    affine = np.diag([3.0, 3.0, 3.0, 1.0])
+    affine[:3, 3] = (-60.0, -70.0, 30.0)
+    for seed in (1, 2):
+        for volume, kind in zip(
+            phantom((32, 48, 48), seed=seed), ("images", "labels"), strict=True
+        ):
+            voxels = np.ascontiguousarray(volume.array.transpose(2, 1, 0)[::-1, ::-1])
+            (folder / kind).mkdir(exist_ok=True)
+            nibabel.save(nibabel.Nifti1Image(voxels, affine), folder / kind / f"torso{seed}.nii.gz")
+    return folder
+
+
+def image(folder: Path, seed: int) -> str:
+    return str(folder / "images" / f"torso{seed}.nii.gz")
+
+
+def labels(folder: Path, seed: int) -> str:
+    return str(folder / "labels" / f"torso{seed}.nii.gz")
+
+
+def run(*arguments: str, encoder: str) -> int:
+    return main([*arguments, "--encoder", encoder, "--device", "cpu"])
+
+
+# --------------------------------------------------------------------------------- match
+def test_match_writes_pairs_plan_and_map(
+    scans: Path, checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [tmp_path / name for name in ("pairs.csv", "plan.safetensors", "map.json")]
+    options = ["--out", str(files[0]), "--plan", str(files[1]), "--affine", str(files[2])]
+    first = image(scans, 1)
+    assert run("match", first, first, *options, "--json", encoder=checkpoint) == 0
+    facts = json.loads(capsys.readouterr().out)
+    (one,) = facts["scans"]
+    with files[0].open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == one["pairs"] > one["confident"] / 2 > 5
+    same = [row["a_mm_z"] == row["b_mm_z"] for row in rows[:5]]
+    assert len(same) == 5
+    stored = json.loads(files[2].read_text())
+    assert stored["kind"] == "affine"
+    assert stored["inliers"] == one["affine"]["inliers"]
+    np.testing.assert_allclose(np.array(stored["matrix_xyz_ras"])[:3, :3], np.eye(3), atol=0.25)
+    assert files[1].stat().st_size > 1000
+    assert one["left_right_checked"] is True
+    assert one["plan"] == str(files[1])
+
+
+def test_match_takes_files_of_features_and_folders_and_skips_bad_ones(
+    scans: Path, checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "images"
+    shutil.copytree(scans / "images", folder)
+    (folder / "broken.nii.gz").write_text("no scan")
+    features = tmp_path / "torso.safetensors"
+    assert run("embed", image(scans, 1), "--out", str(features), encoder=checkpoint) == 0
+    out = tmp_path / "out"
+    capsys.readouterr()
+    assert run("match", str(features), str(folder), "--out", str(out), encoder=checkpoint) == 0
+    written = capsys.readouterr()
+    assert sorted(path.name for path in out.iterdir()) == [
+        "torso1.pairs.csv",
+        "torso2.pairs.csv",
+    ]
+    assert "skipped" in written.err
+    assert "broken.nii.gz" in written.err
+    assert "confident" in written.out
+
+
+def test_a_flipped_file_is_reported(
+    scans: Path, checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original = nibabel.load(image(scans, 1))
+    flipped = nibabel.Nifti1Image(np.asarray(original.dataobj)[::-1], original.affine)
+    nibabel.save(flipped, tmp_path / "flipped.nii.gz")
+    options = ["--out", str(tmp_path / "pairs.csv")]
+    path = str(tmp_path / "flipped.nii.gz")
+    assert run("match", path, image(scans, 1), *options, encoder=checkpoint) == 0
+    assert "left and right swapped" in capsys.readouterr().err
+    assert run("match", image(scans, 2), image(scans, 1), *options, encoder=checkpoint) == 0
+    assert "left and right swapped" not in capsys.readouterr().err
+
+
+def test_self_check_prints_the_known_truth(
+    scans: Path, checkpoint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["match", image(scans, 1), "--self-check", "2", "--seed", "3"]
+    assert run(*arguments, encoder=checkpoint) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert "found their true partner" in lines[0]
+    assert "left the picture" in lines[0]
+    assert run(*arguments, "--in-plane", "--json", encoder=checkpoint) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert [view["seed"] for view in facts["views"]] == [3, 4]
+    assert 0 <= facts["accuracy"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["{1}"], "no scan B"),
+        (["{1}", "{2}"], "--out is missing"),
+        (["{1}", "{2}", "--self-check", "1"], "with itself"),
+        (["{1}", "--self-check", "-1"], "no scan B"),
+        (["{1}", "{2}", "--out", "x.csv", "--prior", "far"], "--prior must be a number"),
+        (["{1}", "{2}", "--out", "x.csv", "--temperature", "0"], "temperature"),
+        (["{1}", "{2}", "{1}", "--out", "x.csv"], "Name a folder"),
+        (["missing.nii", "{2}", "--out", "x.csv"], "missing.nii"),
+    ],
+)
+def test_wrong_uses_of_match_are_one_sentence(
+    arguments: list[str],
+    words: str,
+    scans: Path,
+    checkpoint: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    places = {"{1}": image(scans, 1), "{2}": image(scans, 2)}
+    assert run("match", *(places.get(one, one) for one in arguments), encoder=checkpoint) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+
+
+def test_settings_of_matching_reach_the_engine(
+    scans: Path, checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = []
+    for options in ([], ["--temperature", "0.5"], ["--prior", "anywhere"]):
+        out = tmp_path / "pairs.csv"
+        pair = [image(scans, 1), image(scans, 2), "--out", str(out)]
+        assert run("match", *pair, *options, encoder=checkpoint) == 0
+        found.append(out.read_text())
+    assert len(set(found)) == 3
+
+
+# ------------------------------------------------------------------------------ transfer
+def test_transfer_lies_on_the_grid_of_its_scan_and_evaluate_reads_it(
+    scans: Path, checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, sure = tmp_path / "found.nii.gz", tmp_path / "sure.nii.gz"
+    atlas = f"{image(scans, 1)}:{labels(scans, 1)}"
+    options = ["--out", str(out), "--confidence", str(sure), "--json"]
+    assert run("transfer", "--atlas", atlas, image(scans, 1), *options, encoder=checkpoint) == 0
+    (one,) = json.loads(capsys.readouterr().out)["scans"]
+    found, truth = nibabel.load(out), nibabel.load(labels(scans, 1))
+    assert found.shape == truth.shape
+    np.testing.assert_allclose(found.affine, truth.affine)
+    assert one["classes"] == sorted(set(np.unique(truth.dataobj)) - {0})
+    values = read_volume(sure).array
+    assert 0 <= values.min() < values.max() <= 1
+    assert main(["evaluate", str(out), labels(scans, 1), "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert scores["mean_dice"] > 0.9
+    assert scores["mean_hd95_mm"] < 3.1
+    assert len(scores["scans"][0]["classes"]) == len(one["classes"])
+
+
+def test_transfer_fuses_atlases_and_takes_folders(
+    scans: Path, checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    atlases = [
+        part
+        for seed in (1, 2)
+        for part in ("--atlas", f"{image(scans, seed)}:{labels(scans, seed)}")
+    ]
+    out = tmp_path / "out"
+    folder = str(scans / "images")
+    assert run("transfer", folder, *atlases, "--out", str(out), encoder=checkpoint) == 0
+    assert "from 2 atlases" in capsys.readouterr().out
+    names = sorted(path.name for path in find_volumes(out))
+    assert names == ["torso1.labels.nii.gz", "torso2.labels.nii.gz"]
+    assert main(["evaluate", str(out), str(scans / "labels")]) == 0
+    assert "Mean of 2 label maps: Dice" in capsys.readouterr().out
+
+
+def test_wrong_atlases_are_one_sentence(
+    scans: Path, checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cut = tmp_path / "cut.nii.gz"
+    original = nibabel.load(labels(scans, 1))
+    nibabel.save(nibabel.Nifti1Image(np.asarray(original.dataobj)[:20], original.affine), cut)
+    first = image(scans, 1)
+    for atlas, words in (
+        (first, "with a colon between them"),
+        (f"{first}:nowhere.nii", "nowhere.nii does not exist"),
+        (f"{first}:{cut}", "Both must lie on one grid"),
+    ):
+        arguments = ["--atlas", atlas, first, "--out", str(tmp_path / "x.nii.gz")]
+        assert run("transfer", *arguments, encoder=checkpoint) == 2
+        error = capsys.readouterr().err
+        assert words in error
+        assert error.count("\n") == 1
+    assert not (tmp_path / "x.nii.gz").exists()
+
+
+# ------------------------------------------------------------------------------ evaluate
+def test_evaluate_compares_folders_by_name(
+    scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = tmp_path / "found"
+    found.mkdir()
+    shutil.copy(labels(scans, 1), found / "torso1.labels.nii.gz")
+    shutil.copy(labels(scans, 2), found / "other.nii.gz")
+    assert main(["evaluate", str(found), str(scans / "labels"), "--json"]) == 0
+    written = capsys.readouterr()
+    facts = json.loads(written.out)
+    assert facts["mean_dice"] == 1
+    assert [Path(one["scan"]).name for one in facts["scans"]] == ["torso1.labels.nii.gz"]
+    assert "other.nii.gz" in written.err
+
+
+def test_evaluate_says_what_it_cannot_compare(
+    scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", labels(scans, 1), str(scans / "labels")]) == 2
+    assert "one is a folder" in capsys.readouterr().err
+    (tmp_path / "none").mkdir()
+    shutil.copy(labels(scans, 1), tmp_path / "none" / "x.nii.gz")
+    assert main(["evaluate", str(tmp_path / "none"), str(scans / "labels")]) == 2
+    assert "No file of" in capsys.readouterr().err
+    assert main(["evaluate", labels(scans, 1), labels(scans, 2)]) == 0
+    table = capsys.readouterr().out
+    assert "HD95 mm" in table
+    assert "mean" in table

@@ -1,0 +1,124 @@
+"""What is doubtful about a match is said, and what is fine is not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from napari_s2dc.engine.embed import EmbedSettings
+from napari_s2dc.engine.embedding import Embedding
+from napari_s2dc.engine.match import Match, MatchSettings, match_embeddings
+from napari_s2dc.engine.match_checks import (
+    assess,
+    embed_mirrored,
+    kind_of,
+    mirror_warning,
+    warnings_before,
+)
+from napari_s2dc.engine.progress import finish
+from napari_s2dc.errors import S2DCError
+from napari_s2dc.method.encoder import SwinEncoder
+from napari_s2dc.volumes.phantom import phantom
+from napari_s2dc.volumes.volume import Volume
+from tests.engine.test_match import embedding, moved
+
+
+def with_spacing(one: Embedding, factor: float) -> Embedding:
+    z, y, x = (side * factor for side in one.spacing_mm)
+    return replace(
+        one, spacing_mm=(z, y, x), affine=np.diag([z, y, x, 1.0]), name=f"{factor:g} times"
+    )
+
+
+def with_tissue(one: Embedding, tokens: int) -> Embedding:
+    foreground = torch.zeros(one.foreground.numel(), dtype=torch.bool)
+    foreground[:tokens] = True
+    return replace(one, foreground=foreground.reshape(one.foreground.shape), name="small")
+
+
+def test_scans_that_fit_raise_no_doubt() -> None:
+    one = embedding()
+    found = assess(match_embeddings(one, moved(one, (0, 1, 0))), kinds=("mr", "mr"))
+    assert found.warnings == ()
+    assert found.alignment is not None
+    side_mm = 4 * 1.5
+    np.testing.assert_allclose(found.alignment.matrix[:3, 3], [0, side_mm, 0], atol=0.5)
+    assert found.confident > 200
+
+
+def test_different_kinds_are_said() -> None:
+    one = embedding()
+    (sentence,) = warnings_before(one, one, ("ct", "mr"))
+    assert "is CT and" in sentence
+    assert "is MR" in sentence
+    assert kind_of(phantom((32, 32, 32), seed=1)[0]) == "ct"
+    assert kind_of(phantom((32, 32, 32), seed=1, contrast="t1")[0]) == "mr"
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_a_wrong_unit_of_spacing_is_said(swap: bool) -> None:
+    pair = [embedding(), with_spacing(embedding(), 0.1)]
+    (sentence,) = warnings_before(*(pair[::-1] if swap else pair))
+    assert "10 times as large in mm" in sentence
+    assert "0.2 × 0.15 × 0.1" in sentence
+    assert "wrong units" in sentence
+    assert not warnings_before(embedding(), with_spacing(embedding(), 1.5))
+
+
+def test_sizes_far_apart_are_said() -> None:
+    one = embedding((10, 10, 10))
+    (sentence,) = warnings_before(one, with_tissue(one, 1000 // 30))
+    assert "30 times as many patches" in sentence
+
+
+@pytest.mark.parametrize(("tokens", "words"), [(1, "only 1 patch of"), (3, "only 3 patches of")])
+def test_one_token_matches_and_is_said(tokens: int, words: str) -> None:
+    one, few = embedding(), with_tissue(embedding(), tokens)
+    for match in (match_embeddings(one, few), match_embeddings(few, few)):
+        found = assess(match)
+        assert any(words in sentence for sentence in found.warnings)
+        assert found.alignment is None
+
+
+def test_an_empty_mask_is_one_sentence() -> None:
+    with pytest.raises(S2DCError, match="no foreground to match"):
+        match_embeddings(embedding(), with_tissue(embedding(), 0))
+
+
+@pytest.mark.parametrize(("channels", "words"), [(24, "agree on a map"), (400, "Only 0 of 1728")])
+def test_disjoint_content_is_said(channels: int, words: str) -> None:
+    one, other = (embedding((12, 12, 12), channels=channels, seed=seed) for seed in (0, 5))
+    found = assess(match_embeddings(one, other, MatchSettings(prior=None)))
+    (sentence,) = found.warnings
+    assert words in sentence
+    assert "may show different regions" in sentence
+
+
+def test_a_map_that_mirrors_is_said() -> None:
+    one = embedding()
+    flipped = replace(one, features=one.features.flip(3))
+    found = assess(match_embeddings(one, flipped, MatchSettings(prior=None)))
+    assert found.alignment is not None
+    assert found.alignment.mirrored
+    assert any("mirror images, left and right swapped" in sentence for sentence in found.warnings)
+
+
+def test_a_flipped_scan_is_told_from_the_scan(
+    torso: Volume, tiny: SwinEncoder, settings: EmbedSettings, embedding: Embedding
+) -> None:
+    flipped = finish(embed_mirrored(torso, tiny, settings))
+    wrong: Match = match_embeddings(flipped, embedding)
+    assert "more surely" in mirror_warning(wrong, embedding)
+    assert mirror_warning(match_embeddings(embedding, embedding), flipped) == ""
+
+
+def test_the_mirrored_region_is_the_region(
+    torso: Volume, tiny: SwinEncoder, settings: EmbedSettings
+) -> None:
+    roi = ((0, 32), (0, 48), (0, 32))
+    flipped = finish(embed_mirrored(torso, tiny, replace(settings, roi=roi)))
+    assert flipped.shape == (32, 48, 32)
+    assert flipped.offset_vox == (0, 0, 16)
