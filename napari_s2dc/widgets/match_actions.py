@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from itertools import takewhile
@@ -336,9 +337,14 @@ class MatchActions(QObject):
         to_world_b = world_matrix(scans.reference) @ finest_step(scans.partner)
         matrix = to_world_b @ np.linalg.inv(b.affine) @ found.alignment.matrix
         after = matrix @ a.affine @ np.linalg.inv(to_world_a) @ before
-        layer.affine = after
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Non-orthogonal slicing", UserWarning)
+            layer.affine = after  # said below in other words
         self._applied = _Applied(layer, before, np.array(layer.affine.affine_matrix))
-        self._tell(f"{layer.name} is moved by the map; the same button moves it back.")
+        self._tell(
+            f"{layer.name} is moved by the map; the same button moves it back. In 2D napari leaves "
+            "out how the map tilts the slices; the 3D view shows all of it."
+        )
 
     def _undo_map(self) -> None:
         applied, self._applied = self._applied, None
