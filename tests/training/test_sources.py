@@ -8,6 +8,7 @@ from s2dc_train.config import DataConfig
 from s2dc_train.sources import ScanEntry, find_scans
 
 from napari_s2dc.errors import ConfigurationError, S2DCError
+from napari_s2dc.volumes.io import read_volume, write_volume
 
 
 def names(entries: list[ScanEntry]) -> list[tuple[str, str | None]]:
@@ -67,6 +68,14 @@ def decathlon(tmp_path) -> Path:
     }
     (tmp_path / "dataset.json").write_text(json.dumps(content))
     return tmp_path
+
+
+def test_what_the_tools_wrote_is_no_scan_but_may_be_labels(tmp_path, save_scan):
+    scan = read_volume(save_scan(tmp_path / "case.nii.gz"))
+    write_volume(tmp_path / "case.similarity.nii.gz", scan.array, scan, result="similarity map")
+    write_volume(tmp_path / "case_seg.nii.gz", scan.array, scan, result="label map")
+    entries = find_scans(DataConfig(path=str(tmp_path)))
+    assert names(entries) == [("case.nii.gz", "case_seg.nii.gz")]
 
 
 def test_dataset_json_of_a_folder_takes_every_section_once(decathlon):

@@ -118,7 +118,7 @@ def _refuse_section(path: Path, section: str) -> None:
 
 def _from_folder(folder: Path) -> list[ScanEntry]:
     # Maps that the tools wrote beside the scans are no scans either.
-    files = [Path(file) for file in find_volumes(folder) if not result_in(file)]
+    files = [file for file in find_volumes(folder) if is_label_path(file) or not result_in(file)]
     by_name: dict[tuple[Path, str], list[Path]] = {}
     for file in files:
         stem = _stem(file)
