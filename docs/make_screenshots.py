@@ -116,13 +116,21 @@ def make_pictures(
         workbench.probe_tab.probe_button.click()
         _click(viewer, layer, _inside_an_organ(layer))
         _until(lambda: workbench.probe_tab.nearest.count() > 0, 30, "the click was answered")
+        consistency = workbench.probe_tab.consistency
+        _until(lambda: "nearby" in consistency.text(), 120, "the patch's consistency is known")
         shoot("probed")
         workbench.probe_tab.preview.click()
         _until(lambda: overlays.find(layer, "structure") is not None, 60, "a structure is shown")
         overlays.find(layer, "similarity").visible = False
+        threshold = workbench.probe_tab.threshold
+        before = overlays.find(layer, "structure").data.sum()
+        threshold.setValue((threshold.value() + 1) / 2)
+        _until(lambda: overlays.find(layer, "structure").data.sum() < before, 60, "it shrank")
+        workbench.tabs.currentWidget().ensureWidgetVisible(workbench.probe_tab.map_button)
         shoot("structure")
         workbench.probe_tab.add_button.click()
         workbench.probe_tab.preview.click()
+        workbench.probe_tab.target.layer.visible = False
         workbench.probe_tab.views.setValue(2)
         workbench.probe_tab.map_button.click()
         _until(lambda: overlays.find(layer, "consistency") is not None, 300, "the map is shown")

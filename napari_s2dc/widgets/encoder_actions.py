@@ -66,6 +66,8 @@ class EncoderActions(QObject):
 
     def load_chosen_encoder(self) -> None:
         """Read the chosen encoder, unless it is in memory; imports torch in a thread."""
+        if self._jobs.is_running("encoder"):  # the user was faster
+            return
         path = self._header.chosen_path
         loaded = self._session.encoder
         if path and (loaded is None or str(loaded.path) != path):

@@ -69,7 +69,6 @@ class Header(QWidget):
         row.addWidget(self.details)
         self.about = QLabel("Looking for encoders…")
         self.about.setWordWrap(True)
-        self.about.setEnabled(False)  # drawn faint: it explains, it is not a control
 
         self.preset = narrow(QComboBox())
         self.preset.setToolTip("How the scan's values become what the encoder was trained on")

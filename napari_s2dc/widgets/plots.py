@@ -136,8 +136,8 @@ class Scatter(QWidget):
         )
 
     def sizeHint(self) -> QSize:
-        """Size that fits a napari dock."""
-        return QSize(280, 220)
+        """Size that fits a napari dock; it grows where there is room."""
+        return QSize(280, 180)
 
     def show_points(self, points: np.ndarray, colours: np.ndarray) -> None:
         """Draw dots.

@@ -67,6 +67,7 @@ class ProbeActions(QObject):
         self._voxel: Token = (0, 0, 0)
         self._similarity: np.ndarray | None = None
         self._nearest: list[Token] = []
+        self._dragged = False  # the colours are those of where the drag began
         self._limits: WeakKeyDictionary[Any, tuple[float, float]] = WeakKeyDictionary()
         # A drag sends events faster than the panel has to change.
         self._panel = QTimer(self)
@@ -151,6 +152,7 @@ class ProbeActions(QObject):
             self._voxel = voxel
         self._home = ref(layer)
         self._update_heat(fit_contrast=not point.dragged)
+        self._dragged = point.dragged
         if not self._panel.isActive():
             self._panel.start()
 
@@ -240,6 +242,9 @@ class ProbeActions(QObject):
         if home is None or embedded is None or not self._positive:
             self._tab.show_patch(None)
             return
+        if self._dragged:
+            self._dragged = False
+            self._update_heat(fit_contrast=True)
         reading = read_patch(
             embedded.embedding, self._positive, self._negative, neighbours=_NEIGHBOURS
         )

@@ -228,6 +228,9 @@ class ProbeTab(QWidget):
         )
         for number, (place, similarity) in enumerate(facts.nearest, start=1):
             self.nearest.addItem(QListWidgetItem(f"{number}.  {similarity:.2f}  at {place}"))
+        if facts.nearest:  # whole lines, all of them
+            line = max(self.nearest.sizeHintForRow(0), 1)
+            self.nearest.setFixedHeight(line * self.nearest.count() + 2 * line // 3)
 
     def show_consistency(self, words: str) -> None:
         """Show the neighbourhood consistency of the probed patch, in words."""

@@ -26,8 +26,8 @@ __all__ = ["ScatterViews"]
 
 _SHOWN = 20_000
 """Dots beyond this many hide each other; a fixed sample is drawn instead."""
-_SHOWN_BY_UMAP = 5_000
-"""UMAP takes about 10 s for these on two cores, the first time longer."""
+_SHOWN_BY_UMAP = 4_000
+"""Below 4096 umap-learn compares all pairs; above, it first compiles a search, for a minute."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +158,9 @@ class ScatterViews(QObject):
         self._jobs.cancel("scatter")
         self._jobs.cancel("umap")
         if by_umap and known is None:
-            self._jobs.run("umap", f"UMAP of {len(tokens):,} patches", place, done)
+            self._jobs.run(
+                "umap", f"UMAP of {len(tokens):,} patches (the first takes longest)", place, done
+            )
         else:
             self._jobs.run("scatter", "Placing dots", place, done, quiet=True)
 

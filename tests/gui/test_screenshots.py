@@ -13,10 +13,14 @@ SCRIPT = Path(__file__).resolve().parents[2] / "docs" / "make_screenshots.py"
 
 
 @pytest.mark.slow
-def test_the_pictures_of_the_docs_can_be_made(tmp_path: Path, checkpoint: Path) -> None:
+@pytest.mark.parametrize(("theme", "width", "height"), [("dark", 1280, 800), ("light", 1920, 1080)])
+def test_the_pictures_of_the_docs_can_be_made(
+    tmp_path: Path, checkpoint: Path, theme: str, width: int, height: int
+) -> None:
     done = subprocess.run(
         [
-            *(sys.executable, SCRIPT, "--small", "--themes", "dark"),
+            *(sys.executable, SCRIPT, "--small", "--themes", theme),
+            *("--size", str(width), str(height)),
             *("--out", tmp_path, "--encoder", checkpoint),
         ],
         capture_output=True,
@@ -25,7 +29,7 @@ def test_the_pictures_of_the_docs_can_be_made(tmp_path: Path, checkpoint: Path) 
     )
     assert done.returncode == 0, done.stderr
     steps = ["opened", "embedded", "clusters", "probed", "structure", "consistency"]
-    pictures = [np.asarray(Image.open(tmp_path / f"{step}_dark.png")) for step in steps]
+    pictures = [np.asarray(Image.open(tmp_path / f"{step}_{theme}.png")) for step in steps]
     for before, after in pairwise(pictures):
-        assert before.shape == after.shape == (800, 1280, 4)
+        assert before.shape == after.shape == (height, width, 4)
         assert (before != after).any()
