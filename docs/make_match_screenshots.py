@@ -90,6 +90,8 @@ def make_pictures(
             for widget in viewer.window.dock_widgets.values()
             if isinstance(widget, Workbench)
         )
+        base._settle(1.0)  # the workbench first reads the encoder at hand, if there is one
+        base._until(lambda: not workbench.jobs.is_running("encoder"), 120, "an encoder was read")
         if encoder is not None:
             workbench.encoders.load_encoder(encoder.parent.name, str(encoder))
         base._until(lambda: _has_encoder(workbench, encoder), 120, "the encoder was read")
@@ -104,7 +106,7 @@ def make_pictures(
         viewer.reset_view()
         shoot("matched")
         tab.pointing.click()
-        base._click(viewer, one, base._inside_an_organ(one))
+        base._click(viewer, one, _surest_place(matching))
         base._until(lambda: tab.jump_button.isEnabled(), 30, "the click was answered")
         _find(viewer, "matched patches").visible = False
         shoot("row")
@@ -157,6 +159,15 @@ def _match(workbench: Workbench) -> None:
     base._until(lambda: not workbench.jobs.is_running("match"), 300, "the match is there")
     base._until(lambda: workbench.matching.scans is not None, 5, "the match is shown")
     base._until(lambda: not workbench.jobs.is_running("mirror"), 300, "left and right are checked")
+
+
+def _surest_place(matching: Any) -> tuple[int, int, int]:
+    """Voxel of the most confident patch whose partner lies at the same height, off the middle."""
+    scans = matching.scans
+    pairs = scans.pairs
+    level = pairs.token_a[:, 0] == pairs.token_b[:, 0]
+    z, y, x = (int(place) for place in pairs.voxel_a[level][len(pairs.voxel_a[level]) // 10])
+    return z, y, x
 
 
 def _find(viewer: Any, title: str) -> Any | None:

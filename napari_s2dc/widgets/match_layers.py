@@ -23,7 +23,7 @@ __all__ = ["MatchLayers", "MatchedScans", "finest_step"]
 
 _GAP = 0.05
 """Between the two scans, as a share of the moving one's width."""
-_LINE_TOKENS = 0.1
+_LINE_TOKENS = 0.15
 _ROW, _FROM, _TO, _SEGMENTS = "transport", "patch", "partner", "pairs"
 _UNMATCHED, _BESIDE, _CARRIED = "unmatched", "beside", "carried"
 
@@ -285,7 +285,7 @@ class MatchLayers:
             heat = self._overlays.add(
                 layer_b, _ROW, "add_image", np.array(row), "where it goes",
                 self._grid(scans.match.b, layer_b, factors_b),
-                colormap="inferno", opacity=0.7, interpolation2d="linear", blending="additive",
+                colormap="inferno", opacity=0.9, interpolation2d="linear", blending="additive",
             )  # fmt: skip
         else:
             heat.data[...] = row

@@ -46,8 +46,7 @@ EXPORTS = {
 # What the spatial prior may be: words and value; None is the engine's default.
 _NEARNESS = (
     ("where it is likely", None),
-    ("close by", 0.15),
-    ("in the same region", 0.6),
+    ("close by", 0.2),
     ("anywhere", float("inf")),
 )
 

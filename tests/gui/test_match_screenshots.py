@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+SCRIPT = Path(__file__).resolve().parents[2] / "docs" / "make_match_screenshots.py"
+
+
+@pytest.mark.slow
+def test_the_pictures_of_matching_can_be_made(tmp_path: Path, checkpoint: Path) -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, SCRIPT, "--small", "--themes", "dark"),
+            *("--out", tmp_path, "--encoder", checkpoint),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr
+    steps = ["matched", "row", "carried", "self_check"]
+    pictures = [np.asarray(Image.open(tmp_path / f"{step}_dark.png")) for step in steps]
+    for one, other in combinations(pictures, 2):
+        assert one.shape == other.shape == (800, 1280, 4)
+        assert (one != other).any()
