@@ -134,8 +134,8 @@ def report(options: argparse.Namespace) -> str:
         [
             f"## What a click finds in {options.data.name}",
             f"A click at the deepest voxel of each of the {len(chosen)} largest structures; "
-            "average precision of the heat-map against the structure, over all voxels of the body. Left "
-            "and right count as different structures. The encoder was trained on other scans "
+            "average precision of the heat-map against the structure, over all voxels of the body. "
+            "Left and right count as different structures. The encoder was trained on other scans "
             f"({training.get('volumes', '?')} of them, {training.get('steps', '?')} steps, "
             f"without labels); untrained: mean of {len(UNTRAINED_SEEDS)} seeds. {description}",
             table(["heat-map", "mean average precision"], summary),

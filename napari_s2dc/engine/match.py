@@ -38,9 +38,9 @@ class MatchSettings:
         Above this the scans are matched coarsely first, then within the matched neighbourhoods.
     """
 
-    temperature: float = 0.05
-    unmatched_similarity: float = 0.3
-    prior: float | None = 0.3
+    temperature: float = 0.02
+    unmatched_similarity: float = 0.6
+    prior: float | None = 0.6
     iterations: int = 200
     tolerance: float = 1e-6
     memory_bytes: int = 3 * 2**30
