@@ -1,0 +1,26 @@
+"""Which encoder is used when the user is faster than the workbench."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from napari_s2dc.widgets.workbench import Workbench
+from tests.gui.conftest import add_phantom
+
+
+def test_an_encoder_opened_at_once_is_not_displaced(
+    viewer: Any, tmp_path: Path, checkpoint: Path, qtbot: Any
+) -> None:
+    add_phantom(viewer, 1)
+    own = tmp_path / "own.safetensors"
+    own.write_bytes(checkpoint.read_bytes())
+    workbench = Workbench(viewer)
+    viewer.window.add_dock_widget(workbench, name="Workbench")
+    qtbot.waitUntil(workbench.isVisible, timeout=10_000)
+    workbench.encoders.load_encoder("own", str(own))
+    workbench.encoders.load_chosen_encoder()  # as the workbench does a moment after it is shown
+    qtbot.waitUntil(lambda: workbench.session.encoder is not None, timeout=60_000)
+    qtbot.wait(400)
+    assert workbench.session.encoder.name == "own"
+    assert workbench.header.encoder.currentText() == "own"
