@@ -17,6 +17,7 @@ from typing import Any
 
 import make_screenshots as base
 import napari
+import numpy as np
 
 from napari_s2dc.widgets.commands import open_match
 from napari_s2dc.widgets.workbench import Workbench
@@ -106,7 +107,7 @@ def make_pictures(
         viewer.reset_view()
         shoot("matched")
         tab.pointing.click()
-        base._click(viewer, one, _surest_place(matching))
+        base._click(viewer, one, _telling_place(matching))
         base._until(lambda: tab.jump_button.isEnabled(), 30, "the click was answered")
         _find(viewer, "matched patches").visible = False
         shoot("row")
@@ -161,12 +162,16 @@ def _match(workbench: Workbench) -> None:
     base._until(lambda: not workbench.jobs.is_running("mirror"), 300, "left and right are checked")
 
 
-def _surest_place(matching: Any) -> tuple[int, int, int]:
-    """Voxel of the most confident patch whose partner lies at the same height, off the middle."""
+def _telling_place(matching: Any) -> tuple[int, int, int]:
+    """Voxel of a patch in soft tissue that spreads half of its mass, its partner in sight."""
     scans = matching.scans
-    pairs = scans.pairs
+    pairs, values = scans.pairs, np.asarray(scans.moving.data)
+    places = np.rint(pairs.voxel_a).astype(int)
     level = pairs.token_a[:, 0] == pairs.token_b[:, 0]
-    z, y, x = (int(place) for place in pairs.voxel_a[level][len(pairs.voxel_a[level]) // 10])
+    found = values[tuple(places.T)]
+    fit = np.flatnonzero(level & pairs.mutual & (found > 0) & (found < 150))
+    best = fit[np.abs(pairs.confidence[fit] - 0.5).argmin()] if len(fit) else 0
+    z, y, x = (int(place) for place in places[best])
     return z, y, x
 
 

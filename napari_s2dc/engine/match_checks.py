@@ -38,8 +38,8 @@ _SIZE_FACTOR = 8.0
 # Measured with encoders of 35 minutes' training: 39 to 81 % of the patches of two mouse brains, two
 # thoraces or two torsos; 7 to 28 % of a torso with a thorax, a phantom or a mouse brain.
 _FEW_CONFIDENT = 0.15
-# Measured in the same way: 0.57 to 0.99 of the confident pairs where the scans show the same region,
-# 0.13 to 0.33 where they do not.
+# Measured in the same way: 0.57 to 0.99 of the confident pairs of scans that show one region, 0.13
+# to 0.33 of the others.
 _LEAST_AGREEMENT = 0.45
 # Measured in the same way: 1.47 to 1.92 for mirrored scans of one subject and mirrored torsos of
 # another, 0.5 to 0.93 for scans that are not mirrored. A mirrored brain or thorax of another

@@ -1,23 +1,20 @@
-"""What the Match tab asks for: matching, self-check, export, the affine map."""
+"""What the Match tab asks for: matching, self-check, what is shown of it, export."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from qtpy.QtCore import QObject, Signal
 
 from napari_s2dc.errors import S2DCError
 from napari_s2dc.widgets.layers import plain
-from napari_s2dc.widgets.match_layers import MatchedScans, MatchLayers, finest_step
+from napari_s2dc.widgets.match_layers import MatchLayers
+from napari_s2dc.widgets.match_places import MatchedScans
 from napari_s2dc.widgets.match_tab import MatchTab
 from napari_s2dc.widgets.preferences import preferences
 from napari_s2dc.widgets.session import Embedded, Session
-from napari_s2dc.widgets.volumes_of_layers import world_matrix
 from napari_s2dc.widgets.workers import Jobs
 
 if TYPE_CHECKING:
@@ -27,15 +24,6 @@ if TYPE_CHECKING:
     from napari_s2dc.engine.self_check import SelfCheck
 
 __all__ = ["MatchActions"]
-
-
-@dataclass(frozen=True, eq=False)
-class _Applied:
-    """What a layer's affine was before the map was applied, and what it became."""
-
-    layer: Any
-    before: np.ndarray
-    after: np.ndarray
 
 
 class MatchActions(QObject):
@@ -71,7 +59,6 @@ class MatchActions(QObject):
         self.layers = MatchLayers(session)
         self._scans: MatchedScans | None = None
         self._found: Assessment | None = None
-        self._applied: _Applied | None = None
         self._views = 0
         tab.match_wanted.connect(self.match)
         tab.scans_changed.connect(self.update)
@@ -79,13 +66,17 @@ class MatchActions(QObject):
         tab.beside_changed.connect(self.place)
         tab.unmatched_changed.connect(lambda on: self.layers.show_unmatched(on))
         tab.export_wanted.connect(self._export)
-        tab.apply_changed.connect(self._apply)
         session.embedding_changed.connect(self._on_embedding)
 
     @property
     def scans(self) -> MatchedScans | None:
         """The match that is shown."""
         return self._scans
+
+    @property
+    def found(self) -> Assessment | None:
+        """What is known of it."""
+        return self._found
 
     # ------------------------------------------------------------------------ what is possible
     def offer(self) -> None:
@@ -135,7 +126,6 @@ class MatchActions(QObject):
             other = "a random view of itself" if reference is None else reference.name
             words = f"Match {moving.name} with {other}"
         self._tab.show_ready(words, problem)
-        self._update_map()
         self.choices_changed.emit()
 
     def _problem(self, moving: Layer | None, reference: Layer | None) -> str:
@@ -250,8 +240,6 @@ class MatchActions(QObject):
     # --------------------------------------------------------------------------------- showing
     def place(self, beside: bool) -> None:
         """Show the reference beside the moving scan, or both where they are."""
-        if beside and self._applied is not None:
-            self._tab.apply_button.setChecked(False)
         self.layers.place(beside=beside, keep=[self._tab.labels.layer])
         self._draw()
         self.match_changed.emit()
@@ -298,63 +286,6 @@ class MatchActions(QObject):
             lambda written: self._tell(f"Saved {written}."),
             quiet=True,
         )
-
-    # ------------------------------------------------------------------------------------- map
-    def _update_map(self) -> None:
-        scans, found, applied = self._scans, self._found, self._applied
-        if applied is not None and self._session.has(applied.layer):
-            self._tab.show_apply(f"Undo the map of {applied.layer.name}", "", applied=True)
-            return
-        self._applied = None
-        if scans is None or found is None:
-            self._tab.show_apply("Apply the map", "Match two scans first")
-        elif scans.reference is None:
-            self._tab.show_apply("Apply the map", "A random view is no scan to move to")
-        elif found.alignment is None:
-            self._tab.show_apply("Apply the map", "The confident pairs agree on no map")
-        else:
-            self._tab.show_apply(f"Apply the map to {scans.moving.name}", "")
-
-    def _apply(self, on: bool) -> None:
-        """Move the moving layer by the map, or back; everything else of it stays."""
-        if on:
-            self._apply_map()
-        else:
-            self._undo_map()
-        self._draw()
-        self._update_map()
-
-    def _apply_map(self) -> None:
-        scans, found = self._scans, self._found
-        if scans is None or found is None or found.alignment is None or scans.partner is None:
-            return
-        self._tab.beside.setChecked(False)  # over the reference is where it goes
-        layer = scans.moving
-        before = np.array(layer.affine.affine_matrix)
-        a, b = scans.match.a, scans.match.b
-        # From the world to mm of A, by the map to mm of B, and back to the world.
-        to_world_a = world_matrix(layer) @ finest_step(scans.embedded)
-        to_world_b = world_matrix(scans.reference) @ finest_step(scans.partner)
-        matrix = to_world_b @ np.linalg.inv(b.affine) @ found.alignment.matrix
-        after = matrix @ a.affine @ np.linalg.inv(to_world_a) @ before
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Non-orthogonal slicing", UserWarning)
-            layer.affine = after  # said below in other words
-        self._applied = _Applied(layer, before, np.array(layer.affine.affine_matrix))
-        self._tell(
-            f"{layer.name} is moved by the map; the same button moves it back. In 2D napari leaves "
-            "out how the map tilts the slices; the 3D view shows all of it."
-        )
-
-    def _undo_map(self) -> None:
-        applied, self._applied = self._applied, None
-        if applied is None or not self._session.has(applied.layer):
-            return
-        if not np.array_equal(applied.layer.affine.affine_matrix, applied.after):
-            self._tell(f"{applied.layer.name} was moved since, so it is left where it is.")
-            return
-        applied.layer.affine = applied.before
-        self._tell(f"{applied.layer.name} is back where it was.")
 
 
 def _alike(one: str, other: str) -> int:

@@ -10,7 +10,7 @@ from qtpy.QtCore import QObject
 
 from napari_s2dc.widgets.layers import token_geometry
 from napari_s2dc.widgets.match_actions import MatchActions
-from napari_s2dc.widgets.match_layers import MatchedScans, finest_step
+from napari_s2dc.widgets.match_places import MatchedScans, finest_step
 from napari_s2dc.widgets.match_tab import MatchTab
 from napari_s2dc.widgets.session import Session
 from napari_s2dc.widgets.workers import Jobs

@@ -6,7 +6,7 @@ import functools
 import importlib.util
 from typing import TYPE_CHECKING
 
-from qtpy.QtCore import QEvent, QObject, Qt, QTimer
+from qtpy.QtCore import QEvent, QObject, Qt, QTimer, Slot
 from qtpy.QtGui import QHideEvent, QPaintEvent, QShowEvent
 from qtpy.QtWidgets import (
     QAbstractButton,
@@ -26,6 +26,7 @@ from napari_s2dc.widgets.encoder_actions import EncoderActions
 from napari_s2dc.widgets.feature_views import FeatureViews
 from napari_s2dc.widgets.header import Header
 from napari_s2dc.widgets.layers import plain
+from napari_s2dc.widgets.map_actions import MapActions
 from napari_s2dc.widgets.match_actions import MatchActions
 from napari_s2dc.widgets.match_pointer import MatchPointer
 from napari_s2dc.widgets.match_tab import MatchTab
@@ -66,6 +67,7 @@ class Workbench(QWidget):
         self._viewer = self.session.viewer
         self._shown = False
         self._painted = False
+        self._covered = False
         self.jobs = Jobs(self)
         self.header = Header(self._is_scan)
         register_shortcuts()
@@ -125,6 +127,7 @@ class Workbench(QWidget):
         self.transfers = TransferActions(
             self.session, self.match_tab, self.matching, self.jobs, self.tell, self
         )
+        self.map = MapActions(self.session, self.match_tab, self.matching, self.tell, self)
         # One tool has the mouse.
         for tool, other in (
             (self.match_tab.pointing, self.probe_tab.probe_button),
@@ -148,12 +151,7 @@ class Workbench(QWidget):
 
     def show_tab(self, title: str) -> None:
         """Bring the workbench and a tab of it to the front, with the active layer chosen."""
-        dock = self.parentWidget()
-        while dock is not None and not isinstance(dock, QDockWidget):
-            dock = dock.parentWidget()
-        if dock is not None:
-            dock.show()
-            dock.raise_()
+        self._come_forward()
         for index in range(self.tabs.count()):
             if self.tabs.tabText(index) == title:
                 self.tabs.setCurrentIndex(index)
@@ -161,6 +159,18 @@ class Workbench(QWidget):
         active = self._viewer.layers.selection.active
         if title == "Match" and active is not None:
             self.matching.choose(active)
+
+    def _dock(self) -> QDockWidget | None:
+        dock = self.parentWidget()
+        while dock is not None and not isinstance(dock, QDockWidget):
+            dock = dock.parentWidget()
+        return dock
+
+    def _come_forward(self) -> None:
+        dock = self._dock()
+        if dock is not None:
+            dock.show()
+            dock.raise_()
 
     def main_action(self, title: str) -> None:
         """Do what the main button of a tab does, if it can be pressed (keyboard shortcut)."""
@@ -249,6 +259,10 @@ class Workbench(QWidget):
         if self._shown:
             return
         self._shown = True
+        dock = self._dock()
+        if dock is not None:
+            dock.visibilityChanged.connect(self._on_seen, Qt.ConnectionType.UniqueConnection)
+            QTimer.singleShot(0, dock.raise_)  # a dock shown again stays behind other tabs
         layers = self._viewer.layers
         for emitter in (layers.events.inserted, layers.events.removed, layers.events.reordered):
             emitter.connect(self._offer)
@@ -265,6 +279,8 @@ class Workbench(QWidget):
         if not self._shown or event.spontaneous():
             return
         self._shown = False
+        if self._covered:
+            QTimer.singleShot(0, self._show_again)
         self.probe_tab.probe_button.setChecked(False)
         self.match_tab.pointing.setChecked(False)
         try:
@@ -278,6 +294,19 @@ class Workbench(QWidget):
         layers.selection.events.active.disconnect(self._follow_active)
         self._viewer.dims.events.ndisplay.disconnect(self._offer_choices)
         self.matching.suspend()
+
+    @Slot(bool)
+    def _on_seen(self, seen: bool) -> None:
+        """Note whether another tab of the same place covers the dock."""
+        dock = self._dock()
+        self._covered = not seen and dock is not None and dock.isVisible()
+
+    def _show_again(self) -> None:
+        """Come forward instead: napari's menu hid what nobody saw, so it was to be shown."""
+        dock = self._dock()
+        self._covered = False
+        if dock is not None and dock.isHidden():  # not when the whole window goes
+            self._come_forward()
 
     def paintEvent(self, event: QPaintEvent) -> None:
         """Begin the slow part once the first picture is on the screen."""

@@ -353,7 +353,7 @@ def test_the_map_is_applied_on_request_and_taken_back_exactly(
     before = np.array(scan.affine.affine_matrix)
     tab, scans = matched.match_tab, matched.matching.scans
     best = scans.pairs.best(100, mutual=True)
-    inliers = matched.matching._found.alignment.inliers
+    inliers = matched.matching.found.alignment.inliers
 
     def apart() -> float:
         return float(
