@@ -299,7 +299,8 @@ class Workbench(QWidget):
     def _on_seen(self, seen: bool) -> None:
         """Note whether another tab of the same place covers the dock."""
         dock = self._dock()
-        self._covered = not seen and dock is not None and dock.isVisible()
+        if dock is not None and dock.isVisible():  # else it was hidden, not covered
+            self._covered = not seen
 
     def _show_again(self) -> None:
         """Come forward instead: napari's menu hid what nobody saw, so it was to be shown."""
