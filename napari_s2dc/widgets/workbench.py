@@ -6,14 +6,12 @@ import functools
 import importlib.util
 from typing import TYPE_CHECKING
 
-from qtpy.QtCore import QEvent, QObject, Qt, QTimer, Slot
+from qtpy.QtCore import Qt, QTimer, Slot
 from qtpy.QtGui import QHideEvent, QPaintEvent, QShowEvent
 from qtpy.QtWidgets import (
     QAbstractButton,
     QDockWidget,
-    QFrame,
     QLabel,
-    QScrollArea,
     QTabWidget,
     QVBoxLayout,
     QWidget,
@@ -36,6 +34,7 @@ from napari_s2dc.widgets.probe_mouse import ProbeMouse, ProbePoint
 from napari_s2dc.widgets.probe_tab import ProbeTab
 from napari_s2dc.widgets.regions import can_bound
 from napari_s2dc.widgets.scatter_views import ScatterViews
+from napari_s2dc.widgets.scrolling import Scrolling
 from napari_s2dc.widgets.session import session_of
 from napari_s2dc.widgets.shortcuts import register as register_shortcuts
 from napari_s2dc.widgets.structure_actions import StructureActions
@@ -85,7 +84,7 @@ class Workbench(QWidget):
             (self.probe_tab, "Consistency"),
             (self.match_tab, "Match"),
         ):
-            self.tabs.addTab(_Scrolling(tab), title)
+            self.tabs.addTab(Scrolling(tab), title)
         column = QVBoxLayout(self)
         column.addWidget(self.header)
         column.addWidget(self.tabs, 1)
@@ -326,26 +325,3 @@ def _release(tool: QAbstractButton, pressed: bool) -> None:
     """Let go of a tool that has the mouse when another one is pressed."""
     if pressed:
         tool.setChecked(False)
-
-
-class _Scrolling(QScrollArea):
-    """Frame that scrolls a tab up and down when the window is low, and is as wide as it needs."""
-
-    def __init__(self, tab: QWidget) -> None:
-        super().__init__()
-        self.setWidgetResizable(True)
-        self.setFrameShape(QFrame.Shape.NoFrame)
-        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        self.setWidget(tab)
-
-    def eventFilter(self, watched: QObject, event: QEvent) -> bool:
-        """Widen with the tab, whose needs are known only once napari's style is applied."""
-        tab = self.widget()
-        if tab is not None and watched is tab and event.type() in _CHANGES:
-            # Room for the bar that appears when the window is low; else it covers controls.
-            bar = self.verticalScrollBar().sizeHint().width()
-            self.setMinimumWidth(tab.minimumSizeHint().width() + bar)
-        return bool(super().eventFilter(watched, event))
-
-
-_CHANGES = (QEvent.Type.LayoutRequest, QEvent.Type.Resize, QEvent.Type.Show)
