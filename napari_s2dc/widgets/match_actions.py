@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 from qtpy.QtCore import QObject, Signal
 
@@ -60,6 +61,7 @@ class MatchActions(QObject):
         self._scans: MatchedScans | None = None
         self._found: Assessment | None = None
         self._views = 0
+        self._labels_of: ref[Any] | None = None
         tab.match_wanted.connect(self.match)
         tab.scans_changed.connect(self.update)
         tab.pairs_changed.connect(self._show_pairs)
@@ -85,7 +87,7 @@ class MatchActions(QObject):
         alone = self._tab.reference.layer is None
         self._tab.moving.offer(layers)
         self._tab.reference.offer(layers)
-        self._offer_labels(layers)
+        self._tab.labels.offer(layers)
         others = [
             layer
             for layer in self._session.embedded_layers()
@@ -102,15 +104,16 @@ class MatchActions(QObject):
             self._tell("A matched volume was removed, so the match is gone.")
         self.update()
 
-    def _offer_labels(self, layers: list[Any]) -> None:
-        """Offer labels; those whose name is most like the moving scan's come up as chosen."""
-        before, moving = self._tab.labels.layer, self._tab.moving.layer
-        self._tab.labels.offer(layers)
-        offered = self._tab.labels.layers
-        if before is None and moving is not None and offered:
-            self._tab.labels.choose(
-                max(offered, key=lambda one: _alike(str(one.name), str(moving.name)))
-            )
+    def _suggest_labels(self) -> None:
+        """Choose the labels whose name is most like that of another moving scan than before."""
+        moving, offered = self._tab.moving.layer, self._tab.labels.layers
+        before = None if self._labels_of is None else self._labels_of()
+        if moving is None or not offered or moving is before:
+            return
+        self._labels_of = ref(moving)
+        self._tab.labels.choose(
+            max(offered, key=lambda one: _alike(str(one.name), str(moving.name)))
+        )
 
     def choose(self, layer: Layer) -> None:
         """Take a layer as the moving one, and another one as reference where it was that one."""
@@ -120,6 +123,7 @@ class MatchActions(QObject):
 
     def update(self) -> None:
         """Say what the buttons will do, or why they cannot."""
+        self._suggest_labels()
         moving, reference = self._tab.moving.layer, self._tab.reference.layer
         words, problem = "Match", self._problem(moving, reference)
         if moving is not None:

@@ -325,6 +325,20 @@ def test_labels_are_carried_with_names_and_colours(
     assert not [layer for layer in viewer.layers if layer.name.endswith("carried labels")]
 
 
+def test_labels_named_like_the_moving_scan_come_up(
+    workbench: Workbench, scan: Any, other: Any, viewer: Any
+) -> None:
+    tab = workbench.match_tab
+    for number in (1, 2):
+        viewer.add_labels(np.zeros(SHAPE, np.uint8), name=f"torso {number} labels")
+    for layer, name in ((other, "torso 2 labels"), (scan, "torso 1 labels")):
+        tab.moving.choose(layer)
+        assert tab.labels.currentText() == name
+    tab.labels.choose(viewer.layers["torso 2 labels"])
+    scan.name = "torso 1 again"  # what the user has chosen stays
+    assert tab.labels.currentText() == "torso 2 labels"
+
+
 def test_labels_of_another_grid_are_refused(matched: Workbench, viewer: Any, scan: Any) -> None:
     labels = viewer.add_labels(np.ones((4, 5, 6), np.uint8), name="small")
     matched.match_tab.labels.choose(labels)
