@@ -217,7 +217,8 @@ class ProbeActions(QObject):
             self._limits[key], overlay.contrast_limits, atol=1e-3
         ):
             return
-        low, high = float(np.median(values)), float(values.max())
+        # Not below 0, which air has: it would get a colour.
+        low, high = max(0.0, float(np.median(values))), float(values.max())
         limits = (min(low, high - 0.05), high)
         overlay.contrast_limits_range = (-1.0, 1.0)
         overlay.contrast_limits = limits

@@ -284,7 +284,9 @@ def test_more_places_and_places_that_do_not_belong(
     probe(embedded, scan, (20, 36, 20), qtbot, kind=NOT)
     embedding = embedded.session.embedded(scan).embedding
     wanted = similarity_map(embedding, [(2, 2, 2), (1, 3, 3)], [(2, 4, 2)]).numpy()
-    shown = embedded.session.overlays.find(scan, "similarity").data
+    heat = embedded.session.overlays.find(scan, "similarity")
+    assert heat.contrast_limits[0] >= 0  # or air, which is 0, would have a colour
+    shown = heat.data
     tissue = embedding.foreground.numpy()
     np.testing.assert_allclose(shown[tissue], wanted[tissue], atol=1e-5)
 
