@@ -69,7 +69,7 @@ def transfer_parser() -> ArgumentParser:
         type=str,
         required=True,
         help="Label map to write (.nii, .nii.gz, .nrrd) for one scan, on its own grid; a folder "
-        f"for several (NAME{_ENDING}).",
+        f"for several (NAME{_ENDING}). A .nrrd keeps the names of classes of a NRRD atlas.",
     )
     parser.add_argument(
         "--confidence",
@@ -140,7 +140,13 @@ def run_transfer(
         for sentence in [*warnings, *reasons]:
             tell(f"{scan.path}: {sentence}")
         result = transfers[0] if len(transfers) == 1 else fuse(transfers)
-        write_volume(target, result.labels.array, grid, result="label map")
+        write_volume(
+            target,
+            result.labels.array,
+            grid,
+            result="label map",
+            classes_of=atlases[0].labels,
+        )
         if maps is not None:
             write_volume(maps[scan.path], result.confidence, grid, result="confidence map")
         inside = result.labels.array != 0

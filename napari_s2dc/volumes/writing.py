@@ -18,7 +18,12 @@ __all__ = ["write_volume"]
 
 
 def write_volume(
-    path: str | Path, array_zyx: np.ndarray, like: Volume, *, result: str = ""
+    path: str | Path,
+    array_zyx: np.ndarray,
+    like: Volume,
+    *,
+    result: str = "",
+    classes_of: Volume | None = None,
 ) -> Path:
     """Write an array on the original grid of the scan it was made from.
 
@@ -36,6 +41,9 @@ def write_volume(
     result : str
         What the array is where it is no scan, such as ``"similarity map"``: noted in the header,
         so that :func:`napari_s2dc.volumes.results.result_in` knows the file again.
+    classes_of : Volume, optional
+        Label map whose names and colours of classes are written too. NRRD has them, as 3D Slicer
+        writes them; NIfTI does not.
 
     Returns
     -------
@@ -61,7 +69,7 @@ def write_volume(
             if file_format == "nifti":
                 _write_nifti(partial, array, grid, result)
             else:
-                _write_nrrd(partial, array, grid, result)
+                _write_nrrd(partial, array, grid, result, _class_fields(classes_of))
     except VolumeError:
         raise
     except S2DCError as error:
@@ -115,7 +123,25 @@ def _write_nifti(path: Path, array: np.ndarray, grid: OriginalGeometry, result: 
     nibabel.save(image, path)
 
 
-def _write_nrrd(path: Path, array: np.ndarray, grid: OriginalGeometry, result: str) -> None:
+def _class_fields(labels: Volume | None) -> dict[str, Any]:
+    """Fields of a NRRD segmentation that name its classes; those of its own grid are left out."""
+    original = None if labels is None else labels.original
+    if original is None or original.format != "nrrd":
+        return {}
+    return {
+        name: value
+        for name, value in original.header["header"].items()
+        if name.startswith("Segment") and "Extent" not in name
+    }
+
+
+def _write_nrrd(
+    path: Path,
+    array: np.ndarray,
+    grid: OriginalGeometry,
+    result: str,
+    classes: dict[str, Any],
+) -> None:
     import nrrd
 
     if grid.format == "nrrd":
@@ -132,5 +158,6 @@ def _write_nrrd(path: Path, array: np.ndarray, grid: OriginalGeometry, result: s
             "space directions": lps[:3, :3].T,
             "space origin": lps[:3, 3],
         }
+    fields.update(classes)
     mark_nrrd(fields, result)
     nrrd.write(str(path), array, header=fields, index_order="F")

@@ -8,12 +8,13 @@ import shutil
 from pathlib import Path
 
 import nibabel
+import nrrd
 import numpy as np
 import pytest
 
 from napari_s2dc.engine.cli import main
 from napari_s2dc.method.encoder import SwinEncoder
-from napari_s2dc.volumes.io import find_volumes, read_volume
+from napari_s2dc.volumes.io import find_volumes, read_volume, write_volume
 from napari_s2dc.volumes.phantom import phantom
 
 
@@ -203,6 +204,22 @@ def test_transfer_fuses_atlases_and_takes_folders(
     assert names == ["torso1.labels.nii.gz", "torso2.labels.nii.gz"]
     assert main(["evaluate", str(out), str(scans / "labels")]) == 0
     assert "Mean of 2 label maps: Dice" in capsys.readouterr().out
+
+
+def test_names_of_classes_are_kept_in_nrrd(scans: Path, checkpoint: str, tmp_path: Path) -> None:
+    atlas = tmp_path / "atlas.seg.nrrd"
+    source = read_volume(labels(scans, 1), labels=True)
+    write_volume(atlas, source.array, source)
+    voxels, header = nrrd.read(str(atlas))
+    names = {"Segment0_Name": "skin", "Segment0_LabelValue": "1", "Segment0_Color": "1 0 0"}
+    extent = {"Segment0_Extent": "0 1 0 1 0 1"}
+    nrrd.write(str(atlas), voxels, {**header, **names, **extent})
+    out = tmp_path / "out.nrrd"
+    arguments = ["--atlas", f"{image(scans, 1)}:{atlas}", image(scans, 1), "--out", str(out)]
+    assert run("transfer", *arguments, encoder=checkpoint) == 0
+    written = nrrd.read_header(str(out))
+    assert {name: written[name] for name in names} == names
+    assert "Segment0_Extent" not in written
 
 
 def test_wrong_atlases_are_one_sentence(
