@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,9 +10,13 @@ import numpy as np
 
 from napari_s2dc.errors import S2DCError
 
-__all__ = ["Alignment", "fit_alignment", "smooth_displacement"]
+__all__ = ["LEAST_CONFIDENCE", "Alignment", "fit_alignment", "smooth_displacement"]
+
+LEAST_CONFIDENCE = 0.2
+"""Pairs below this do not take part in a map."""
 
 _FEWEST_PAIRS = 8
+_FLAT = 1e-3
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,12 @@ class Alignment:
         """Map points (n, 3) in mm."""
         mapped: np.ndarray = points_mm @ self.matrix[:3, :3].T + self.matrix[:3, 3]
         return mapped
+
+
+def _thickness(points: np.ndarray) -> float:
+    """Smallest over largest extent of points (n, 3) along their own axes."""
+    spread = np.linalg.svd(points - points.mean(0), compute_uv=False)
+    return float(spread[-1] / max(spread[0], 1e-12))
 
 
 def fit_alignment(
@@ -83,12 +94,16 @@ def fit_alignment(
     from skimage.measure import ransac
     from skimage.transform import AffineTransform, EuclideanTransform
 
-    too_few = S2DCError(
-        f"Only {len(source_mm)} confident pairs were found, too few to fit a map.",
-        "Lower the least confidence or the temperature, or choose scans that show the same region.",
-    )
     if len(source_mm) < _FEWEST_PAIRS:
-        raise too_few
+        raise S2DCError(
+            f"Only {len(source_mm)} confident pairs were found, too few to fit a map.",
+            "Lower the temperature, or choose scans that show the same region.",
+        )
+    if kind == "affine" and min(_thickness(source_mm), _thickness(target_mm)) < _FLAT:
+        raise S2DCError(
+            "The confident pairs lie in one plane, so no affine map can be fitted to them.",
+            "Embed at an earlier stage, whose patches are smaller, or fit a rigid map.",
+        )
     model_class = EuclideanTransform if kind == "rigid" else AffineTransform
     centre = source_mm.mean(0), target_mm.mean(0)
 
@@ -96,17 +111,22 @@ def fit_alignment(
         def __init__(self, matrix: np.ndarray | None = None) -> None:
             super().__init__(matrix=matrix, dimensionality=3)
 
-    model, inliers = ransac(
-        (source_mm - centre[0], target_mm - centre[1]),
-        Centred,
-        min_samples=4,
-        residual_threshold=tolerance_mm,
-        max_trials=trials,
-        stop_probability=0.9999,
-        rng=seed,
-    )
-    if model is None or inliers is None or inliers.sum() < _FEWEST_PAIRS:
-        raise too_few
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "No inliers found", UserWarning)
+        model, inliers = ransac(
+            (source_mm - centre[0], target_mm - centre[1]),
+            Centred,
+            min_samples=4,
+            residual_threshold=tolerance_mm,
+            max_trials=trials,
+            stop_probability=0.9999,
+            rng=seed,
+        )
+    if not model or inliers is None or inliers.sum() < _FEWEST_PAIRS:
+        raise S2DCError(
+            f"No map agrees with enough of the {len(source_mm)} confident pairs.",
+            "Choose scans that show the same region.",
+        )
     matrix = np.asarray(model.params, dtype=np.float64)
     shift = np.eye(4)
     shift[:3, 3] = -centre[0]

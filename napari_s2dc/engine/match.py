@@ -17,6 +17,8 @@ __all__ = ["Match", "MatchSettings", "Pairs", "match_embeddings"]
 
 _BYTES_PER_PAIR = 20
 """Scores, kernel, its transpose, the plan and one temporary, float32."""
+_ROUNDED = 1e-9
+"""Share of a row's largest mass that is as good as nothing."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,8 @@ class Match:
         if len(found):
             place = int(found[0])
             columns = slice(None) if self.candidates is None else self.candidates[place]
-            image[self.index_b[columns]] = self.mass[place]
+            # Added: candidates that are there to fill the row up repeat a column, without mass.
+            image.index_add_(0, self.index_b[columns], self.mass[place])
         return image.reshape(shape)
 
     def unmatched(self) -> tuple[Tensor, Tensor]:
@@ -190,13 +193,17 @@ class Match:
             mass = self.mass[part].to(centres.dtype)
             if self.candidates is None:
                 near = torch.cdist(centres[columns[part]], centres) <= reach
-                weight = mass * near
-                result[part] = (weight @ centres) / weight.sum(1, keepdim=True).clamp(min=1e-12)
+                # The partner counts even where all its mass was rounded to nothing.
+                weight = (mass / mass.amax(1, keepdim=True).clamp(min=1e-30)) * near
+                weight[torch.arange(len(mass)), columns[part]] += _ROUNDED
+                result[part] = (weight @ centres) / weight.sum(1, keepdim=True)
             else:
                 places = centres[self.candidates[part]]
                 distance = (places - centres[columns[part]][:, None]).norm(dim=-1)
-                weight = (mass * (distance <= reach))[..., None]
-                result[part] = (weight * places).sum(1) / weight.sum(1).clamp(min=1e-12)
+                near = (distance <= reach) & (mass > 0)
+                weight = (mass / mass.amax(1, keepdim=True).clamp(min=1e-30) * near)[..., None]
+                partner = _ROUNDED * centres[columns[part]]
+                result[part] = ((weight * places).sum(1) + partner) / (weight.sum(1) + _ROUNDED)
         return result
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from napari_s2dc.engine.alignment import Alignment, fit_alignment
+from napari_s2dc.engine.alignment import LEAST_CONFIDENCE, Alignment, fit_alignment
 from napari_s2dc.engine.embed import embed_volume
 from napari_s2dc.engine.embed_settings import EmbedSettings
 from napari_s2dc.engine.embedding import Embedding
@@ -19,7 +19,6 @@ from napari_s2dc.volumes.preprocess import guess_preset
 from napari_s2dc.volumes.volume import Volume
 
 __all__ = [
-    "LEAST_CONFIDENCE",
     "Assessment",
     "align_pairs",
     "assess",
@@ -29,8 +28,6 @@ __all__ = [
     "warnings_before",
 ]
 
-LEAST_CONFIDENCE = 0.2
-"""Pairs below this do not take part in the affine map."""
 
 _FEWEST_TOKENS = 8
 _UNIT_FACTOR = 4.0
@@ -275,8 +272,9 @@ def mirror_warning(match: Match, mirrored: Embedding, settings: MatchSettings | 
     from a scan of the same subject only.
     """
     other = match_embeddings(mirrored, match.b, settings).pairs().confidence.mean()
-    gain = float(other / match.pairs().confidence.mean())
-    if gain < _MIRROR_GAIN:
+    own = match.pairs().confidence.mean()
+    if not own > 0 or other < _MIRROR_GAIN * own:
         return ""
+    gain = float(other / own)
     why = f"with {match.a.name} mirrored, patches are matched {100 * (gain - 1):.0f} % more surely"
     return _mirrored(match.a, match.b, why)

@@ -71,7 +71,8 @@ def save_plan(match: Match, path: str | Path) -> Path:
         File, usually ``*.safetensors``. The safetensors library reads it: ``index_a`` (n,) and
         ``index_b`` (m,) are flat places on the token grids (first axis slowest), ``mass`` (n, m)
         the plan; after a coarse-to-fine match ``mass`` is (n, k) and ``candidates`` (n, k) says
-        which columns, -1 for none, it speaks of. The header holds both grids as JSON.
+        which columns it speaks of (one without mass may be there only to fill the row). The header
+        holds both grids as JSON.
 
     Returns
     -------
@@ -83,7 +84,7 @@ def save_plan(match: Match, path: str | Path) -> Path:
     S2DCError
         The file cannot be written.
     """
-    from safetensors.torch import save
+    from safetensors.torch import save_file
 
     path = Path(path)
     tensors = {"index_a": match.index_a, "index_b": match.index_b, "mass": match.mass}
@@ -95,12 +96,9 @@ def save_plan(match: Match, path: str | Path) -> Path:
         "a": _grid_facts(match.a),
         "b": _grid_facts(match.b),
     }
-    content = save(
-        {name: tensor.contiguous() for name, tensor in tensors.items()},
-        metadata={PLAN_KEY: json.dumps(facts)},
-    )
+    content = {name: tensor.contiguous() for name, tensor in tensors.items()}
     with replace_atomically(path) as temporary:
-        temporary.write_bytes(content)
+        save_file(content, temporary, metadata={PLAN_KEY: json.dumps(facts)})
     return path
 
 

@@ -10,20 +10,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from napari_s2dc.engine.alignment import Alignment, fit_alignment, smooth_displacement
+from napari_s2dc.engine.alignment import (
+    LEAST_CONFIDENCE,
+    Alignment,
+    fit_alignment,
+    smooth_displacement,
+)
 from napari_s2dc.engine.match import Match, Pairs
 from napari_s2dc.engine.progress import Steps
-from napari_s2dc.engine.registration import (
-    Registration,
-    RegistrationSettings,
-    register,
-    sample,
-)
+from napari_s2dc.engine.registration import Registration, RegistrationSettings, register
+from napari_s2dc.engine.scan_agreement import grid_places, is_inside, sample
 from napari_s2dc.volumes.volume import Volume
 
 __all__ = ["Transfer", "TransferSettings", "fuse", "transfer_labels"]
 
 _VOXELS_AT_ONCE = 2**20
+_LEAST_WEIGHT = 1e-3
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class TransferSettings:
         How the start is refined; without any steps labels follow the pairs alone.
     """
 
-    least_confidence: float = 0.2
+    least_confidence: float = LEAST_CONFIDENCE
     bend_by_pairs: bool = False
     smoothing: float = 10.0
     registration: RegistrationSettings = field(default_factory=RegistrationSettings)
@@ -148,7 +150,9 @@ def _slabs(shape: Sequence[int]) -> Iterator[slice]:
 
 def _carry(registration: Registration, labels: Volume) -> tuple[np.ndarray, np.ndarray]:
     """Labels at every voxel of B, and their share times the agreement of the intensities."""
-    source = torch.from_numpy(np.ascontiguousarray(labels.array).astype(np.int32))
+    # Half the memory where the numbers fit.
+    kind = np.int64 if labels.array.dtype.itemsize >= 4 else np.int32
+    source = torch.from_numpy(labels.array.astype(kind))
     found = np.empty(registration.shape, labels.array.dtype)
     sure = np.empty(registration.shape, np.float32)
     for planes in _slabs(registration.shape):
@@ -190,14 +194,13 @@ def _matched_share(match: Match, target: Volume) -> np.ndarray:
     matched = (1 - unmatched).nan_to_num(nan=0.0).clamp(0, 1)[None]
     result = np.empty(target.shape, np.float32)
     offset = torch.tensor(match.b.offset_vox, dtype=torch.float32)
-    # At the edge, the nearest patch's own mass: interpolating with what lies outside would fade it.
-    most = torch.tensor(match.b.grid, dtype=torch.float32) - 1
     for planes in _slabs(target.shape):
-        axes = [torch.arange(side, dtype=torch.float32) for side in target.shape]
-        axes[0] = axes[0][planes]
-        voxels = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
+        voxels = grid_places((planes.stop - planes.start, *target.shape[1:]), first=planes.start)
         tokens = (voxels - offset + 0.5) / match.b.stride - 0.5
-        result[planes] = sample(matched, tokens.clamp(torch.zeros(3), most))[0].numpy()
+        # Up to its edge a patch has its own mass; beyond what was embedded, nothing was matched.
+        covered = is_inside(tokens, match.b.grid, 0.5)
+        nearest = tokens.clamp(torch.zeros(3), torch.tensor(match.b.grid) - 1.0)
+        result[planes] = (sample(matched, nearest)[0] * covered).numpy()
     return result
 
 
@@ -212,22 +215,30 @@ def fuse(transfers: Sequence[Transfer]) -> Transfer:
     Returns
     -------
     Transfer
-        ``confidence`` is the winner's share of the votes; ``alignment`` the first one's.
+        ``confidence`` is the mean over the atlases, those that voted otherwise counting as 0;
+        ``alignment`` the first one's.
     """
     arrays = [transfer.labels.array for transfer in transfers]
-    votes = np.zeros(arrays[0].shape, np.float32)
-    total = np.zeros_like(votes)
-    winner = np.zeros_like(arrays[0])
-    for weight in (transfer.confidence for transfer in transfers):
-        total += weight + 1e-3
-    for label in np.unique(np.concatenate([np.unique(array) for array in arrays])):
-        support = sum(
-            (array == label) * (transfer.confidence + 1e-3)
-            for array, transfer in zip(arrays, transfers, strict=True)
-        )
-        better = support > votes
-        winner[better] = label
-        votes = np.where(better, support, votes)
+    shape = arrays[0].shape
+    winner = np.empty(shape, np.result_type(*arrays))
+    confidence = np.empty(shape, np.float32)
+    for planes in _slabs(shape):
+        slabs = [array[planes] for array in arrays]
+        weights = [transfer.confidence[planes] for transfer in transfers]
+        most = np.full(slabs[0].shape, -1.0, np.float32)
+        for label in np.unique(np.concatenate([np.unique(slab) for slab in slabs])):
+            votes = np.zeros_like(most)
+            for slab, weight in zip(slabs, weights, strict=True):
+                # Where nobody is sure of anything, the majority decides.
+                votes += (slab == label) * (weight + _LEAST_WEIGHT)
+            better = votes > most
+            winner[planes][better] = label
+            most[better] = votes[better]
+        agreeing = [
+            np.where(slab == winner[planes], weight, 0)
+            for slab, weight in zip(slabs, weights, strict=True)
+        ]
+        confidence[planes] = np.mean(agreeing, axis=0)
     first = transfers[0]
     labels = Volume(winner, first.labels.affine, original=first.labels.original, name="fused")
-    return Transfer(labels, (votes / total).astype(np.float32), first.alignment)
+    return Transfer(labels, confidence, first.alignment)

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
@@ -10,6 +13,7 @@ from napari_s2dc.engine.progress import finish
 from napari_s2dc.errors import ConfigurationError
 from napari_s2dc.method.encoder import SwinEncoder
 from napari_s2dc.volumes.phantom import phantom
+from napari_s2dc.volumes.volume import Volume
 
 
 @pytest.fixture(scope="module")
@@ -50,3 +54,18 @@ def test_elsewhere_only_the_surroundings_are_turned(
         assert reading.count == 0 or -1 <= reading.mean <= 1
     with pytest.raises(ConfigurationError, match="does not lie on the grid"):
         finish(consistency_near(scan, encoder, settings, embedding, (0, 0, 50)))
+
+
+def test_a_region_reads_as_the_same_cut_out_of_the_scan(encoder: SwinEncoder) -> None:
+    scan, _ = phantom((40, 90, 80), seed=1)
+    settings = EmbedSettings(device="cpu", window_vox=32, preset="ct_wide")
+    region = replace(settings, roi=((0, 40), (8, 88), (16, 80)))
+    cut = Volume(np.ascontiguousarray(scan.array[:, 8:88, 16:80]), scan.affine)
+    embedding = finish(embed_volume(scan, encoder, region))
+    own = replace(finish(embed_volume(cut, encoder, settings)), foreground=embedding.foreground)
+    places = embedding.foreground.nonzero().tolist()
+    token = tuple(places[len(places) // 2])
+    near = finish(consistency_near(scan, encoder, region, embedding, token, views=2))
+    assert near.count > 0
+    expected = finish(consistency_near(cut, encoder, settings, own, token, views=2))
+    assert near.mean == pytest.approx(expected.mean, abs=1e-3)

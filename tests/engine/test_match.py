@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from napari_s2dc.engine.alignment import fit_alignment, smooth_displacement
+from napari_s2dc.engine.alignment import Alignment, fit_alignment, smooth_displacement
 from napari_s2dc.engine.embedding import Embedding
 from napari_s2dc.engine.match import MatchSettings, match_embeddings
 from napari_s2dc.engine.progress import finish
 from napari_s2dc.engine.registration import RegistrationSettings
-from napari_s2dc.engine.transfer import TransferSettings, fuse, transfer_labels
+from napari_s2dc.engine.transfer import Transfer, TransferSettings, fuse, transfer_labels
 from napari_s2dc.errors import ConfigurationError, S2DCError
 from napari_s2dc.volumes.volume import Volume
 
@@ -164,7 +164,7 @@ def test_too_few_or_contradicting_pairs_are_one_sentence() -> None:
     with pytest.raises(S2DCError, match="Only 3 confident pairs"):
         fit_alignment(np.zeros((3, 3)), np.zeros((3, 3)), tolerance_mm=1.0)
     noise = random.uniform(0, 100, (40, 3)), random.uniform(0, 100, (40, 3))
-    with pytest.raises(S2DCError, match="too few"):
+    with pytest.raises(S2DCError, match="No map agrees"):
         fit_alignment(*noise, tolerance_mm=0.1)
 
 
@@ -203,4 +203,80 @@ def test_labels_are_carried_and_fused() -> None:
     )
     fused = fuse([wrong, carried, carried])
     assert (fused.labels.array == carried.labels.array).all()
-    assert fused.confidence.max() <= 1 + 1e-6
+    expected_mean = (
+        2 * carried.confidence + np.where(carried.labels.array == 0, wrong.confidence, 0)
+    ) / 3
+    np.testing.assert_allclose(fused.confidence, expected_mean, atol=1e-6)
+
+
+def test_fused_labels_keep_large_numbers() -> None:
+    affine = np.eye(4)
+    sure = np.ones((2, 2, 2), np.float32)
+
+    def carried(label: int, kind: type, confidence: float) -> Transfer:
+        labels = Volume(np.full((2, 2, 2), label, kind), affine)
+        return Transfer(labels, confidence * sure, Alignment(affine, np.ones(1, bool), 0.0))
+
+    fused = fuse([carried(7, np.uint8, 0.4), carried(70_000, np.int32, 0.9)])
+    assert (fused.labels.array == 70_000).all()
+    # Two that are hardly sure do not become sure by agreeing.
+    np.testing.assert_allclose(
+        fuse([carried(7, np.uint8, 0.01), carried(7, np.uint8, 0.01)]).confidence, 0.01
+    )
+
+
+def test_pairs_in_one_plane_are_refused_in_words_unless_the_map_is_rigid() -> None:
+    points = np.random.default_rng(0).uniform(0, 100, (60, 3))
+    points[:, 0] = 8.0
+    with pytest.raises(S2DCError, match="one plane"):
+        fit_alignment(points, points + 3.0, tolerance_mm=2.0)
+    rigid = fit_alignment(points, points + 3.0, tolerance_mm=2.0, kind="rigid")
+    np.testing.assert_allclose(rigid.matrix[:3, 3], 3.0, atol=1e-6)
+
+
+def test_partners_without_mass_stay_where_they_are() -> None:
+    one, two = embedding(), embedding(seed=1)
+    pairs = match_embeddings(one, two, MatchSettings(temperature=0.003)).pairs()
+    centre = (pairs.token_b + 0.5) * 4 - 0.5
+    assert np.linalg.norm(pairs.voxel_b - centre, axis=1).max() <= 1.5 * 4
+
+
+def test_a_row_of_a_coarse_match_has_the_mass_of_its_pair() -> None:
+    one = embedding()
+    match = match_embeddings(one, one, MatchSettings(memory_bytes=20_000))
+    assert match.candidates is not None
+    for token in ((0, 0, 0), (3, 4, 5)):
+        row = match.row(token)
+        assert float(row[token]) > 0.9
+        assert float(row.sum()) <= 1 + 1e-4
+
+
+def test_positions_and_confidence_of_a_region_are_those_of_the_whole_scan() -> None:
+    whole = embedding()
+    region = replace(
+        whole,
+        features=whole.features[:, 2:5, 1:6, 3:6],
+        foreground=whole.foreground[2:5, 1:6, 3:6],
+        shape=(12, 20, 12),
+        offset_vox=(8, 4, 12),
+    )
+    match = match_embeddings(whole, region, MatchSettings(prior=None))
+    pairs = match.pairs().best(least=0.9)
+    assert len(pairs) >= 40
+    np.testing.assert_array_equal(pairs.token_a, pairs.token_b + np.array([2, 1, 3]))
+    np.testing.assert_allclose(pairs.mm_a, pairs.mm_b, atol=0.3)
+
+    affine = np.diag([*SPACING, 1.0])
+    texture = np.random.default_rng(0).normal(100, 20, whole.shape).astype(np.float32)
+    scan = Volume(texture, affine)
+    labels = Volume((texture > 100).astype(np.uint8), affine)
+    for settings in (RegistrationSettings(0, 0), RegistrationSettings(20, 0, feature_weight=5.0)):
+        carried = finish(
+            transfer_labels(match, labels, scan, scan, TransferSettings(registration=settings))
+        )
+        sure = carried.confidence > 0
+        assert sure[8:20, 4:24, 12:24].mean() > 0.9
+        sure[8:20, 4:24, 12:24] = False
+        assert not sure.any()
+        inner = (slice(9, 19), slice(5, 23), slice(13, 23))
+        assert (carried.labels.array[inner] == labels.array[inner]).mean() > 0.9

@@ -107,3 +107,13 @@ def test_the_check_as_a_whole_repeats_itself(
     steps = self_check(torso, tiny, settings)
     assert next(steps).what == "windows"
     steps.close()
+
+
+def test_places_in_a_region_count_from_the_whole_scan(
+    torso: Volume, tiny: SwinEncoder, settings: EmbedSettings
+) -> None:
+    region = replace(settings, roi=((0, 32), (8, 48), (4, 44)), preset="ct_wide")
+    part = finish(known_view(torso, tiny, region, seed=1))
+    cut = Volume(np.ascontiguousarray(torso.array[:, 8:48, 4:44]), torso.affine)
+    alone = finish(known_view(cut, tiny, replace(region, roi=None), seed=1))
+    np.testing.assert_allclose(part.place_vox, alone.place_vox + np.array([0, 8, 4]))
