@@ -23,6 +23,7 @@ from qtpy.QtWidgets import (
 from superqt import QLabeledDoubleSlider, QLabeledSlider
 
 from napari_s2dc.widgets.colour_bar import ColourBar
+from napari_s2dc.widgets.eliding_button import ElidingButton
 from napari_s2dc.widgets.header import narrow
 from napari_s2dc.widgets.layer_combo import LayerCombo
 from napari_s2dc.widgets.shortcuts import MATCH, key_hint
@@ -119,7 +120,7 @@ class MatchTab(QWidget):
         self.temperature.setToolTip(
             "Lower makes every patch decide for one partner; higher spreads its mass"
         )
-        self.match_button = QPushButton("Match")
+        self.match_button = ElidingButton("Match")
         self.match_button.clicked.connect(self.match_wanted)
         self.result = _wrapped()
         self.warning = _wrapped()
@@ -161,7 +162,7 @@ class MatchTab(QWidget):
 
         self.labels = LayerCombo(is_labels, "No labels layer on its grid", only_when_empty=True)
         self.labels.layer_changed.connect(self.scans_changed)
-        self.transfer_button = QPushButton("Transfer labels")
+        self.transfer_button = ElidingButton("Transfer labels")
         self.transfer_button.clicked.connect(self.transfer_wanted)
 
         self.export_button = QPushButton("Export")
@@ -169,7 +170,7 @@ class MatchTab(QWidget):
         for key, (words, _, _) in EXPORTS.items():
             menu.addAction(words).triggered.connect(lambda _=False, key=key: self._ask(key))
         self.export_button.setMenu(menu)
-        self.apply_button = QPushButton("Apply the map")
+        self.apply_button = ElidingButton("Apply the map")
         self.apply_button.setCheckable(True)
         self.apply_button.toggled.connect(self.apply_changed)
         self._lay_out()
@@ -243,7 +244,9 @@ class MatchTab(QWidget):
         """Say what the button will do, or why it cannot."""
         self.match_button.setText(words)
         self.match_button.setEnabled(not problem)
-        self.match_button.setToolTip(problem or f"Find which patches correspond{key_hint(MATCH)}")
+        self.match_button.setToolTip(
+            problem or f"{words}: find which patches correspond{key_hint(MATCH)}"
+        )
 
     def show_match(self, summary: str, pairs: int) -> None:
         """Show a match of so many pairs in words; "" for none."""
@@ -289,7 +292,7 @@ class MatchTab(QWidget):
         self.transfer_button.setText(words)
         self.transfer_button.setEnabled(not problem)
         self.transfer_button.setToolTip(
-            problem or "Carry the labels through the plan; names and colours of classes are kept"
+            problem or f"{words}; names and colours of the classes are kept"
         )
 
     def show_apply(self, words: str, problem: str, applied: bool = False) -> None:
@@ -297,7 +300,7 @@ class MatchTab(QWidget):
         self.apply_button.setText(words)
         self.apply_button.setEnabled(not problem)
         self.apply_button.setToolTip(
-            problem or "Move the layer by the affine map of the confident pairs; again to undo"
+            problem or f"{words}: the affine one of the confident pairs; again to undo"
         )
         blocked = self.apply_button.blockSignals(True)
         self.apply_button.setChecked(applied)

@@ -92,6 +92,18 @@ def test_the_button_says_what_it_will_do_or_why_it_cannot(
     qtbot.waitUntil(lambda: workbench.matching.scans is not None, timeout=60_000)
 
 
+def test_long_names_do_not_widen_the_panel(
+    matched: Workbench, scan: Any, other: Any, qtbot: Any
+) -> None:
+    tab = matched.match_tab
+    width = tab.minimumSizeHint().width()
+    scan.name, other.name = "a subject with a long name " * 4, "another with a longer one " * 5
+    qtbot.wait(50)
+    assert scan.name in tab.match_button.text()
+    assert scan.name in tab.match_button.toolTip()
+    assert tab.minimumSizeHint().width() == width
+
+
 # ----------------------------------------------------------------------------- side by side
 def test_side_by_side_comes_and_goes_without_a_trace(
     pair: Workbench, scan: Any, other: Any, viewer: Any, qtbot: Any
