@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from benchmarks.report import table
 from napari_s2dc.engine.embed import Embedding, EmbedSettings, embed_volume
 from napari_s2dc.engine.evaluate import Evaluation, evaluate_labels
+from napari_s2dc.engine.label_borders import refine_borders
 from napari_s2dc.engine.match import match_embeddings
 from napari_s2dc.engine.progress import finish
 from napari_s2dc.engine.registration import RegistrationSettings
@@ -123,6 +124,11 @@ def carried(a: Subject, b: Subject, settings: TransferSettings | None = None) ->
     return finish(transfer_labels(match, a.labels, a.image, b.image, settings))
 
 
+def walked(a: Subject, b: Subject) -> np.ndarray:
+    """Labels as carried, unsure borders decided by a random walker."""
+    return refine_borders(carried(a, b), b.image, b.embedding).labels.array
+
+
 def judged(found: np.ndarray, b: Subject) -> Evaluation:
     """Compare labels on the grid of B with its own."""
     return evaluate_labels(b.labels.with_array(found.astype(b.labels.array.dtype)), b.labels)
@@ -157,6 +163,7 @@ def across_subjects(subjects: Sequence[Subject], embedding_seconds: float, pairs
         "SimpleITK affine": registered,
         "ours": ours(),
         "ours, refined without features": ours(without),
+        "ours, borders by random walker": walked,
         "ours, affine map of the pairs alone": ours(affine),
         "ours, pairs and thin-plate spline": ours(bent),
         "ours, soft labels through the plan": through_plan,

@@ -11,7 +11,14 @@ import torch
 from benchmarks.descriptors import mind, raw_patches
 from benchmarks.report import table
 from napari_s2dc.engine.embed import EmbedSettings, embed_volume
-from napari_s2dc.engine.match import Match, foreground_index, match_embeddings
+from napari_s2dc.engine.match import (
+    Match,
+    MatchSettings,
+    foreground_index,
+    match_embeddings,
+    relative_positions,
+    scores_between,
+)
 from napari_s2dc.engine.progress import finish
 from napari_s2dc.engine.self_check import KnownView, SelfCheck, judge, known_view
 from napari_s2dc.method.encoder import SwinEncoder
@@ -19,11 +26,17 @@ from napari_s2dc.volumes.preprocess import normalize
 from napari_s2dc.volumes.volume import Volume
 
 
-def nearest(known: KnownView) -> Match:
-    """Match every patch to the one with the most similar features, each on its own."""
+def nearest(known: KnownView, settings: MatchSettings | None = None) -> Match:
+    """Match every patch to the one with the highest score, each on its own.
+
+    Scores are cosine similarities, less the spatial prior of `settings` where they are given.
+    """
     a, b = known.scan, known.view
     index_a, index_b = foreground_index(a), foreground_index(b)
-    best = (a.unit()[index_a] @ b.unit()[index_b].mT).argmax(1, keepdim=True)
+    settings = settings or MatchSettings(prior=None)
+    places = relative_positions(a, b, index_a, index_b)
+    scores = scores_between(a.unit()[index_a], b.unit()[index_b], *places, settings)
+    best = scores.argmax(1, keepdim=True)
     mass = torch.zeros(len(index_a), len(index_b)).scatter_(1, best, 1.0)
     return Match(a, b, index_a, index_b, None, mass)
 
@@ -41,14 +54,42 @@ def described(
     return replace(known, scan=scan, view=view)
 
 
+# How far similarities of classical descriptors are apart asks for another weight of the prior: of
+# 0.02, 0.05, 0.1 and 0.2 this one was best for them.
+_CLASSICAL = MatchSettings(temperature=0.1)
+
 WAYS: dict[str, Callable[[KnownView, Volume], Match]] = {
     "ours": lambda known, _: match_embeddings(known.scan, known.view),
+    "ours, without the prior": lambda known, _: match_embeddings(
+        known.scan, known.view, MatchSettings(prior=None)
+    ),
     "nearest neighbour, same features": lambda known, _: nearest(known),
+    "nearest neighbour, same features, our prior": lambda known, _: nearest(known, MatchSettings()),
     "nearest neighbour, MIND": lambda known, volume: nearest(described(known, volume, mind)),
+    "nearest neighbour, MIND, our prior": lambda known, volume: nearest(
+        described(known, volume, mind), _CLASSICAL
+    ),
     "nearest neighbour, raw patches": lambda known, volume: nearest(
         described(known, volume, raw_patches)
     ),
+    "nearest neighbour, raw patches, our prior": lambda known, volume: nearest(
+        described(known, volume, raw_patches), _CLASSICAL
+    ),
 }
+
+FIRST_SEED = 100
+"""Temperature and prior were chosen on the views of seeds 0 to 2."""
+
+
+def _dustbin(checks: list[SelfCheck]) -> str:
+    """Share of the patches that left the picture and were left without a partner."""
+    known = [check for check in checks if check.gone]
+    gone = sum(check.gone for check in known)
+    if not gone:
+        return "none left"
+    found = sum(check.dustbin_found * check.gone for check in known) / gone
+    wrong = 1 - np.mean([check.dustbin_right for check in checks])
+    return f"{found:.2f} of {gone} ({wrong:.3f} wrong)"
 
 
 def known_truth(name: str, volume: Volume, encoder: SwinEncoder, views: int) -> str:
@@ -68,7 +109,7 @@ def known_truth(name: str, volume: Volume, encoder: SwinEncoder, views: int) -> 
     settings = EmbedSettings()
     embedding = finish(embed_volume(volume, encoder, settings))
     found: dict[tuple[bool, str], list[SelfCheck]] = {}
-    for seed in range(views):
+    for seed in range(FIRST_SEED, FIRST_SEED + views):
         in_plane = seed % 2 == 0
         known = finish(
             known_view(volume, encoder, settings, in_plane=in_plane, seed=seed, embedding=embedding)
@@ -85,7 +126,7 @@ def known_truth(name: str, volume: Volume, encoder: SwinEncoder, views: int) -> 
                 f"{np.mean(accuracy):.3f} ± {np.std(accuracy):.3f}",
                 f"{np.mean([check.median_mm for check in checks]):.2f}",
                 f"{np.mean([check.mean_mm for check in checks]):.2f}",
-                f"{np.mean([check.dustbin_right for check in checks]):.3f}",
+                _dustbin(checks),
             ]
         )
     patches = int(embedding.foreground.sum())
@@ -100,7 +141,7 @@ def known_truth(name: str, volume: Volume, encoder: SwinEncoder, views: int) -> 
                     "matching accuracy",
                     "median error, mm",
                     "mean error, mm",
-                    "partner or none right",
+                    "of those that left, found",
                 ],
                 rows,
             ),

@@ -17,6 +17,7 @@ __all__ = ["EVALUATE_SUMMARY", "evaluate_parser", "run_evaluate"]
 
 EVALUATE_SUMMARY = "Compare label maps with references: Dice and 95 % Hausdorff distance in mm."
 
+_LABEL_MAP = "label map"
 _LABEL_ENDING = ".labels"
 
 
@@ -125,11 +126,28 @@ def _cases(found: Path, reference: Path) -> tuple[list[ScanFile], list[Path]]:
 
 
 def _by_name(folder: Path) -> dict[Path, Path]:
-    """Label maps of a folder by where they lie in it, without ending."""
-    from napari_s2dc.volumes.io import find_volumes
+    """Label maps of a folder by where they lie in it, without ending.
 
-    named = {}
+    Of a scan and a label map of one name, the label map is meant; other results are no labels.
+    """
+    from napari_s2dc.volumes.io import find_volumes
+    from napari_s2dc.volumes.results import result_in
+
+    named: dict[Path, Path] = {}
     for path in find_volumes(folder):
+        kind = result_in(path)
+        if kind not in ("", _LABEL_MAP):
+            continue
         below = path.relative_to(folder) if path != folder else Path(path.name)
-        named[below.with_name(bare_name(below.name).removesuffix(_LABEL_ENDING))] = path
+        name = below.with_name(bare_name(below.name).removesuffix(_LABEL_ENDING))
+        other = named.setdefault(name, path)
+        if other is path:
+            continue
+        kept = [one for one in (other, path) if result_in(one) == _LABEL_MAP]
+        if len(kept) != 1:
+            raise S2DCError(
+                f"{other} and {path} have the same name without their endings.",
+                "Keep label maps in a folder of their own.",
+            )
+        named[name] = kept[0]
     return named

@@ -11,6 +11,7 @@ from napari_s2dc.engine.cli_scans import (
     ScanFile,
     add_shared_arguments,
     over_scans,
+    refuse_to_replace,
     scans_in,
     settings_of,
     targets_of,
@@ -86,7 +87,9 @@ def match_parser() -> ArgumentParser:
         action="store_true",
         help="Views of --self-check are turned and shifted in axial planes only, not in 3D.",
     )
-    parser.add_argument("--seed", type=int, default=0, help="Seed of the views.")
+    parser.add_argument(
+        "--seed", type=int | None, default=None, help="Seed of the views of --self-check."
+    )
     add_matching_arguments(parser)
     add_shared_arguments(parser)
     return parser
@@ -145,7 +148,7 @@ def run_match(
     rigid: bool,
     self_check: int,
     in_plane: bool,
-    seed: int,
+    seed: int | None,
     temperature: float | None,
     unmatched_similarity: float | None,
     prior: str | None,
@@ -168,7 +171,13 @@ def run_match(
             raise ConfigurationError(
                 "--self-check matches A with itself.", "Leave B, --out, --plan and --affine out."
             )
-        return _check_itself(Path(moving), embedded, matching, self_check, in_plane, seed, json)
+        return _check_itself(
+            Path(moving), embedded, matching, self_check, in_plane, seed or 0, json
+        )
+    if in_plane or seed is not None:
+        raise ConfigurationError(
+            "--in-plane and --seed are for views of --self-check.", "Leave them out."
+        )
     if out is None:
         raise ConfigurationError("--out is missing.", "Name a .csv file for the pairs.")
     return _match_all(Path(moving), reference, (out, plan, affine), embedded, matching, rigid, json)
@@ -191,8 +200,23 @@ def _match_all(
     out, plan, affine = outputs
     found = scans_in(reference)
     targets = targets_of(found, out, (".csv",), ".pairs.csv")
-    plans = None if plan is None else _others(found, plan, ".safetensors", ".plan.safetensors")
-    maps = None if affine is None else _others(found, affine, ".json", ".affine.json")
+    plans, maps = (
+        None
+        if name is None
+        else dict(
+            zip(
+                [scan.path for scan in found],
+                targets_of(found, name, (suffix,), ending, option),
+                strict=True,
+            )
+        )
+        for name, suffix, ending, option in (
+            (plan, ".safetensors", ".plan.safetensors", "--plan"),
+            (affine, ".json", ".affine.json", "--affine"),
+        )
+    )
+    for written in (targets, *(list(others.values()) for others in (plans, maps) if others)):
+        refuse_to_replace(written, [moving])
     a, grid_a = embedded.of(moving)
     # Only a scan can be mirrored, a file of its features cannot.
     mirrored = None
@@ -211,16 +235,17 @@ def _match_all(
             warnings.append(swapped)
         for sentence in warnings:
             tell(f"{scan.path}: {sentence}")
-        if maps is not None:
-            if result.alignment is None:
-                raise S2DCError(
-                    f"{scan.path}: the confident pairs agree on no map.", "Leave --affine out."
-                )
-            names = {"a": str(moving), "b": str(scan.path), "kind": "rigid" if rigid else "affine"}
-            save_affine(result.alignment, maps[scan.path], **names)
         if plans is not None:
             save_plan(match, plans[scan.path])
         save_pairs(result.pairs, target)
+        if maps is not None:
+            if result.alignment is None:
+                raise S2DCError(
+                    f"The confident pairs agree on no map, so --affine wrote none; the pairs are "
+                    f"in {target}."
+                )
+            names = {"a": str(moving), "b": str(scan.path), "kind": "rigid" if rigid else "affine"}
+            save_affine(result.alignment, maps[scan.path], **names)
         seconds = round(time.perf_counter() - started, 2)
         if not json:
             print(f"{target}: {_summary(a, b, result)}, {seconds:.1f} s")
@@ -238,12 +263,6 @@ def _match_all(
     if json:
         outcome.print_json(moving=str(moving))
     return outcome.exit_code
-
-
-def _others(scans: list[ScanFile], out: str, suffix: str, ending: str) -> dict[Path, Path]:
-    """Name a further result of every scan."""
-    targets = targets_of(scans, out, (suffix,), ending)
-    return {scan.path: target for scan, target in zip(scans, targets, strict=True)}
 
 
 def kinds_of(one: tuple[Path, Volume], other: tuple[Path, Volume]) -> tuple[str, str] | None:

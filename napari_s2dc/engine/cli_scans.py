@@ -25,6 +25,7 @@ __all__ = [
     "bare_name",
     "encoder_of",
     "over_scans",
+    "refuse_to_replace",
     "read_scan",
     "scans_in",
     "settings_of",
@@ -182,7 +183,11 @@ def _with_own_names(scans: Sequence[ScanFile]) -> list[ScanFile]:
 
 
 def targets_of(
-    scans: Sequence[ScanFile], out: str | None, endings: tuple[str, ...], ending: str
+    scans: Sequence[ScanFile],
+    out: str | None,
+    endings: tuple[str, ...],
+    ending: str,
+    option: str = "--out",
 ) -> list[Path]:
     """Name the result of every scan.
 
@@ -197,21 +202,49 @@ def targets_of(
         Endings that mean a file.
     ending : str
         What results in a folder end with.
+    option : str
+        Where `out` was given.
 
     Raises
     ------
     ConfigurationError
-        A file is named for the results of several scans.
+        A file is named for the results of several scans, it has another ending, or a result would
+        take the place of a scan.
     """
     if out is None:
         return [scan.path.parent / f"{scan.name.name}{ending}" for scan in scans]
-    if not out.lower().endswith(endings):
-        return [Path(out) / scan.name.with_name(scan.name.name + ending) for scan in scans]
-    if len(scans) > 1:
-        raise ConfigurationError(
-            f"{out} is one file, but there are {len(scans)} scans.", "Name a folder for --out."
-        )
-    return [Path(out)]
+    if out.lower().endswith(endings):
+        if len(scans) > 1:
+            raise ConfigurationError(
+                f"{out} is one file, but there are {len(scans)} scans.",
+                f"Name a folder for {option}.",
+            )
+        targets = [Path(out)]
+    else:
+        if Path(out).suffix[1:].isalpha() and not Path(out).is_dir():
+            raise ConfigurationError(
+                f"{option} {out} has an ending that is not written here.",
+                f"Use {' or '.join(endings)}, or name a folder.",
+            )
+        targets = [Path(out) / scan.name.with_name(scan.name.name + ending) for scan in scans]
+    refuse_to_replace(targets, [scan.path for scan in scans])
+    return targets
+
+
+def refuse_to_replace(targets: Sequence[Path], inputs: Sequence[Path]) -> None:
+    """Refuse results that would take the place of a file that is read.
+
+    Raises
+    ------
+    ConfigurationError
+        One would.
+    """
+    read = {path.resolve() for path in inputs}
+    for target in targets:
+        if target.resolve() in read:
+            raise ConfigurationError(
+                f"{target} is read here and would be replaced by the result.", "Name another file."
+            )
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from napari_s2dc.engine.cli_embedded import EmbeddedScans, is_embedding_file, require_same_encoder
 from napari_s2dc.engine.cli_match import add_matching_arguments, kinds_of, matching_of
@@ -14,6 +14,7 @@ from napari_s2dc.engine.cli_scans import (
     ScanFile,
     add_shared_arguments,
     over_scans,
+    refuse_to_replace,
     scans_in,
     settings_of,
     targets_of,
@@ -41,6 +42,7 @@ class _Atlas:
 
     path: Path
     embedding: Embedding
+    mirrored: Embedding
     scan: Volume
     labels: Volume
 
@@ -75,7 +77,21 @@ def transfer_parser() -> ArgumentParser:
         "--confidence",
         type=str | None,
         default=None,
-        help="Map of how sure each voxel is, 0 to 1; a file or folder like --out.",
+        help="Map of how sure each voxel is, 0 to 1; a file or folder like --out. Of several "
+        "atlases, the mean; those that say another class count as 0.",
+    )
+    parser.add_argument(
+        "--refine",
+        type=Literal["scans", "pairs", "none"],
+        default="scans",
+        help="How labels follow the matched pairs: refined on both scans, bent through the pairs "
+        "by a thin-plate spline, or by the pairs' affine map alone.",
+    )
+    parser.add_argument(
+        "--sharpen-borders",
+        action="store_true",
+        help="Let a random walker decide unsure borders by intensities and features; for "
+        "structures with sharp edges.",
     )
     add_matching_arguments(parser)
     add_shared_arguments(parser)
@@ -87,6 +103,8 @@ def run_transfer(
     atlas: list[str],
     out: str,
     confidence: str | None,
+    refine: Literal["scans", "pairs", "none"],
+    sharpen_borders: bool,
     temperature: float | None,
     unmatched_similarity: float | None,
     prior: str | None,
@@ -97,10 +115,12 @@ def run_transfer(
     json: bool,
 ) -> int:
     """Carry labels to every scan and return the exit code: 0, or 2 when none could be used."""
+    from napari_s2dc.engine.label_borders import refine_borders
     from napari_s2dc.engine.match import match_embeddings
-    from napari_s2dc.engine.match_checks import warnings_before
+    from napari_s2dc.engine.match_checks import assess, mirror_warning
     from napari_s2dc.engine.progress import finish_with_bar
-    from napari_s2dc.engine.transfer import fuse, transfer_labels
+    from napari_s2dc.engine.registration import RegistrationSettings
+    from napari_s2dc.engine.transfer import TransferSettings, fuse, transfer_labels
     from napari_s2dc.volumes.writing import write_volume
 
     matching = matching_of(temperature, unmatched_similarity, prior)
@@ -109,9 +129,17 @@ def run_transfer(
     targets = targets_of(found, out, MAPS, _ENDING)
     maps = None
     if confidence is not None:
-        written = targets_of(found, confidence, MAPS, _CONFIDENCE_ENDING)
-        maps = {scan.path: target for scan, target in zip(found, written, strict=True)}
+        others = targets_of(found, confidence, MAPS, _CONFIDENCE_ENDING, "--confidence")
+        maps = {scan.path: target for scan, target in zip(found, others, strict=True)}
     pairs = [_split(text) for text in atlas]
+    written = [*targets, *(maps.values() if maps else ())]
+    refuse_to_replace(written, [path for pair in pairs for path in pair])
+    if len(set(written)) < len(written):
+        raise ConfigurationError(f"--out and --confidence both name {out}.", "Name two files.")
+    settings = TransferSettings()
+    if refine != "scans":
+        steps = RegistrationSettings(affine_steps=0, bending_steps=0)
+        settings = TransferSettings(bend_by_pairs=refine == "pairs", registration=steps)
     atlases = [_read(scan, labels, embedded) for scan, labels in pairs]
 
     def work(scan: ScanFile, target: Path) -> dict[str, Any]:
@@ -127,11 +155,13 @@ def run_transfer(
         for one in atlases:
             require_same_encoder(one.embedding, own, one.path, scan.path)
             kinds = kinds_of((one.path, one.scan), (scan.path, grid))
-            warnings += warnings_before(one.embedding, own, kinds)
             match = match_embeddings(one.embedding, own, matching)
+            warnings += assess(match, kinds=kinds).warnings
+            if swapped := mirror_warning(match, one.mirrored, matching):
+                warnings.append(swapped)
             try:
                 transfers.append(
-                    finish_with_bar(transfer_labels(match, one.labels, one.scan, grid))
+                    finish_with_bar(transfer_labels(match, one.labels, one.scan, grid, settings))
                 )
             except S2DCError as error:
                 reasons.append(f"{one.path} could not be used: {error}")
@@ -140,6 +170,8 @@ def run_transfer(
         for sentence in [*warnings, *reasons]:
             tell(f"{scan.path}: {sentence}")
         result = transfers[0] if len(transfers) == 1 else fuse(transfers)
+        if sharpen_borders:
+            result = refine_borders(result, grid, own)
         write_volume(
             target,
             result.labels.array,
@@ -204,6 +236,8 @@ def _split(text: str) -> tuple[Path, Path]:
 
 def _read(path: Path, label_path: Path, embedded: EmbeddedScans) -> _Atlas:
     from napari_s2dc.engine.evaluate import require_same_grid
+    from napari_s2dc.engine.match_checks import embed_mirrored
+    from napari_s2dc.engine.progress import finish_with_bar
     from napari_s2dc.volumes.io import read_volume
 
     if is_embedding_file(path):
@@ -216,4 +250,5 @@ def _read(path: Path, label_path: Path, embedded: EmbeddedScans) -> _Atlas:
     require_same_grid(scan, labels)
     if not len(_labels_of(labels)):
         raise S2DCError(f"{label_path} holds no class other than background.")
-    return _Atlas(path, embedded.embed(scan), scan, labels)
+    mirrored = finish_with_bar(embed_mirrored(scan, embedded.network, embedded.settings))
+    return _Atlas(path, embedded.embed(scan), mirrored, scan, labels)

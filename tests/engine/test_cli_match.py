@@ -67,7 +67,7 @@ def test_match_writes_pairs_plan_and_map(
         rows = list(csv.DictReader(stream))
     assert len(rows) == one["pairs"] > one["confident"] / 2 > 5
     same = [row["a_mm_z"] == row["b_mm_z"] for row in rows[:5]]
-    assert len(same) == 5
+    assert all(same)
     stored = json.loads(files[2].read_text())
     assert stored["kind"] == "affine"
     assert stored["inliers"] == one["affine"]["inliers"]
@@ -138,6 +138,9 @@ def test_self_check_prints_the_known_truth(
         (["{1}", "{2}", "--out", "x.csv", "--temperature", "0"], "temperature"),
         (["{1}", "{2}", "{1}", "--out", "x.csv"], "Name a folder"),
         (["missing.nii", "{2}", "--out", "x.csv"], "missing.nii"),
+        (["{1}", "{2}", "--out", "pairs.txt"], "ending that is not written here"),
+        (["{1}", "{2}", "--out", "x.csv", "--seed", "2"], "are for views of --self-check"),
+        (["{1}", "{2}", "{1}", "--out", "d", "--plan", "x.safetensors"], "folder for --plan"),
     ],
 )
 def test_wrong_uses_of_match_are_one_sentence(
@@ -242,7 +245,67 @@ def test_wrong_atlases_are_one_sentence(
     assert not (tmp_path / "x.nii.gz").exists()
 
 
+def test_an_input_is_never_replaced(
+    scans: Path, checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own, mask = tmp_path / "own.nii.gz", tmp_path / "mask.nii.gz"
+    shutil.copy(image(scans, 1), own)
+    shutil.copy(labels(scans, 1), mask)
+    before = own.read_bytes(), mask.read_bytes()
+    start = ["transfer", "--atlas", f"{image(scans, 2)}:{mask}", str(own), "--out"]
+    for rest in (
+        [str(own)],
+        [str(mask)],
+        [str(tmp_path / "x.nii.gz"), "--confidence", str(own)],
+        [str(tmp_path / "x.nii.gz"), "--confidence", str(tmp_path / "x.nii.gz")],
+    ):
+        assert run(*start, *rest, encoder=checkpoint) == 2
+        error = capsys.readouterr().err
+        assert "would be replaced" in error or "both name" in error
+    assert (own.read_bytes(), mask.read_bytes()) == before
+
+
+def test_transfer_says_what_is_doubtful_and_follows_its_options(
+    scans: Path, checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original = nibabel.load(image(scans, 1))
+    flipped = nibabel.Nifti1Image(np.asarray(original.dataobj)[::-1], original.affine)
+    nibabel.save(flipped, tmp_path / "flipped.nii.gz")
+    atlas = ["--atlas", f"{image(scans, 1)}:{labels(scans, 1)}"]
+    found = []
+    for options in ([], ["--refine", "pairs"], ["--refine", "none"], ["--sharpen-borders"]):
+        out = tmp_path / "out.nii.gz"
+        arguments = [*atlas, image(scans, 2), "--out", str(out), *options]
+        assert run("transfer", *arguments, encoder=checkpoint) == 0
+        assert "left and right swapped" not in capsys.readouterr().err
+        found.append(np.asarray(nibabel.load(out).dataobj).tobytes())
+    assert len(set(found)) == 4
+    target = str(tmp_path / "flipped.nii.gz")
+    arguments = [*atlas, target, "--out", str(tmp_path / "mirrored.nii.gz")]
+    assert run("transfer", *arguments, encoder=checkpoint) == 0
+    assert "left and right swapped" in capsys.readouterr().err
+
+
 # ------------------------------------------------------------------------------ evaluate
+def test_evaluate_takes_the_label_map_where_it_lies_beside_its_scan(
+    scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = tmp_path / "found"
+    found.mkdir()
+    shutil.copy(image(scans, 1), found / "torso1.nii.gz")
+    truth = read_volume(labels(scans, 1), labels=True)
+    write_volume(found / "torso1.labels.nii.gz", truth.array, truth, result="label map")
+    confidence = np.ones(truth.shape, np.float32)
+    write_volume(found / "torso1.confidence.nii.gz", confidence, truth, result="confidence map")
+    assert main(["evaluate", str(found), str(scans / "labels"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["mean_dice"] == 1
+    # Two that nothing tells apart.
+    shutil.copy(labels(scans, 2), found / "torso2.nii.gz")
+    shutil.copy(labels(scans, 2), found / "torso2.labels.nii.gz")
+    assert main(["evaluate", str(found), str(scans / "labels")]) == 2
+    assert "the same name" in capsys.readouterr().err
+
+
 def test_evaluate_compares_folders_by_name(
     scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
