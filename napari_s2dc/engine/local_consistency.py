@@ -16,8 +16,8 @@ from napari_s2dc.volumes.volume import Volume
 __all__ = ["VIEWS", "consistency_near"]
 
 VIEWS = 4
-"""Enough to tell high from low: over 14 patches of a mouse brain the values correlated with the map of
-eight views at 0.84, two maps of other seeds with each other at 0.71."""
+"""Enough to tell high from low: for 14 patches of a mouse brain the values correlated with the
+map's at 0.84, and two maps of different seeds with each other at 0.71."""
 
 
 def consistency_near(
