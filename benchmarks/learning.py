@@ -29,6 +29,7 @@ SHOWN_SETTINGS = (
     ("model", "head_layers"),
     ("model", "teacher_momentum"),
     ("optimizer", "learning_rate"),
+    ("views", "matching"),
     ("loss", "temperature"),
     ("trainer", "max_steps"),
 )
