@@ -30,7 +30,7 @@ def open_match() -> None:
     _open("Match")
 
 
-def open_tab(viewer: Viewer, tab: str) -> Workbench:
+def open_tab(viewer: Viewer, tab: str, *, take_active: bool = True) -> Workbench:
     """Bring the viewer's workbench to the front, opening it first where there is none.
 
     Parameters
@@ -39,6 +39,8 @@ def open_tab(viewer: Viewer, tab: str) -> Workbench:
         The viewer.
     tab : str
         Title of the tab to show.
+    take_active : bool
+        Choose the active layer on it; a workbench that opens does so anyway.
 
     Returns
     -------
@@ -52,7 +54,8 @@ def open_tab(viewer: Viewer, tab: str) -> Workbench:
     if workbench is None:
         workbench = Workbench(viewer)
         viewer.window.add_dock_widget(workbench, name=DOCK, area="right")
-    workbench.show_tab(tab)
+        take_active = True
+    workbench.show_tab(tab, take_active=take_active)
     return workbench
 
 

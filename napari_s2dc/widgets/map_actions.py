@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from weakref import ref
 
 import numpy as np
 from qtpy.QtCore import QObject
 
+from napari_s2dc.widgets.layers import plain
 from napari_s2dc.widgets.match_actions import MatchActions
 from napari_s2dc.widgets.match_places import finest_step
 from napari_s2dc.widgets.match_tab import MatchTab
-from napari_s2dc.widgets.session import Session
+from napari_s2dc.widgets.session import AppliedMap, Session
 from napari_s2dc.widgets.volumes_of_layers import world_matrix
 
 __all__ = ["MapActions"]
-
-
-@dataclass(frozen=True, eq=False)
-class _Applied:
-    """What a layer's affine was before the map was applied, and what it became."""
-
-    layer: Any
-    before: np.ndarray
-    after: np.ndarray
 
 
 class MapActions(QObject):
@@ -53,18 +43,18 @@ class MapActions(QObject):
     ) -> None:
         super().__init__(parent)
         self._session, self._tab, self._matching, self._tell = session, tab, matching, tell
-        self._applied: _Applied | None = None
         tab.apply_changed.connect(self._on_button)
         tab.beside_changed.connect(self._on_beside)
         matching.choices_changed.connect(self.update)
 
     def update(self) -> None:
         """Say what the button will do, or why it cannot."""
-        applied = self._applied
-        if applied is not None and self._session.has(applied.layer):
-            self._tab.show_apply(f"Undo the map of {applied.layer.name}", "", applied=True)
+        applied = self._session.applied
+        moved = None if applied is None else applied.layer()
+        if moved is not None and self._session.has(moved):
+            self._tab.show_apply(f"Undo the map of {moved.name}", "", applied=True)
             return
-        self._applied = None
+        self._session.applied = None
         scans, found = self._matching.scans, self._matching.found
         if scans is None or found is None:
             self._tab.show_apply("Apply the map", "Match two scans first")
@@ -85,7 +75,7 @@ class MapActions(QObject):
         self.update()
 
     def _on_beside(self, on: bool) -> None:
-        if on and self._applied is not None:
+        if on and self._session.applied is not None:
             self._tab.apply_button.setChecked(False)
 
     def _apply(self) -> None:
@@ -99,21 +89,23 @@ class MapActions(QObject):
         to_world_a = world_matrix(layer) @ finest_step(scans.embedded)
         to_world_b = world_matrix(scans.reference) @ finest_step(scans.partner)
         matrix = to_world_b @ np.linalg.inv(b.affine) @ found.alignment.matrix
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Non-orthogonal slicing", UserWarning)
-            layer.affine = matrix @ a.affine @ np.linalg.inv(to_world_a) @ before
-        self._applied = _Applied(layer, before, np.array(layer.affine.affine_matrix))
+        layer.affine = matrix @ a.affine @ np.linalg.inv(to_world_a) @ before
+        after = np.array(layer.affine.affine_matrix)
+        self._session.applied = AppliedMap(ref(plain(layer)), before, after)
         self._tell(
             f"{layer.name} is moved by the map; the same button moves it back. In 2D napari leaves "
             "out how the map tilts the slices; the 3D view shows all of it."
         )
 
     def _undo(self) -> None:
-        applied, self._applied = self._applied, None
-        if applied is None or not self._session.has(applied.layer):
+        applied = self._session.applied
+        layer = None if applied is None else applied.layer()
+        if applied is None or layer is None or not self._session.has(layer):
             return
-        if not np.array_equal(applied.layer.affine.affine_matrix, applied.after):
-            self._tell(f"{applied.layer.name} was moved since, so it is left where it is.")
+        untouched = self._session.applied_to(layer) is not None
+        self._session.applied = None
+        if not untouched:
+            self._tell(f"{layer.name} was moved since, so it is left where it is.")
             return
-        applied.layer.affine = applied.before
-        self._tell(f"{applied.layer.name} is back where it was.")
+        layer.affine = applied.before
+        self._tell(f"{layer.name} is back where it was.")

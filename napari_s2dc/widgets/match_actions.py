@@ -61,6 +61,8 @@ class MatchActions(QObject):
         self._scans: MatchedScans | None = None
         self._found: Assessment | None = None
         self._views = 0
+        self._suspended = False
+        self._reference_is_users = False
         self._labels_of: ref[Any] | None = None
         tab.match_wanted.connect(self.match)
         tab.scans_changed.connect(self.update)
@@ -68,6 +70,7 @@ class MatchActions(QObject):
         tab.beside_changed.connect(self.place)
         tab.unmatched_changed.connect(lambda on: self.layers.show_unmatched(on))
         tab.export_wanted.connect(self._export)
+        tab.reference.activated.connect(self._on_reference)  # by the user, not by the program
         session.embedding_changed.connect(self._on_embedding)
 
     @property
@@ -84,17 +87,9 @@ class MatchActions(QObject):
     def offer(self) -> None:
         """Renew the choices after layers came, went or changed name; drop a match without them."""
         layers = list(self._session.viewer.layers)
-        alone = self._tab.reference.layer is None
         self._tab.moving.offer(layers)
         self._tab.reference.offer(layers)
         self._tab.labels.offer(layers)
-        others = [
-            layer
-            for layer in self._session.embedded_layers()
-            if plain(layer) is not self._tab.moving.layer
-        ]
-        if alone and others and self._scans is None:
-            self._tab.reference.choose(others[-1])
         scans = self._scans
         if scans is not None and not (
             self._session.has(scans.moving)
@@ -103,6 +98,16 @@ class MatchActions(QObject):
             self._forget()
             self._tell("A matched volume was removed, so the match is gone.")
         self.update()
+
+    def _on_reference(self, _: int) -> None:
+        self._reference_is_users = True
+
+    def _suggest_reference(self) -> None:
+        """Choose another embedded volume where none is chosen."""
+        moving = self._tab.moving.layer
+        others = [one for one in self._session.embedded_layers() if plain(one) is not moving]
+        if self._tab.reference.layer is None and others and self._scans is None:
+            self._tab.reference.choose(others[-1])
 
     def _suggest_labels(self) -> None:
         """Choose the labels whose name is most like that of another moving scan than before."""
@@ -119,7 +124,7 @@ class MatchActions(QObject):
         """Take a layer as the moving one, and another one as reference where it was that one."""
         if self._tab.moving.choose(layer) and self._tab.reference.layer is self._tab.moving.layer:
             self._tab.reference.choose(None)
-            self.offer()
+            self._suggest_reference()
 
     def update(self) -> None:
         """Say what the buttons will do, or why they cannot."""
@@ -154,6 +159,8 @@ class MatchActions(QObject):
         if scans is not None and plain(layer) in (scans.moving, scans.reference):
             self._forget()  # it was made of other features
         self.offer()
+        if not self._reference_is_users:
+            self._suggest_reference()
 
     def _forget(self) -> None:
         self._jobs.cancel("mirror")
@@ -161,6 +168,7 @@ class MatchActions(QObject):
         self._scans, self._found = None, None
         self._tab.show_match("", 0)
         self.match_changed.emit()
+        self.update()
 
     # -------------------------------------------------------------------------------- matching
     def match(self) -> None:
@@ -186,8 +194,7 @@ class MatchActions(QObject):
 
         def done(found: tuple[Any, Assessment]) -> None:
             match, assessment = found
-            if not (self._session.has(moving) and self._session.has(reference)):
-                self._tell("A volume was removed, so the match is not shown.")
+            if self._is_outdated(moving, a) or self._is_outdated(reference, b):
                 return
             self._show(MatchedScans(match, assessment.pairs, moving, a, reference, b), assessment)
             self._check_mirrored(match, a, chosen)
@@ -198,6 +205,16 @@ class MatchActions(QObject):
             lambda: _match(a, b, chosen),
             done,
         )
+
+    def _is_outdated(self, layer: Layer, embedded: Embedded) -> bool:
+        """Whether a layer went or was embedded anew while it was matched; says so."""
+        if not self._session.has(layer):
+            self._tell("A volume was removed, so the match is not shown.")
+        elif self._session.embedded(layer) is not embedded:
+            self._tell(f"{layer.name} was embedded anew, so the match of before is not shown.")
+        else:
+            return False
+        return True
 
     def _show(self, scans: MatchedScans, found: Assessment, summary: str = "") -> None:
         self._scans, self._found = scans, found
@@ -212,14 +229,13 @@ class MatchActions(QObject):
             )
         self._tab.show_match(summary, len(found.pairs))
         self._tab.show_warnings(found.warnings)
-        self.layers.show(scans, beside=self._tab.beside.isChecked(), keep=[self._tab.labels.layer])
-        self._draw()
-        self.match_changed.emit()
+        self.layers.take(scans)
+        if not self._suspended:  # else it is placed when the panel is shown again
+            self.place(self._tab.beside.isChecked())
         self.update()
 
     def _show_check(self, moving: Layer, a: Embedded, check: SelfCheck, found: Assessment) -> None:
-        if not self._session.has(moving):
-            self._tell("The volume was removed, so the match is not shown.")
+        if self._is_outdated(moving, a):
             return
         scans = MatchedScans(check.match, found.pairs, moving, a, view=check.known.image)
         self._show(scans, found, f"Known truth: {check.sentence}")
@@ -250,12 +266,16 @@ class MatchActions(QObject):
 
     def suspend(self) -> None:
         """Show the user's layers as they were, while the panel is hidden."""
+        self._suspended = True
         self.layers.withdraw()
 
     def resume(self) -> None:
         """Show the match again."""
+        self._suspended = False
         if self._scans is not None:
             self.place(self._tab.beside.isChecked())
+        elif not self._reference_is_users:
+            self._suggest_reference()
 
     def _draw(self) -> None:
         self._show_pairs()

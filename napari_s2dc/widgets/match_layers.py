@@ -45,11 +45,10 @@ class MatchLayers:
         self._carried: Any | None = None
 
     # ------------------------------------------------------------------------------ placing
-    def show(self, scans: MatchedScans, *, beside: bool, keep: Sequence[Any] = ()) -> None:
-        """Take another match; its layers come when they are asked for."""
+    def take(self, scans: MatchedScans) -> None:
+        """Take another match; `place` shows it."""
         self.close()
         self._scans = scans
-        self.place(beside=beside, keep=keep)
 
     def close(self) -> None:
         """Take everything away that belongs to the match, and show what was hidden."""

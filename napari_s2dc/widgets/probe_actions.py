@@ -166,10 +166,11 @@ class ProbeActions(QObject):
         return token is not None and bool(embedded.embedding.foreground[token])
 
     def _find(self, point: ProbePoint) -> tuple[Any, Embedded, Token] | None:
-        """Embedded layer and voxel under a point: the chosen volume first, then visible ones."""
+        """Find the embedded layer and voxel under a point: one in sight first, then the chosen."""
         chosen = plain(self._current())
         layers = [plain(layer) for layer in self._session.embedded_layers()]
-        layers.sort(key=lambda layer: layer is not chosen)  # stable: the others keep their order
+        # Stable: the others keep their order.
+        layers.sort(key=lambda layer: (not layer.visible, layer is not chosen))
         for layer in layers:
             embedded = self._session.embedded(layer)
             if embedded is None or not (layer.visible or layer is chosen):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from napari_s2dc.engine.embed import Embedding, EmbedSettings
     from napari_s2dc.method.encoder import SwinEncoder
 
-__all__ = ["Embedded", "LoadedEncoder", "Session", "session_of"]
+__all__ = ["AppliedMap", "Embedded", "LoadedEncoder", "Session", "session_of"]
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,23 @@ class Embedded:
         return (voxel + 0.5) * factors - 0.5
 
 
+@dataclass(frozen=True, eq=False)
+class AppliedMap:
+    """A layer that a map has moved.
+
+    Parameters
+    ----------
+    layer : weak reference
+        The layer.
+    before, after : np.ndarray
+        Its affine, (4, 4), before the map was applied, and with it.
+    """
+
+    layer: weakref.ref[Any]
+    before: np.ndarray
+    after: np.ndarray
+
+
 class Session(QObject):
     """Encoder and embeddings of one viewer, held once however many panels show them.
 
@@ -122,6 +139,7 @@ class Session(QObject):
         super().__init__()
         self.viewer = viewer
         self.overlays = Overlays(viewer)
+        self.applied: AppliedMap | None = None
         self._encoder: LoadedEncoder | None = None
         self._embedded: weakref.WeakKeyDictionary[Any, Embedded] = weakref.WeakKeyDictionary()
 
@@ -147,6 +165,15 @@ class Session(QObject):
     def embedded_layers(self) -> list[Layer]:
         """Layers of the viewer that are embedded, in the viewer's order."""
         return [layer for layer in self.viewer.layers if plain(layer) in self._embedded]
+
+    def applied_to(self, layer: Layer) -> AppliedMap | None:
+        """Give the map that has moved a layer, unless something else has moved it since."""
+        import numpy as np
+
+        applied = self.applied
+        if applied is None or applied.layer() is not plain(layer):
+            return None
+        return applied if np.array_equal(layer.affine.affine_matrix, applied.after) else None
 
     def has(self, layer: Layer | None) -> bool:
         """Whether a layer is still in the viewer."""

@@ -51,6 +51,6 @@ def _action_of(tab: str) -> Callable[[Viewer], None]:
     def act(viewer: Viewer) -> None:
         from napari_s2dc.widgets.commands import open_tab
 
-        open_tab(viewer, tab).main_action(tab)
+        open_tab(viewer, tab, take_active=False).main_action(tab)
 
     return act

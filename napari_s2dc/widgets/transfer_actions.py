@@ -13,6 +13,7 @@ from napari_s2dc.widgets.match_actions import MatchActions
 from napari_s2dc.widgets.match_places import MatchedScans, finest_step
 from napari_s2dc.widgets.match_tab import MatchTab
 from napari_s2dc.widgets.session import Session
+from napari_s2dc.widgets.volumes_of_layers import world_matrix
 from napari_s2dc.widgets.workers import Jobs
 
 if TYPE_CHECKING:
@@ -64,21 +65,38 @@ class TransferActions(QObject):
             self._tab.show_transfer(
                 "Transfer labels", f"Open a labels layer on the grid of {scans.moving.name} first"
             )
-        elif tuple(labels.data.shape) != _finest_shape(scans.moving):
-            self._tab.show_transfer(
-                "Transfer labels", f"{labels.name} does not lie on the grid of {scans.moving.name}"
-            )
         else:
-            self._tab.show_transfer(f"Transfer {labels.name} to {scans.name_of_b}", "")
+            problem = self._problem(scans, labels)
+            words = "Transfer labels" if problem else f"Transfer {labels.name} to {scans.name_of_b}"
+            self._tab.show_transfer(words, problem)
+
+    def _problem(self, scans: MatchedScans, labels: Any) -> str:
+        """Why labels are not those of the moving scan; empty when they are."""
+        moving = scans.moving
+        if _finest(labels).shape != _finest(moving).shape:
+            return f"{labels.name} does not lie on the grid of {moving.name}"
+        places = [world_matrix(moving)]
+        applied = self._session.applied_to(moving)
+        if applied is not None:  # labels stay where they are when the map moves their scan
+            places.append(applied.before @ np.linalg.inv(applied.after) @ places[0])
+        lies = world_matrix(labels)
+        if not any(np.allclose(lies, place, atol=1e-4) for place in places):
+            return f"{labels.name} has the grid of {moving.name} but lies elsewhere"
+        return ""
 
     def transfer(self) -> None:
         """Carry the chosen labels in a thread and show them with their confidence."""
         scans, labels = self._matching.scans, self._tab.labels.layer
         if scans is None or scans.partner is None or labels is None:
             return
+        problem = self._problem(scans, labels)  # moved since the button was enabled
+        if problem:
+            self.update()
+            self._tell(f"{problem}.")
+            return
         # Where the finest level lay when the scan was embedded, wherever it is shown by now.
         place = scans.embedded.source.affine @ np.linalg.inv(finest_step(scans.embedded))
-        data = labels.data
+        data = _finest(labels)
         name = str(labels.name)
         moving, target, match = scans.embedded.source, scans.partner.source, scans.match
 
@@ -123,6 +141,6 @@ class TransferActions(QObject):
         )
 
 
-def _finest_shape(layer: Any) -> tuple[int, ...]:
-    data = layer.data[0] if layer.multiscale else layer.data
-    return tuple(int(size) for size in data.shape)
+def _finest(layer: Any) -> Any:
+    """Give the data of the finest level."""
+    return layer.data[0] if layer.multiscale else layer.data

@@ -92,6 +92,12 @@ class Workbench(QWidget):
         column.addWidget(self.task_bar)
         self.setMinimumWidth(415)  # as wide as the Consistency tab with its scroll bar
 
+        # One tool has the mouse; connected first, so that it is free before the next one takes it.
+        for pressed, other in (
+            (self.match_tab.pointing_changed, self.probe_tab.probe_button),
+            (self.probe_tab.probing_changed, self.match_tab.pointing),
+        ):
+            pressed.connect(functools.partial(_release, other))
         self._mouse = ProbeMouse(self._viewer, self._hits_tissue, self)
         self.encoders = EncoderActions(self.session, self.header, self.embed_tab, self.jobs, self)
         self.embedding = EmbedActions(
@@ -127,12 +133,6 @@ class Workbench(QWidget):
             self.session, self.match_tab, self.matching, self.jobs, self.tell, self
         )
         self.map = MapActions(self.session, self.match_tab, self.matching, self.tell, self)
-        # One tool has the mouse.
-        for tool, other in (
-            (self.match_tab.pointing, self.probe_tab.probe_button),
-            (self.probe_tab.probe_button, self.match_tab.pointing),
-        ):
-            tool.toggled.connect(functools.partial(_release, other))
         self.jobs.failed.connect(self.tell)
         self.probing.patch_chosen.connect(self.scatter.mark_token)
         self.header.volume_changed.connect(self._offer_targets)
@@ -148,12 +148,14 @@ class Workbench(QWidget):
         self.message.setText(sentence)
         self.message.setVisible(bool(sentence))
 
-    def show_tab(self, title: str) -> None:
-        """Bring the workbench and a tab of it to the front, with the active layer chosen."""
+    def show_tab(self, title: str, *, take_active: bool = True) -> None:
+        """Bring the workbench and a tab of it to the front, the active layer chosen if wanted."""
         self._come_forward()
         for index in range(self.tabs.count()):
             if self.tabs.tabText(index) == title:
                 self.tabs.setCurrentIndex(index)
+        if not take_active:
+            return
         self._follow_active()
         active = self._viewer.layers.selection.active
         if title == "Match" and active is not None:

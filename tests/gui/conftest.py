@@ -19,6 +19,7 @@ if not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
     pytest.skip("no screen: run the tests with make test", allow_module_level=True)
 
 from napari_s2dc._reader import layer_data
+from napari_s2dc.widgets.placement import geometry_of
 from napari_s2dc.widgets.preferences import Preferences
 from napari_s2dc.widgets.workbench import Workbench
 
@@ -49,6 +50,7 @@ def own_folders(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatc
         embed_actions,
         encoder_actions,
         feature_views,
+        match_actions,
         scatter_views,
     )
     from napari_s2dc.widgets import workbench as workbench_module
@@ -59,6 +61,7 @@ def own_folders(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatc
         embed_actions,
         encoder_actions,
         feature_views,
+        match_actions,
         scatter_views,
         workbench_module,
     )
@@ -131,6 +134,30 @@ def embedded(workbench: Workbench, scan: Any, qtbot: Any) -> Workbench:
     return workbench
 
 
+@pytest.fixture
+def other(viewer: Any, scan: Any) -> Any:
+    """Open another torso that lies elsewhere."""
+    return add_phantom(viewer, seed=2, translate=(10.0, -200.0, 35.0), metadata={})
+
+
+@pytest.fixture
+def pair(workbench: Workbench, scan: Any, other: Any, qtbot: Any) -> Workbench:
+    """Embed both torsos and choose them on the Match tab."""
+    for layer in (other, scan):
+        embed(workbench, layer, qtbot)
+    workbench.tabs.setCurrentIndex(2)
+    workbench.match_tab.moving.choose(scan)
+    workbench.match_tab.reference.choose(other)
+    return workbench
+
+
+@pytest.fixture
+def matched(pair: Workbench, qtbot: Any) -> Workbench:
+    """Match the two torsos."""
+    match(pair, qtbot)
+    return pair
+
+
 def add_phantom(viewer: Any, seed: int, **changes: Any) -> Any:
     """Add a phantom scan as the reader would."""
     from napari.layers import Layer
@@ -170,3 +197,30 @@ def probe_at(workbench: Workbench, layer: Any, voxel: tuple[float, ...], qtbot: 
     world = tuple(layer.data_to_world(voxel))
     workbench.probing.probe(ProbePoint(world, REPLACE, None, [1, 2], False, False))
     qtbot.waitUntil(lambda: not workbench.probing._panel.isActive())
+
+
+def match(workbench: Workbench, qtbot: Any) -> None:
+    """Press the button and wait for the match and its checks."""
+    workbench.match_tab.match_button.click()
+    qtbot.waitUntil(lambda: workbench.matching.scans is not None, timeout=60_000)
+    qtbot.waitUntil(lambda: not workbench.jobs.is_running("mirror"), timeout=60_000)
+
+
+def named(viewer: Any, title: str) -> Any:
+    """Give the only layer whose name ends so."""
+    (layer,) = [layer for layer in viewer.layers if layer.name.endswith(title)]
+    return layer
+
+
+def add_labels(viewer: Any, scan: Any) -> Any:
+    """Open the phantom's organs as labels on its grid."""
+    from napari_s2dc.volumes.phantom import LABELS, phantom
+
+    _, organs = phantom(SHAPE, seed=1)
+    return viewer.add_labels(
+        organs.array,
+        name="torso 1 labels",
+        features={"index": [0, *LABELS], "name": ["background", *LABELS.values()]},
+        colormap={1: "red", 2: "blue", None: "green"},
+        **geometry_of(scan),
+    )

@@ -16,7 +16,7 @@ from napari_s2dc.widgets.match_tab import BY_PLACE
 from napari_s2dc.widgets.placement import geometry_of
 from napari_s2dc.widgets.probe_mouse import ProbePoint
 from napari_s2dc.widgets.workbench import Workbench
-from tests.gui.conftest import SHAPE, add_phantom, embed
+from tests.gui.conftest import SHAPE, add_labels, embed, match, named
 
 
 def state_of(layer: Any) -> dict[str, Any]:
@@ -29,39 +29,6 @@ def state_of(layer: Any) -> dict[str, Any]:
         "data": id(layer.data),
         "selected": layer in layer._test_viewer.layers.selection,
     }
-
-
-def match(workbench: Workbench, qtbot: Any) -> None:
-    workbench.match_tab.match_button.click()
-    qtbot.waitUntil(lambda: workbench.matching.scans is not None, timeout=60_000)
-    qtbot.waitUntil(lambda: not workbench.jobs.is_running("mirror"), timeout=60_000)
-
-
-@pytest.fixture
-def other(viewer: Any, scan: Any) -> Any:
-    return add_phantom(viewer, seed=2, translate=(10.0, -200.0, 35.0), metadata={})
-
-
-@pytest.fixture
-def pair(workbench: Workbench, scan: Any, other: Any, qtbot: Any) -> Workbench:
-    """Embed both torsos and choose them on the Match tab."""
-    for layer in (other, scan):
-        embed(workbench, layer, qtbot)
-    workbench.tabs.setCurrentIndex(2)
-    workbench.match_tab.moving.choose(scan)
-    workbench.match_tab.reference.choose(other)
-    return workbench
-
-
-@pytest.fixture
-def matched(pair: Workbench, qtbot: Any) -> Workbench:
-    match(pair, qtbot)
-    return pair
-
-
-def named(viewer: Any, title: str) -> Any:
-    (layer,) = [layer for layer in viewer.layers if layer.name.endswith(title)]
-    return layer
 
 
 # -------------------------------------------------------------------------------- choices
@@ -296,19 +263,6 @@ def test_cancelling_leaves_no_match(pair: Workbench, viewer: Any, qtbot: Any) ->
 
 
 # ----------------------------------------------------------------------------------- labels
-def add_labels(viewer: Any, scan: Any) -> Any:
-    from napari_s2dc.volumes.phantom import LABELS, phantom
-
-    _, organs = phantom(SHAPE, seed=1)
-    return viewer.add_labels(
-        organs.array,
-        name="torso 1 labels",
-        features={"index": [0, *LABELS], "name": ["background", *LABELS.values()]},
-        colormap={1: "red", 2: "blue", None: "green"},
-        **geometry_of(scan),
-    )
-
-
 def test_labels_are_carried_with_names_and_colours(
     matched: Workbench, scan: Any, other: Any, viewer: Any, qtbot: Any
 ) -> None:
