@@ -64,7 +64,9 @@ class WindowPlan:
     def sentence(self) -> str:
         """What embedding takes, in words to show before it starts."""
         number = "1 window" if self.windows == 1 else f"{self.windows} windows"
-        return f"{number}, about {self.bytes_needed / 1e9:.1f} GB"
+        gigabytes = self.bytes_needed / 1e9
+        amount = "less than 0.1 GB" if gigabytes < 0.1 else f"about {gigabytes:.1f} GB"
+        return f"{number}, {amount}"
 
 
 def plan_windows(

@@ -101,7 +101,7 @@ class ConsistencyActions(QObject):
         embedded = None if waiting is None else self._session.embedded(waiting[0])
         if waiting is None or embedded is None:
             return
-        if any(self._jobs.is_running(name) for name in ("embed", "consistency")):
+        if any(self._jobs.is_running(name) for name in ("embed", "consistency", "match", "mirror")):
             self._rest.start()  # they need the processor
             return
         token, seed = waiting[1], preferences().seed

@@ -17,9 +17,11 @@ from qtpy.QtWidgets import (
 )
 from superqt import QLabeledSlider
 
+from napari_s2dc.widgets.eliding_button import ElidingButton
 from napari_s2dc.widgets.header import enable, narrow
 from napari_s2dc.widgets.layer_combo import LayerCombo
 from napari_s2dc.widgets.plots import Scatter
+from napari_s2dc.widgets.reasons import allow
 from napari_s2dc.widgets.shortcuts import EMBED, key_hint
 
 if TYPE_CHECKING:
@@ -69,7 +71,7 @@ class EmbedTab(QWidget):
         self.box = LayerCombo(can_bound, "No shapes or labels layer", only_when_empty=True)
         self.region.currentIndexChanged.connect(self._on_region)
         self.box.layer_changed.connect(self._on_region)
-        self.embed_button = QPushButton("Embed volume")
+        self.embed_button = ElidingButton("Embed volume")
         self.plan = QLabel()
         self.plan.setWordWrap(True)
         self.embed_button.clicked.connect(self.embed_wanted)
@@ -152,10 +154,11 @@ class EmbedTab(QWidget):
 
     def show_ready(self, volume_name: str, problem: str) -> None:
         """Say what the button will do, or why it cannot."""
-        self.embed_button.setText(f"Embed {volume_name}" if volume_name else "Embed volume")
+        words = f"Embed {volume_name}" if volume_name else "Embed volume"
+        self.embed_button.setText(words)
         self.embed_button.setEnabled(not problem)
         self.embed_button.setToolTip(
-            problem or f"Describe every patch of the scan by numbers{key_hint(EMBED)}"
+            problem or f"{words}: describe every patch of it by numbers{key_hint(EMBED)}"
         )
 
     def show_embedded(self, there: bool) -> None:
@@ -169,9 +172,7 @@ class EmbedTab(QWidget):
             self.colouring,
             self.save_button,
         ):
-            control.setEnabled(there)
-        self.save_button.setToolTip(why or "Write a file that the command line and Python read")
-        self.clusters_button.setToolTip(why or "Group the patches and show the groups as labels")
+            allow(control, why)
         if not there:
             self._clusters_shown = False
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from qtpy.QtCore import QObject
+from qtpy.QtCore import QObject, QTimer, Signal
 
 from napari_s2dc.engine.embed_settings import EmbedSettings, Region
 from napari_s2dc.errors import S2DCError, VolumeError
-from napari_s2dc.widgets.embed_tab import IN_VIEW, WHOLE, EmbedTab
+from napari_s2dc.widgets.embed_tab import IN_BOX, IN_VIEW, WHOLE, EmbedTab
 from napari_s2dc.widgets.header import Header
 from napari_s2dc.widgets.preferences import preferences
 from napari_s2dc.widgets.regions import region_round, region_shown, words
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from napari.layers import Layer
 
 __all__ = ["EncoderActions"]
+
+_PLAN_MS = 250
+"""A stroke or a zoom has ended: only then its region is looked at."""
 
 
 class EncoderActions(QObject):
@@ -38,17 +41,54 @@ class EncoderActions(QObject):
         Threads.
     """
 
+    devices_known = Signal()
+
     def __init__(
         self, session: Session, header: Header, tab: EmbedTab, jobs: Jobs, parent: QObject
     ) -> None:
         super().__init__(parent)
         self._session, self._header, self._tab, self._jobs = session, header, tab, jobs
+        self._following = False
+        self._followed: list[Any] = []  # emitters
+        self._soon = QTimer(self)
+        self._soon.setSingleShot(True)
+        self._soon.setInterval(_PLAN_MS)
+        self._soon.timeout.connect(self.update_plan)
         header.encoder_chosen.connect(self.load_encoder)
         header.details_wanted.connect(self._show_details)
         header.settings_changed.connect(self.update_plan)
         header.volume_changed.connect(self._on_volume)
-        tab.region_changed.connect(self.update_plan)
+        tab.region_changed.connect(self._on_region)
         session.encoder_changed.connect(self._on_encoder)
+
+    def follow(self, on: bool) -> None:
+        """Keep the plan up to date with what the region depends on, while the panel is shown."""
+        self._following = on
+        if on:
+            self._on_region()
+        else:
+            self._soon.stop()
+            self._let_go()
+
+    def _on_region(self) -> None:
+        self._let_go()
+        layer = self._tab.box.layer
+        if self._following and self._tab.region.currentData() == IN_VIEW:
+            camera = self._session.viewer.scene.camera
+            self._followed = [camera.events.zoom, camera.events.center]
+        elif self._following and self._tab.region.currentData() == IN_BOX and layer is not None:
+            self._followed = [layer.events.data, layer.events.set_data]
+        for emitter in self._followed:
+            emitter.connect(self._plan_soon)
+        self.update_plan()
+
+    def _let_go(self) -> None:
+        for emitter in self._followed:
+            emitter.disconnect(self._plan_soon)
+        self._followed = []
+
+    def _plan_soon(self, _: object = None) -> None:
+        self._soon.start()
 
     def list_encoders(self) -> None:
         """Show which encoders are at hand, without reading them."""
@@ -93,6 +133,7 @@ class EncoderActions(QObject):
         def done(found: tuple[LoadedEncoder, list[tuple[str, str]]]) -> None:
             encoder, devices = found
             self._header.show_devices(devices)
+            self.devices_known.emit()
             self._session.encoder = encoder
 
         self._jobs.run("encoder", f"Reading encoder {name}", load, done)

@@ -181,11 +181,6 @@ class Overlays:
         shown = [float(dims.point[axis]) for axis in dims.displayed]
         self._viewer.scene.camera.center = (*[0.0] * (3 - len(shown)), *shown)
 
-    def of(self, source: Layer) -> list[Any]:
-        """Give all result layers of a source that are in the viewer."""
-        found = (self.find(source, kind) for kind in list(self._made.get(plain(source), {})))
-        return [layer for layer in found if layer is not None]
-
     def keep_labels(
         self, source: Layer, title: str, labels: np.ndarray, geometry: dict[str, Any], like: Labels
     ) -> Labels:

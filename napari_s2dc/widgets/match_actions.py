@@ -97,6 +97,8 @@ class MatchActions(QObject):
         ):
             self._forget()
             self._tell("A matched volume was removed, so the match is gone.")
+        elif self.layers.is_copy_gone:
+            self._tab.beside.setChecked(False)  # shows the reference again
         self.update()
 
     def _on_reference(self, _: int) -> None:
@@ -227,7 +229,7 @@ class MatchActions(QObject):
                 else f"; {int(alignment.inliers.sum())} agree on a map within "
                 f"{alignment.residual_mm:.1f} mm."
             )
-        self._tab.show_match(summary, len(found.pairs))
+        self._tab.show_match(summary, len(found.pairs), has_map=found.alignment is not None)
         self._tab.show_warnings(found.warnings)
         self.layers.take(scans)
         if not self._suspended:  # else it is placed when the panel is shown again
@@ -327,7 +329,7 @@ def _match(
     yield Progress(0, 2, "parts")
     match = match_embeddings(a.embedding, b.embedding, MatchSettings(**chosen))
     yield Progress(1, 2, "parts")
-    one, other = (kind_of(embedded.source.load()) for embedded in (a, b))
+    one, other = (kind_of(embedded.source.sample()) for embedded in (a, b))
     return match, assess(match, kinds=(one, other))
 
 

@@ -93,6 +93,11 @@ class MatchLayers:
         if beside:
             self._show_carried()
 
+    @property
+    def is_copy_gone(self) -> bool:
+        """Whether the user has removed the copy that is shown side by side."""
+        return self._beside is not None and not self._session.has(self._beside)
+
     def _put_beside(self, scans: MatchedScans, *, apart: bool) -> Any:
         """Add the copy of the reference, or the random view."""
         source, data, geometry = scans.copy_of_b(apart=apart)
@@ -108,9 +113,9 @@ class MatchLayers:
             if self._session.has(layer):
                 layer.visible = True
         self._hidden = []
-        if self._beside is not None and self._session.has(self._beside):
-            self._session.viewer.layers.remove(self._beside)
-        self._beside = None
+        copy, self._beside = self._beside, None
+        if copy is not None and self._session.has(copy):
+            self._session.viewer.layers.remove(copy)
 
     def _remove_results(self) -> None:
         scans = self._scans
@@ -157,20 +162,21 @@ class MatchLayers:
         return len(best)
 
     def show_unmatched(self, on: bool) -> None:
-        """Tint the patches of both scans by their mass without a partner, or take the tint away."""
+        """Tint the patches of both scans by how much has no partner, or take the tint away."""
         scans = self._scans
         if scans is None:
             return
         sides = (scans.first, scans.second(self._beside))
-        for side, values in zip(sides, scans.match.unmatched(), strict=True):
-            if on:
-                self._overlays.add(
-                    side.layer, _UNMATCHED, "add_image", np.nan_to_num(values.numpy()),
-                    "without a partner", side.geometry,
-                    colormap="red", contrast_limits=(0.0, 1.0), opacity=0.5, blending="additive",
-                )  # fmt: skip
-            else:
+        if not on:
+            for side in sides:
                 self._overlays.remove(side.layer, _UNMATCHED)
+            return
+        for side, values in zip(sides, scans.match.unmatched(), strict=True):
+            self._overlays.add(
+                side.layer, _UNMATCHED, "add_image", np.nan_to_num(values.numpy()),
+                "without a partner", side.geometry,
+                colormap="red", contrast_limits=(0.0, 1.0), opacity=0.5, blending="additive",
+            )  # fmt: skip
 
     def show_row(self, token: Token) -> tuple[Token, float] | None:
         """Draw where a patch of A goes; its best partner and the mass on it, None without any."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from napari_s2dc.widgets.layers import token_geometry
-from napari_s2dc.widgets.volumes_of_layers import world_matrix
+from napari_s2dc.widgets.placement import matrix_of
 
 if TYPE_CHECKING:
     from napari.layers import Layer
@@ -52,10 +52,7 @@ class Side:
     @property
     def matrix(self) -> np.ndarray:
         """Matrix (4, 4) from tokens to the world."""
-        from napari.layers import Points
-
-        # napari itself composes scale, rotation, shear, translation and affine.
-        return world_matrix(Points(ndim=3, **self.geometry))
+        return matrix_of(self.geometry)
 
     def world_of(self, tokens: np.ndarray) -> np.ndarray:
         """World positions (n, 3) of the middles of tokens (n, 3)."""

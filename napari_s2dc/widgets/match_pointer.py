@@ -1,14 +1,16 @@
-"""Pointing at a patch of the moving scan: its row of the plan on the other one."""
+"""Pointing at a patch of the moving scan: where it goes on the other one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from qtpy.QtCore import QObject
 
 from napari_s2dc.widgets.match_actions import MatchActions
 from napari_s2dc.widgets.match_tab import MatchTab
+from napari_s2dc.widgets.placement import words_of
 from napari_s2dc.widgets.probe_mouse import ProbeMouse, ProbePoint
 from napari_s2dc.widgets.rays import hit_in_3d
 from napari_s2dc.widgets.session import Session
@@ -122,15 +124,18 @@ class MatchPointer(QObject):
             return
         self._token, self._partner = token, None
         found = self._matching.layers.show_row(token)
+        place = words_of(scans.moving, scans.first.world_of(np.asarray([token]))[0])
         if found is None:
-            self._tab.show_patch(f"Patch {_words(token)} has no partner at all.")
+            self._tab.show_patch(f"The patch at {place} has no partner at all.")
             self._tab.jump_button.setEnabled(False)
             return
         partner, mass = found
         self._partner = partner
+        own = scans.second(None)  # in its own world, wherever it is shown
+        there = words_of(own.layer, own.world_of(np.asarray([partner]))[0])
         alone = 1 - float(scans.match.row(token).sum())
         self._tab.show_patch(
-            f"Patch {_words(token)} goes to {_words(partner)} of {scans.name_of_b} with "
+            f"The patch at {place} goes to {there} of {scans.name_of_b} with "
             f"{mass:.2f}; {max(alone, 0.0):.2f} of it has no partner."
         )
 
@@ -139,7 +144,3 @@ class MatchPointer(QObject):
         if self._partner is not None:
             world = self._matching.layers.partner_world(self._partner)
             self._session.overlays.jump_to(world.tolist())
-
-
-def _words(token: Token) -> str:
-    return f"({', '.join(str(part) for part in token)})"

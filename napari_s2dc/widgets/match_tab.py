@@ -26,6 +26,7 @@ from napari_s2dc.widgets.colour_bar import ColourBar
 from napari_s2dc.widgets.eliding_button import ElidingButton
 from napari_s2dc.widgets.header import narrow
 from napari_s2dc.widgets.layer_combo import LayerCombo
+from napari_s2dc.widgets.reasons import allow
 from napari_s2dc.widgets.shortcuts import MATCH, key_hint
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ class MatchTab(QWidget):
         self.temperature.setSingleStep(0.01)
         self.temperature.setSpecialValueText("default")
         self.temperature.setToolTip(
-            "Lower makes every patch decide for one partner; higher spreads its mass"
+            "Lower makes every patch decide for one partner; higher spreads it over several"
         )
         self.match_button = ElidingButton("Match")
         self.match_button.clicked.connect(self.match_wanted)
@@ -130,8 +131,10 @@ class MatchTab(QWidget):
 
         self.beside = QCheckBox("Side by side")
         self.beside.setChecked(True)
+        self.beside.setToolTip("Show the reference beside the moving scan, all else hidden")
         self.beside.toggled.connect(self.beside_changed)
         self.unmatched = QCheckBox("Tint patches without a partner")
+        self.unmatched.setToolTip("The more of a patch has no partner, the redder")
         self.unmatched.toggled.connect(self.unmatched_changed)
         self.number = QLabeledSlider(Qt.Orientation.Horizontal)
         self.number.setRange(0, 100)
@@ -139,7 +142,9 @@ class MatchTab(QWidget):
         self.confidence = QLabeledDoubleSlider(Qt.Orientation.Horizontal)
         self.confidence.setRange(0.0, 1.0)
         self.confidence.setDecimals(2)
-        self.confidence.setToolTip("Least confidence of a pair: mass of the plan on it, 0 to 1")
+        self.confidence.setToolTip(
+            "Least confidence of a pair, 0 to 1: the share of the patch that goes to it"
+        )
         self.mutual = QCheckBox("Only mutual nearest neighbours")
         self.mutual.setChecked(True)
         self.mutual.setToolTip("Each patch is the other one's best partner")
@@ -155,6 +160,9 @@ class MatchTab(QWidget):
 
         self.pointing = QPushButton("Show where a patch goes")
         self.pointing.setCheckable(True)
+        self.pointing.setToolTip(
+            "Point at a patch of the moving scan to see on the other one where it goes"
+        )
         self.pointing.toggled.connect(self.pointing_changed)
         self.patch = _wrapped()
         self.jump_button = QPushButton("Go to the partner")
@@ -166,9 +174,13 @@ class MatchTab(QWidget):
         self.transfer_button.clicked.connect(self.transfer_wanted)
 
         self.export_button = QPushButton("Export")
+        self.export_button.setToolTip("Write pairs, plan or map to a file")
         menu = QMenu(self.export_button)
-        for key, (words, _, _) in EXPORTS.items():
-            menu.addAction(words).triggered.connect(lambda _=False, key=key: self._ask(key))
+        menu.setToolTipsVisible(True)
+        actions = {key: menu.addAction(words) for key, (words, _, _) in EXPORTS.items()}
+        for key, action in actions.items():
+            action.triggered.connect(lambda _=False, key=key: self._ask(key))
+        self._affine = actions["affine"]
         self.export_button.setMenu(menu)
         self.apply_button = ElidingButton("Apply the map")
         self.apply_button.setCheckable(True)
@@ -248,9 +260,10 @@ class MatchTab(QWidget):
             problem or f"{words}: find which patches correspond{key_hint(MATCH)}"
         )
 
-    def show_match(self, summary: str, pairs: int) -> None:
+    def show_match(self, summary: str, pairs: int, *, has_map: bool = False) -> None:
         """Show a match of so many pairs in words; "" for none."""
         there = bool(summary)
+        why = "" if there else "Match two scans first"
         self.result.setText(summary)
         self.result.setVisible(there)
         blocked = self.number.blockSignals(True)
@@ -262,12 +275,9 @@ class MatchTab(QWidget):
             self.number, self.confidence, self.mutual, self.colour, self.unmatched, self.beside,
             self.pointing, self.export_button,
         ):  # fmt: skip
-            control.setEnabled(there)
-        why = "" if there else "Match two scans first"
-        self.pointing.setToolTip(
-            why or "Point at a patch of the moving scan: its row of the plan is drawn on the other"
-        )
-        self.export_button.setToolTip(why or "Write pairs, plan or map to a file")
+            allow(control, why)
+        self._affine.setEnabled(has_map)
+        self._affine.setToolTip("" if has_map else "The confident pairs agree on no map")
         self.show_warnings(())
         if not there:
             self.pointing.setChecked(False)

@@ -11,7 +11,16 @@ import numpy as np
 if TYPE_CHECKING:
     from napari.layers import Layer
 
-__all__ = ["GEOMETRY", "Placement", "axis_names", "geometry_of", "move", "token_geometry"]
+__all__ = [
+    "GEOMETRY",
+    "Placement",
+    "axis_names",
+    "geometry_of",
+    "matrix_of",
+    "move",
+    "token_geometry",
+    "words_of",
+]
 
 GEOMETRY = ("scale", "translate", "rotate", "shear", "affine", "units", "axis_labels")
 """Properties of a layer, and events of the same names, that say where its voxels lie."""
@@ -39,6 +48,14 @@ def axis_names(layer: Layer) -> tuple[str, ...]:
     labels = tuple(str(label) for label in layer.axis_labels)
     counted = tuple(str(axis) for axis in range(-layer.ndim, 0))
     return usual if labels == counted and layer.ndim <= 3 else labels
+
+
+def words_of(layer: Layer, world: Sequence[float]) -> str:
+    """Name a place of the world by the axes and the unit of a layer."""
+    names = axis_names(layer)
+    words = ", ".join(f"{name} {part:.0f}" for name, part in zip(names, world, strict=True))
+    units = {f"{unit:~}" for unit in layer.units}
+    return f"{words} {units.pop()}" if len(units) == 1 else words
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +115,12 @@ def token_geometry(
     # Where the middle of token 0 lies, in voxels of the finest level.
     middle = (np.asarray(offset_vox) + stride / 2) * np.asarray(factors) - 0.5
     return Placement(middle, stride * np.asarray(factors, dtype=float)).over(layer)
+
+
+def matrix_of(geometry: dict[str, Any]) -> np.ndarray:
+    """Matrix (4, 4) from data coordinates of a 3D layer with some geometry to the world."""
+    matrix: np.ndarray = geometry["affine"] @ _data_to_own(geometry).affine_matrix
+    return matrix
 
 
 def move(layer: Layer, geometry: dict[str, Any]) -> None:

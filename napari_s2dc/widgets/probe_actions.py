@@ -10,7 +10,7 @@ import numpy as np
 from qtpy.QtCore import QObject, QTimer, Signal
 
 from napari_s2dc.widgets.layers import plain
-from napari_s2dc.widgets.placement import axis_names
+from napari_s2dc.widgets.placement import words_of
 from napari_s2dc.widgets.probe_mouse import ADD, NOT, ProbeMouse, ProbePoint
 from napari_s2dc.widgets.probe_tab import PatchFacts, ProbeTab
 from napari_s2dc.widgets.rays import hit_in_3d
@@ -256,14 +256,14 @@ class ProbeActions(QObject):
         places = [embedded.data_of_token(token) for token in self._nearest]
         self._tab.show_patch(
             PatchFacts(
-                place=_words(home, embedded.data_of_token(token)),
+                place=words_of(home, home.data_to_world(embedded.data_of_token(token))),
                 sharpe_ratio=reading.sharpe_ratio,
                 percentile=reading.percentile,
                 counts=counts,
                 edges=edges,
                 peak=float(edges[-1]),
                 nearest=[
-                    (_words(home, place), similarity)
+                    (words_of(home, home.data_to_world(place)), similarity)
                     for place, (_, similarity) in zip(places, reading.nearest, strict=True)
                 ],
             )
@@ -290,11 +290,3 @@ class ProbeActions(QObject):
         if home is not None and embedded is not None and row < len(self._nearest):
             data = embedded.data_of_token(self._nearest[row])
             self._session.overlays.jump_to(home.data_to_world(data))
-
-
-def _words(layer: Layer, data: Any) -> str:
-    """Where a place of a layer lies in the world, by the names of its axes."""
-    names, place = axis_names(layer), layer.data_to_world(data)
-    words = ", ".join(f"{name} {part:.0f}" for name, part in zip(names, place, strict=True))
-    units = {f"{unit:~}" for unit in layer.units}
-    return f"{words} {units.pop()}" if len(units) == 1 else words

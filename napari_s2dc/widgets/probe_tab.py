@@ -25,6 +25,7 @@ from superqt import QLabeledDoubleSlider
 
 from napari_s2dc.widgets.layer_combo import LayerCombo
 from napari_s2dc.widgets.plots import Histogram
+from napari_s2dc.widgets.reasons import allow
 from napari_s2dc.widgets.shortcuts import PROBE, key_hint
 
 if TYPE_CHECKING:
@@ -147,6 +148,7 @@ class ProbeTab(QWidget):
         self.map_button.clicked.connect(lambda: self.consistency_wanted.emit(self.views.value()))
         self._lay_out()
         self._on_probing(False)
+        self.show_patch(None)
         self.show_embedded("", False)
         self.show_structure(False, "Probe a patch first")
 
@@ -208,7 +210,7 @@ class ProbeTab(QWidget):
 
     def show_patch(self, facts: PatchFacts | None) -> None:
         """Show what is known of the probed patch; None for no patch."""
-        self.clear_button.setEnabled(facts is not None)
+        allow(self.clear_button, "" if facts is not None else "Click a place first")
         self.nearest.clear()
         if facts is None:
             self.place.setText(_NONE)
@@ -242,8 +244,8 @@ class ProbeTab(QWidget):
         self.add_button.setToolTip(
             why or "Write the previewed structure; napari's undo takes it back"
         )
-        self.otsu.setEnabled(there)
-        self.threshold.setEnabled(there)
+        for control in (self.otsu, self.threshold):
+            allow(control, "" if there else why or "Preview a structure first")
 
     def show_threshold(self, value: float) -> None:
         """Move the slider without asking for a new structure."""

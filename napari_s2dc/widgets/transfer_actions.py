@@ -100,22 +100,27 @@ class TransferActions(QObject):
         name = str(labels.name)
         moving, target, match = scans.embedded.source, scans.partner.source, scans.match
 
-        def carry() -> Generator[Any, None, Transfer]:
+        def carry() -> Generator[Any, None, tuple[Transfer, int, float]]:
             from napari_s2dc.engine.transfer import transfer_labels
             from napari_s2dc.volumes.volume import Volume
 
             atlas = Volume(np.asarray(data), place, name=name)
-            return (yield from transfer_labels(match, atlas, moving.load(), target.load()))
+            found = yield from transfer_labels(match, atlas, moving.load(), target.load())
+            named = found.labels.array != 0
+            classes = len(np.unique(found.labels.array[named]))
+            return found, classes, float(found.confidence[named].mean()) if classes else 0.0
 
         self._tell("")
         self._jobs.run(
             "transfer",
             f"Carrying {name} to {scans.name_of_b}",
             carry,
-            lambda found: self._show(scans, labels, found),
+            lambda found: self._show(scans, labels, *found),
         )
 
-    def _show(self, scans: MatchedScans, labels: Any, found: Transfer) -> None:
+    def _show(
+        self, scans: MatchedScans, labels: Any, found: Transfer, count: int, mean: float
+    ) -> None:
         if self._matching.scans is not scans or not self._session.has(labels):
             self._tell("The match or the labels are gone, so nothing was carried.")
             return
@@ -133,11 +138,9 @@ class TransferActions(QObject):
         )  # fmt: skip
         confidence.colorbar.visible = True
         self._matching.layers.keep_carried(carried)
-        count = len(np.unique(found.labels.array)) - int((found.labels.array == 0).any())
         self._tell(
             f"{carried.name}: {count} {'class' if count == 1 else 'classes'}, confidence "
-            f"{float(found.confidence[found.labels.array != 0].mean() if count else 0):.2f} on "
-            "average. The confidence layer is hidden; click its eye to see it."
+            f"{mean:.2f} on average. The confidence layer is hidden; click its eye to see it."
         )
 
 

@@ -138,8 +138,9 @@ class Workbench(QWidget):
         self.header.volume_changed.connect(self._offer_targets)
         self.header.volume_changed.connect(self._show_embedded)
         self.session.embedding_changed.connect(self._show_embedded)
-        device = self.header.device.findData(preferences().device)
-        self.header.device.setCurrentIndex(max(0, device))
+        self._device = preferences().device  # until the devices of the computer are known
+        self.header.device.setCurrentIndex(max(0, self.header.device.findData(self._device)))
+        self.encoders.devices_known.connect(self._on_devices)
         self.encoders.list_encoders()
         self.embed_tab.show_ready("", problem_of(None))
 
@@ -237,6 +238,15 @@ class Workbench(QWidget):
             umap=importlib.util.find_spec("umap") is not None,
         )
 
+    def _on_devices(self) -> None:
+        """Take the device of the preferences, or say that there is none."""
+        wanted, self._device = self._device, ""
+        index = self.header.device.findData(wanted)
+        if index >= 0:
+            self.header.device.setCurrentIndex(index)
+        elif wanted:
+            self.tell(f"There is no {wanted.upper()} device here; the device is chosen by itself.")
+
     def _offer_targets(self, _: object = None) -> None:
         self.probe_tab.target.offer(self._viewer.layers)
 
@@ -272,6 +282,7 @@ class Workbench(QWidget):
         self._offer()
         self._follow_active()
         self.matching.resume()
+        self.encoders.follow(True)
 
     def hideEvent(self, event: QHideEvent) -> None:
         """Let the viewer go: this is all a widget in a dock hears of being closed."""
@@ -288,6 +299,7 @@ class Workbench(QWidget):
             layers = self._viewer.layers
         except ReferenceError:  # the viewer went first
             return
+        self.encoders.follow(False)
         for emitter in (layers.events.inserted, layers.events.removed, layers.events.reordered):
             emitter.disconnect(self._offer)
         for layer in layers:

@@ -13,7 +13,7 @@ import pytest
 
 from napari_s2dc.widgets.layers import Overlays
 from napari_s2dc.widgets.match_tab import BY_PLACE
-from napari_s2dc.widgets.placement import geometry_of
+from napari_s2dc.widgets.placement import geometry_of, words_of
 from napari_s2dc.widgets.probe_mouse import ProbePoint
 from napari_s2dc.widgets.workbench import Workbench
 from tests.gui.conftest import SHAPE, add_labels, embed, match, named
@@ -183,7 +183,11 @@ def test_a_click_shows_where_the_patch_goes_and_jumps_there(
     row = scans.match.row(token).numpy()
     np.testing.assert_allclose(heat.data, row)
     partner = tuple(int(part) for part in np.unravel_index(int(row.argmax()), row.shape))
-    assert f"({', '.join(map(str, partner))})" in tab.patch.text()
+    assert f"The patch at {words_of(scan, scan.data_to_world((19.5, 27.5, 27.5)))} goes" in (
+        tab.patch.text()
+    )
+    there = scans.reference.data_to_world(scans.match.b.voxel_of_token(partner))
+    assert f"to {words_of(scans.reference, there)} of torso 2" in tab.patch.text()
     mark = named(viewer, "– partner")
     beside = named(viewer, "side by side")
     middle = scans.match.b.voxel_of_token(partner)
@@ -218,9 +222,10 @@ def test_the_row_follows_the_mouse_until_a_click_keeps_it(
     (move,) = [one for one in viewer.mouse_move_callbacks if "MatchPointer" in repr(one)]
     move(viewer, at((20, 20, 20)))
     first = matched.match_tab.patch.text()
-    assert "(2, 2, 2)" in first
+    assert words_of(scan, scan.data_to_world((19.5, 19.5, 19.5))) in first
     move(viewer, at((20, 28, 28)))
-    assert "(2, 3, 3)" in matched.match_tab.patch.text()
+    second = words_of(scan, scan.data_to_world((19.5, 27.5, 27.5)))
+    assert second in matched.match_tab.patch.text()
     world = at((20, 20, 20)).position
     matched.pointer.point(ProbePoint(world, "replace", None, [1, 2], False, False))
     move(viewer, at((20, 28, 28)))

@@ -174,3 +174,34 @@ def test_the_key_keeps_the_chosen_volumes_and_the_menu_takes_the_active_one(
     assert (tab.moving.layer, tab.reference.layer) == (scan, other)
     open_tab(viewer, "Match")
     assert (tab.moving.layer, tab.reference.layer) == (other, scan)
+
+
+# --------------------------------------------------------------------------- what is offered
+def test_removing_the_copy_ends_side_by_side(matched: Workbench, other: Any, viewer: Any) -> None:
+    viewer.layers.remove(named(viewer, "side by side"))
+    assert not matched.match_tab.beside.isChecked()
+    assert other.visible
+    assert len(named(viewer, "matched patches").data) > 5
+
+
+def test_controls_that_cannot_be_used_say_why(workbench: Workbench) -> None:
+    embed, probe, tab = workbench.embed_tab, workbench.probe_tab, workbench.match_tab
+    for controls, why in (
+        ((embed.triple, embed.clusters, embed.dots, embed.colouring), "Embed the volume first"),
+        ((tab.number, tab.confidence, tab.mutual, tab.colour), "Match two scans first"),
+        ((tab.unmatched, tab.beside, tab.export_button), "Match two scans first"),
+        ((probe.clear_button,), "Click a place first"),
+        ((probe.otsu, probe.threshold), "first"),
+    ):
+        for control in controls:
+            assert not control.isEnabled()
+            assert why in control.toolTip()
+    usual = "Which three principal components"
+    embed.show_embedded(True)
+    assert usual in embed.triple.toolTip()
+    actions = {action.text(): action for action in tab.export_button.menu().actions()}
+    tab.show_match("no map", 3)
+    assert not actions["Affine map…"].isEnabled()
+    assert "no map" in actions["Affine map…"].toolTip()
+    tab.show_match("a map", 3, has_map=True)
+    assert all(action.isEnabled() for action in actions.values())

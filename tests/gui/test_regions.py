@@ -150,3 +150,21 @@ def test_a_region_is_embedded_in_its_place(
     labels.data = np.zeros_like(painted)
     tab.embed_button.click()
     assert "here is empty" in workbench.message.text()
+
+
+def test_the_plan_follows_what_is_drawn_and_shown(
+    workbench: Any, scan: Any, viewer: Any, qtbot: Any
+) -> None:
+    tab = workbench.embed_tab
+    shapes = viewer.add_shapes([], ndim=3, name="box")
+    tab.region.setCurrentIndex(tab.region.findData(IN_BOX))
+    assert "box is empty" in tab.plan.text()
+    corners = [(9, 0, 0), (9, 0, 40), (9, 40, 40), (9, 40, 0)]
+    shapes.add([np.array([scan.data_to_world(corner) for corner in corners])])
+    qtbot.waitUntil(lambda: "a region of 32 × 4" in tab.plan.text(), timeout=5000)
+    tab.region.setCurrentIndex(tab.region.findData(IN_VIEW))
+    before = tab.plan.text()
+    viewer.scene.camera.zoom *= 4
+    qtbot.waitUntil(lambda: tab.plan.text() not in ("", before), timeout=5000)
+    workbench.hide()
+    assert not workbench.encoders._followed
