@@ -9,9 +9,7 @@ whose pictures show the rest of the workbench.
 
 from __future__ import annotations
 
-import argparse
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +19,6 @@ import numpy as np
 
 from napari_s2dc.widgets.commands import open_match
 from napari_s2dc.widgets.workbench import Workbench
-
-
-def main() -> int:
-    """Make the pictures; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=base.OUT, help="folder for the pictures")
-    parser.add_argument("--encoder", type=Path, help="checkpoint; default: the first at hand")
-    parser.add_argument("--size", type=int, nargs=2, default=(1280, 800), metavar=("W", "H"))
-    parser.add_argument("--themes", nargs="+", default=base.THEMES, choices=base.THEMES)
-    parser.add_argument("--small", action="store_true", help="small scans, for a quick check")
-    given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as cache:
-        base._keep_out_of_the_users_cache(Path(cache))
-        for theme in given.themes:
-            for path in make_pictures(
-                given.out, theme, tuple(given.size), given.encoder, small=given.small
-            ):
-                print(path)
-    return 0
 
 
 def make_pictures(
@@ -180,4 +159,4 @@ def _find(viewer: Any, title: str) -> Any | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(base.main(__doc__, make_pictures))

@@ -30,21 +30,19 @@ THEMES = ("dark", "light")
 OUT = Path(__file__).parent / "pictures"
 
 
-def main() -> int:
-    """Make the pictures; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(about: str, make: Callable[..., list[Path]]) -> int:
+    """Read the options and make pictures in every theme; returns the exit code."""
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
     parser.add_argument("--out", type=Path, default=OUT, help="folder for the pictures")
     parser.add_argument("--encoder", type=Path, help="checkpoint; default: the first at hand")
     parser.add_argument("--size", type=int, nargs=2, default=(1280, 800), metavar=("W", "H"))
     parser.add_argument("--themes", nargs="+", default=THEMES, choices=THEMES)
-    parser.add_argument("--small", action="store_true", help="a small scan, for a quick check")
+    parser.add_argument("--small", action="store_true", help="small scans, for a quick check")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as cache:
         _keep_out_of_the_users_cache(Path(cache))
         for theme in given.themes:
-            for path in make_pictures(
-                given.out, theme, tuple(given.size), given.encoder, small=given.small
-            ):
+            for path in make(given.out, theme, tuple(given.size), given.encoder, small=given.small):
                 print(path)
     return 0
 
@@ -221,4 +219,4 @@ def _keep_out_of_the_users_cache(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(__doc__, make_pictures))
