@@ -48,10 +48,10 @@ class RegistrationSettings:
         Weight of the agreement of features beside that of intensities.
     """
 
-    affine_steps: int = 60
-    bending_steps: int = 60
+    affine_steps: int = 30
+    bending_steps: int = 40
     stiffness: float = 0.05
-    feature_weight: float = 0.5
+    feature_weight: float = 0.2
 
     def __post_init__(self) -> None:
         if min(self.affine_steps, self.bending_steps) < 0:

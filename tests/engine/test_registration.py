@@ -20,7 +20,7 @@ from napari_s2dc.volumes.volume import Volume
 SHAPE = (40, 48, 48)
 SPACING_MM = 6.0
 STRIDE = 8
-IMAGES_ONLY = RegistrationSettings(feature_weight=0.0)
+IMAGES_ONLY = RegistrationSettings(affine_steps=60, bending_steps=60, feature_weight=0.0)
 
 
 def features_of(volume: Volume) -> Embedding:
