@@ -187,15 +187,13 @@ def register(
     coarse, fine = ([Level.of(*part, side) for part in parts] for side in (2 * fine_mm, fine_mm))
     model = Agreement(embeddings, start, settings.feature_weight)
 
+    # The whole map settles on the coarse grid; the fine one is for bending.
     moving = [model.shift, model.change]
-    first = settings.affine_steps // 2
-    for levels, steps in ((coarse, first), (fine, settings.affine_steps - first)):
-        side_mm = 2 * fine_mm if levels is coarse else fine_mm
-        optimizer = torch.optim.Adam(moving, lr=0.25 * side_mm)
-        for _ in _descend(optimizer, steps, partial(model.loss, None, *levels)):
-            done += 1
-            if done % _STEPS_A_REPORT == 0:
-                yield Progress(done, total, "steps")
+    optimizer = torch.optim.Adam(moving, lr=0.5 * fine_mm)
+    for _ in _descend(optimizer, settings.affine_steps, partial(model.loss, None, *coarse)):
+        done += 1
+        if done % _STEPS_A_REPORT == 0:
+            yield Progress(done, total, "steps")
     for parameter in moving:
         parameter.requires_grad_(False)
 

@@ -168,24 +168,32 @@ def _soft_label(labels: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
     The same as interpolating every label's mask linearly, at the cost of the eight corners.
     """
     below = places.floor()
-    part = places - below
-    below = below.long()
-    sides = torch.tensor(labels.shape)
+    part = (places - below).reshape(-1, 3)
+    below = below.long().reshape(-1, 3)
+    most = torch.tensor(labels.shape) - 1
+    strides = torch.tensor(labels.stride())
+    flat = labels.flatten()
     corners, weights = [], []
     for corner in product((0, 1), repeat=3):
         step = torch.tensor(corner)
         at = below + step
-        inside = ((at >= 0) & (at < sides)).all(-1)
-        z, y, x = at.clamp(min=torch.zeros_like(sides), max=sides - 1).unbind(-1)
-        corners.append(torch.where(inside, labels[z, y, x], 0))
+        near = at.clamp(torch.zeros_like(most), most)
+        corners.append(torch.where((at == near).all(-1), flat[(near * strides).sum(-1)], 0))
         weights.append(torch.where(step.bool(), part, 1 - part).prod(-1))
-    best, share = torch.zeros_like(corners[0]), torch.zeros_like(weights[0])
+    best, share = corners[0].clone(), torch.ones_like(weights[0])
+    # Most voxels lie inside a structure, where all corners agree.
+    mixed = torch.nonzero(torch.stack([one != best for one in corners[1:]]).any(0))[:, 0]
+    corners, weights = ([values[mixed] for values in eight] for eight in (corners, weights))
+    winner, most_share = corners[0], torch.zeros_like(weights[0])
     for one in corners:
-        total = sum(weight * (other == one) for other, weight in zip(corners, weights, strict=True))
-        assert isinstance(total, Tensor)
-        better = total > share + 1e-6
-        best, share = torch.where(better, one, best), torch.where(better, total, share)
-    return best, share
+        total = torch.zeros_like(most_share)
+        for other, weight in zip(corners, weights, strict=True):
+            total += weight * (other == one)
+        better = total > most_share + 1e-6
+        winner = torch.where(better, one, winner)
+        most_share = torch.where(better, total, most_share)
+    best[mixed], share[mixed] = winner, most_share
+    return best.reshape(places.shape[:-1]), share.reshape(places.shape[:-1])
 
 
 def _matched_share(match: Match, target: Volume) -> np.ndarray:
