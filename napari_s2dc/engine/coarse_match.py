@@ -17,12 +17,11 @@ from napari_s2dc.engine.match import (
     match_embeddings,
     relative_positions,
 )
-from napari_s2dc.method.transport import assignment
 
-__all__ = ["coarse_to_fine"]
+__all__ = ["coarse_to_fine", "sparse_plan"]
 
 _FACTOR = 2
-_PARTNERS = 6
+_PARTNERS = 48
 """Coarse partners whose fine tokens are looked at."""
 _CELLS_AT_ONCE = 512
 
@@ -58,7 +57,7 @@ def _children(embedding: Embedding, coarse: Embedding) -> Tensor:
 
 @torch.no_grad()
 def coarse_to_fine(a: Embedding, b: Embedding, settings: MatchSettings) -> Match:
-    """Match cells of 2 x 2 x 2 tokens, then the tokens of each cell with those of its partners.
+    """Match cells of 2 x 2 x 2 tokens, then all tokens, each with those of its cell's partners.
 
     Parameters
     ----------
@@ -85,22 +84,54 @@ def coarse_to_fine(a: Embedding, b: Embedding, settings: MatchSettings) -> Match
     columns = _children(b, coarse_b)[coarse.index_b[best]].flatten(1)
 
     candidates = torch.zeros(len(index_a), columns.shape[1], dtype=torch.long)
-    mass = torch.zeros(len(index_a), columns.shape[1])
+    scores = torch.full(candidates.shape, -torch.inf)
     for start in range(0, len(rows), _CELLS_AT_ONCE):
         row, column = rows[start : start + _CELLS_AT_ONCE], columns[start : start + _CELLS_AT_ONCE]
-        scores = unit_a[row.clamp(min=0)] @ unit_b[column.clamp(min=0)].mT / settings.temperature
+        found = unit_a[row.clamp(min=0)] @ unit_b[column.clamp(min=0)].mT / settings.temperature
         if settings.prior is not None:
             far = torch.cdist(position_a[row.clamp(min=0)], position_b[column.clamp(min=0)])
-            scores -= far.square() / (2 * settings.prior**2)
-        plan = assignment(
-            scores,
-            settings.unmatched_similarity / settings.temperature,
-            iterations=settings.iterations,
-            tolerance=settings.tolerance,
-            valid_rows=row >= 0,
-            valid_columns=column >= 0,
-        )[:, :-1, :-1]
+            found -= far.square() / (2 * settings.prior**2)
+        found = found.masked_fill((column < 0)[:, None], -torch.inf)
         cell, within = torch.nonzero(row >= 0).unbind(1)
         candidates[row[cell, within]] = column[cell].clamp(min=0)
-        mass[row[cell, within]] = plan[cell, within] * (column[cell] >= 0)
+        scores[row[cell, within]] = found[cell, within]
+    mass = sparse_plan(scores, candidates, len(index_b), settings)
     return Match(a, b, index_a, index_b, candidates, mass)
+
+
+def sparse_plan(
+    scores: Tensor, candidates: Tensor, columns: int, settings: MatchSettings
+) -> Tensor:
+    """Solve for the assignment probabilities where each row may only go to some columns.
+
+    Parameters
+    ----------
+    scores : Tensor (n, k)
+        Scores of the candidates; minus infinity for none.
+    candidates : Tensor (n, k)
+        Their columns.
+    columns : int
+        How many columns there are.
+    settings : MatchSettings
+        Dustbin and accuracy.
+
+    Returns
+    -------
+    Tensor (n, k)
+        As :func:`napari_s2dc.method.transport.assignment`, were all other scores minus infinity.
+    """
+    rows = len(scores)
+    best = scores.amax(1).clamp(min=settings.dustbin)
+    kernel = torch.exp(scores - best[:, None])
+    to_dustbin = torch.exp(settings.dustbin - best)
+    flat = candidates.flatten()
+    row, column, column_dustbin = torch.zeros(rows), torch.ones(columns), torch.ones(())
+    for _ in range(settings.iterations):
+        product = (kernel * column[candidates]).sum(1) + to_dustbin * column_dustbin
+        if float(torch.linalg.vector_norm(row * product - 1)) < settings.tolerance:
+            break
+        row, row_dustbin = 1 / product, columns / (column.sum() + column_dustbin)
+        received = torch.zeros(columns).index_add_(0, flat, (kernel * row[:, None]).flatten())
+        column = 1 / (received + row_dustbin)
+        column_dustbin = rows / ((to_dustbin * row).sum() + row_dustbin)
+    return row[:, None] * kernel * column[candidates]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from napari_s2dc.engine.embedding import Embedding
 from napari_s2dc.errors import ConfigurationError, S2DCError
-from napari_s2dc.method.transport import assignment
+from napari_s2dc.method.transport import LARGEST_SPREAD, assignment
 
 __all__ = ["Match", "MatchSettings", "Pairs", "match_embeddings"]
 
@@ -35,7 +35,8 @@ class MatchSettings:
         How far from its own place, after centring, a partner is expected: standard deviation as a
         share of the larger scan's root mean square radius. None: anywhere.
     iterations, tolerance : int, float
-        Sinkhorn iterations at most, and the marginal error at which they stop.
+        Sinkhorn iterations at most, and how much mass rows and columns may be off when they stop
+        earlier; a patch has a mass of 1.
     memory_bytes : int
         Above this the scans are matched coarsely first, then within the matched neighbourhoods.
     """
@@ -44,8 +45,13 @@ class MatchSettings:
     unmatched_similarity: float = 0.6
     prior: float | None = 0.6
     iterations: int = 200
-    tolerance: float = 1e-6
+    tolerance: float = 1e-4
     memory_bytes: int = 3 * 2**30
+
+    @property
+    def dustbin(self) -> float:
+        """Score of matching nothing."""
+        return self.unmatched_similarity / self.temperature
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
@@ -267,6 +273,29 @@ def scores_between(
     return scores
 
 
+def plan_of(scores: Tensor, settings: MatchSettings) -> Tensor:
+    """Solve for the assignment probabilities (n, m) of scores, which are overwritten.
+
+    Parameters
+    ----------
+    scores : Tensor (n, m)
+        As of :func:`scores_between`.
+    settings : MatchSettings
+        Dustbin and accuracy.
+    """
+    # What is that much worse gets no mass that single precision could tell from none; twice the
+    # precision would take twice the memory.
+    best = max(float(scores.amax()), settings.dustbin)
+    scores = scores.clamp_(min=best - 0.99 * LARGEST_SPREAD[torch.float32])
+    plan = assignment(
+        scores[None],
+        settings.dustbin,
+        iterations=settings.iterations,
+        tolerance=settings.tolerance / sum(scores.shape),
+    )
+    return plan[0, :-1, :-1]
+
+
 def relative_positions(
     a: Embedding, b: Embedding, index_a: Tensor, index_b: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -318,10 +347,4 @@ def match_embeddings(a: Embedding, b: Embedding, settings: MatchSettings | None 
         return coarse_to_fine(a, b, settings)
     position_a, position_b = relative_positions(a, b, index_a, index_b)
     scores = scores_between(a.unit()[index_a], b.unit()[index_b], position_a, position_b, settings)
-    plan = assignment(
-        scores[None],
-        settings.unmatched_similarity / settings.temperature,
-        iterations=settings.iterations,
-        tolerance=settings.tolerance,
-    )[0, :-1, :-1]
-    return Match(a, b, index_a, index_b, None, plan)
+    return Match(a, b, index_a, index_b, None, plan_of(scores, settings))

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from napari_s2dc.engine.alignment import Alignment, fit_alignment, smooth_displacement
+from napari_s2dc.engine.coarse_match import sparse_plan
 from napari_s2dc.engine.embedding import Embedding
-from napari_s2dc.engine.match import MatchSettings, match_embeddings
+from napari_s2dc.engine.match import MatchSettings, match_embeddings, plan_of
 from napari_s2dc.engine.progress import finish
 from napari_s2dc.engine.registration import RegistrationSettings
 from napari_s2dc.engine.transfer import Transfer, TransferSettings, fuse, transfer_labels
@@ -280,3 +281,19 @@ def test_positions_and_confidence_of_a_region_are_those_of_the_whole_scan() -> N
         assert not sure.any()
         inner = (slice(9, 19), slice(5, 23), slice(13, 23))
         assert (carried.labels.array[inner] == labels.array[inner]).mean() > 0.9
+
+
+def test_a_sparse_plan_with_all_candidates_is_the_whole_plan() -> None:
+    settings = MatchSettings(tolerance=1e-6, iterations=2000)
+    scores = torch.randn(30, 20, generator=torch.Generator().manual_seed(0)) * 10 + settings.dustbin
+    whole = plan_of(scores.clone(), settings)
+    candidates = torch.arange(20).expand(30, 20)
+    torch.testing.assert_close(
+        sparse_plan(scores, candidates, 20, settings), whole, rtol=0, atol=1e-4
+    )
+    # Without its best candidate, a row goes elsewhere, and everybody still keeps to one share.
+    best = scores.argmax(1, keepdim=True)
+    found = sparse_plan(scores.scatter(1, best, -torch.inf), candidates, 20, settings)
+    assert not found.gather(1, best).any()
+    assert found.sum(0).max() <= 1 + 1e-4
+    assert found.sum(1).max() <= 1 + 1e-4
