@@ -119,7 +119,7 @@ def coarse_against_full(
     patches = int(embedding.foreground.sum())
     ways = {
         "whole plan": MatchSettings(memory_bytes=2**40),
-        "coarse to fine": MatchSettings(memory_bytes=patches**2 * 20 // 8),
+        "coarse to fine": MatchSettings(memory_bytes=patches**2 * 40 // 8),
     }
     figures: dict[str, list[tuple[float, float, float]]] = {way: [] for way in ways}
     for seed in range(views):
