@@ -22,7 +22,16 @@ from benchmarks.matching_plans import (
     large_plan,
     solvers,
 )
-from benchmarks.matching_subjects import ATLASES, TARGETS, across_subjects, read_subjects
+from benchmarks.matching_subjects import (
+    ATLASES,
+    PARTS_ALONE,
+    TARGETS,
+    WAYS,
+    between_pairs,
+    from_several,
+    read_subjects,
+    subject_table,
+)
 from benchmarks.matching_truth import known_truth
 from benchmarks.report import machine, write_section
 from napari_s2dc.engine.allocator import keep_large_buffers
@@ -60,15 +69,26 @@ def truth_part(options: argparse.Namespace, ct: SwinEncoder, mouse: SwinEncoder)
 
 
 def subjects_part(options: argparse.Namespace, _: SwinEncoder, mouse: SwinEncoder) -> str:
-    """Labels between subjects."""
+    """Labels between subjects, beside other ways."""
     subjects, seconds = read_subjects(options.data / MOUSE_SET, mouse)
+    rows = between_pairs(subjects, seconds, options.pairs, WAYS)
+    rows.append(from_several(subjects, seconds))
     return "\n\n".join(
         [
             f"{MOUSE_SET}, 37 structures, {options.pairs} ordered pairs; targets are the last "
             f"{TARGETS} scans, which training held out; no alignment is given. Several atlases: "
             f"{ATLASES} drawn for each target.",
-            across_subjects(subjects, seconds, options.pairs),
+            subject_table(rows),
         ]
+    )
+
+
+def ablation_part(options: argparse.Namespace, _: SwinEncoder, mouse: SwinEncoder) -> str:
+    """Labels between subjects, by parts of ours alone."""
+    subjects, seconds = read_subjects(options.data / MOUSE_SET, mouse)
+    rows = between_pairs(subjects, seconds, options.pairs, PARTS_ALONE)
+    return "\n\n".join(
+        [f"{MOUSE_SET}, the same {options.pairs} pairs, what parts do.", subject_table(rows)]
     )
 
 
@@ -90,6 +110,7 @@ def plans_part(options: argparse.Namespace, ct: SwinEncoder, mouse: SwinEncoder)
 PARTS: dict[str, Callable[[argparse.Namespace, SwinEncoder, SwinEncoder], str]] = {
     "truth": truth_part,
     "subjects": subjects_part,
+    "ablation": ablation_part,
     "plans": plans_part,
 }
 

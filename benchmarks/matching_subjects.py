@@ -134,8 +134,38 @@ def judged(found: np.ndarray, b: Subject) -> Evaluation:
     return evaluate_labels(b.labels.with_array(found.astype(b.labels.array.dtype)), b.labels)
 
 
-def across_subjects(subjects: Sequence[Subject], embedding_seconds: float, pairs: int) -> str:
-    """Carry labels between ordered pairs of subjects, and from several atlases, and tabulate.
+def _ours(settings: TransferSettings | None = None) -> Callable[[Subject, Subject], np.ndarray]:
+    return lambda a, b: carried(a, b, settings).labels.array
+
+
+WAYS: dict[str, Callable[[Subject, Subject], np.ndarray]] = {
+    "no alignment": lambda a, _: a.labels.array,
+    "centre of mass": centred,
+    "SimpleITK affine": registered,
+    "ours": _ours(),
+}
+PARTS_ALONE: dict[str, Callable[[Subject, Subject], np.ndarray]] = {
+    "ours": _ours(),
+    "ours, refined without features": _ours(
+        TransferSettings(registration=RegistrationSettings(feature_weight=0.0))
+    ),
+    "ours, borders by random walker": walked,
+    "ours, affine map of the pairs alone": _ours(TransferSettings(registration=PAIRS_ALONE)),
+    "ours, pairs and thin-plate spline": _ours(
+        TransferSettings(registration=PAIRS_ALONE, bend_by_pairs=True)
+    ),
+    "ours, soft labels through the plan": through_plan,
+}
+_HEADER = ["way", "mean Dice", "worst target", "HD95, mm", "seconds, embedding included"]
+
+
+def between_pairs(
+    subjects: Sequence[Subject],
+    embedding_seconds: float,
+    pairs: int,
+    ways: dict[str, Callable[[Subject, Subject], np.ndarray]],
+) -> list[list[str]]:
+    """Carry labels between ordered pairs of subjects; a row for every way.
 
     Parameters
     ----------
@@ -144,30 +174,13 @@ def across_subjects(subjects: Sequence[Subject], embedding_seconds: float, pairs
     embedding_seconds : float
         What embedding one of them took.
     pairs : int
-        Ordered pairs (atlas, target).
+        Ordered pairs (atlas, target), the same for every call.
+    ways : dict
+        From atlas and target to labels on the target's grid.
     """
     count = len(subjects)
     ordered = [(a, b) for a in range(count) for b in range(count - TARGETS, count) if a != b]
-    random = np.random.default_rng(0)
-    chosen = [ordered[k] for k in random.permutation(len(ordered))[:pairs]]
-
-    def ours(settings: TransferSettings | None = None) -> Callable[[Subject, Subject], np.ndarray]:
-        return lambda a, b: carried(a, b, settings).labels.array
-
-    affine = TransferSettings(registration=PAIRS_ALONE)
-    bent = TransferSettings(registration=PAIRS_ALONE, bend_by_pairs=True)
-    without = TransferSettings(registration=RegistrationSettings(feature_weight=0.0))
-    ways: dict[str, Callable[[Subject, Subject], np.ndarray]] = {
-        "no alignment": lambda a, _: a.labels.array,
-        "centre of mass": centred,
-        "SimpleITK affine": registered,
-        "ours": ours(),
-        "ours, refined without features": ours(without),
-        "ours, borders by random walker": walked,
-        "ours, affine map of the pairs alone": ours(affine),
-        "ours, pairs and thin-plate spline": ours(bent),
-        "ours, soft labels through the plan": through_plan,
-    }
+    chosen = [ordered[k] for k in np.random.default_rng(0).permutation(len(ordered))[:pairs]]
     rows = []
     for name, way in ways.items():
         scores, seconds = [], []
@@ -177,8 +190,15 @@ def across_subjects(subjects: Sequence[Subject], embedding_seconds: float, pairs
             seconds.append(time.perf_counter() - begun)
             scores.append(judged(found, subjects[b]))
         spent = float(np.mean(seconds)) + 2 * embedding_seconds * name.startswith("ours")
-        rows.append(_row(f"{name}, 1 atlas" if name == "ours" else name, scores, spent))
+        rows.append(_row(name, scores, spent))
         print(rows[-1], flush=True)
+    return rows
+
+
+def from_several(subjects: Sequence[Subject], embedding_seconds: float) -> list[str]:
+    """Carry labels from :data:`ATLASES` subjects to each target and fuse them; a row."""
+    random = np.random.default_rng(0)
+    count = len(subjects)
     scores, seconds = [], []
     for b in range(count - TARGETS, count):
         others = [a for a in range(count) if a != b]
@@ -187,10 +207,12 @@ def across_subjects(subjects: Sequence[Subject], embedding_seconds: float, pairs
         fused = fuse([carried(subjects[a], subjects[b]) for a in atlases])
         seconds.append(time.perf_counter() - begun + (ATLASES + 1) * embedding_seconds)
         scores.append(judged(fused.labels.array, subjects[b]))
-    rows.append(_row(f"ours, {ATLASES} atlases fused", scores, float(np.mean(seconds))))
-    return table(
-        ["way", "mean Dice", "worst target", "HD95, mm", "seconds, embedding included"], rows
-    )
+    return _row(f"ours, {ATLASES} atlases fused", scores, float(np.mean(seconds)))
+
+
+def subject_table(rows: Sequence[Sequence[str]]) -> str:
+    """Tabulate rows of :func:`between_pairs` and :func:`from_several`."""
+    return table(_HEADER, rows)
 
 
 def _row(name: str, scores: Sequence[Evaluation], seconds: float) -> list[str]:

@@ -112,6 +112,12 @@ class EncoderActions(QObject):
         loaded = self._session.encoder
         if path and (loaded is None or str(loaded.path) != path):
             self.load_encoder(self._header.encoder.currentText(), path)
+        elif loaded is not None:  # another panel read it, this one does not know the devices
+            self._jobs.run("devices", "Devices", _devices, self._show_devices, quiet=True)
+
+    def _show_devices(self, devices: list[tuple[str, str]]) -> None:
+        self._header.show_devices(devices)
+        self.devices_known.emit()
 
     def load_encoder(self, name: str, path: str) -> None:
         """Read an encoder from any supported checkpoint.
@@ -132,8 +138,7 @@ class EncoderActions(QObject):
 
         def done(found: tuple[LoadedEncoder, list[tuple[str, str]]]) -> None:
             encoder, devices = found
-            self._header.show_devices(devices)
-            self.devices_known.emit()
+            self._show_devices(devices)
             self._session.encoder = encoder
 
         self._jobs.run("encoder", f"Reading encoder {name}", load, done)

@@ -286,7 +286,8 @@ def test_without_a_cache_folder_that_can_be_written_all_works(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     embed(workbench, scan, qtbot)
     assert workbench.session.embedded(scan) is not None
-    assert workbench.embed_tab.cache.text() == "Cache: off"
+    # Looked up in a thread, after the embedding.
+    qtbot.waitUntil(lambda: workbench.embed_tab.cache.text() == "Cache: off", timeout=10_000)
     assert "Embeddings are not kept" in workbench.embed_tab.cache.toolTip()
     assert not workbench.embed_tab.clear_button.isEnabled()
 
@@ -312,7 +313,7 @@ def test_a_preferred_device_that_is_gone_is_told(
     wanted = replace(own_folders, device="cuda")
     monkeypatch.setattr(workbench_module, "preferences", lambda: wanted)
     workbench = open_workbench(viewer, qtbot)
-    assert "no CUDA device" in workbench.message.text()
+    qtbot.waitUntil(lambda: "no CUDA device" in workbench.message.text(), timeout=10_000)
     workbench.embed_tab.embed_button.click()
     qtbot.waitUntil(lambda: idle(workbench), timeout=60_000)
     assert workbench.session.embedded(scan) is not None
