@@ -49,7 +49,7 @@ class RegistrationSettings:
     """
 
     affine_steps: int = 30
-    bending_steps: int = 40
+    bending_steps: int = 30
     stiffness: float = 0.05
     feature_weight: float = 0.2
 
