@@ -51,7 +51,7 @@ def refine_borders(
     Notes
     -----
     ``skimage.segmentation.random_walker`` (Grady 2006). Between mouse brains this lowered Dice a
-    little, see ``docs/benchmarks.md``; it is for structures with sharp edges.
+    little, see ``benchmarks.matching``; it is for structures with sharp edges.
     """
     from scipy import ndimage
     from skimage.segmentation import random_walker
