@@ -140,11 +140,12 @@ def read_scans(folder: Path, labels: dict[str, np.ndarray]) -> list[Scan]:
     for path in find_volumes(folder):
         volume = read_volume(path)
         name = path.name.removesuffix(".nii.gz")
+        foreground = foreground_mask(volume.array)
         scans.append(
             Scan(
                 name=name,
-                image=normalize(volume.array, "auto"),
-                foreground=foreground_mask(volume.array),
+                image=normalize(volume.array, "auto", foreground),
+                foreground=foreground,
                 labels=labels.get(name),
                 spacing_mm=volume.spacing_mm,
             )

@@ -112,10 +112,11 @@ def embed_volume(volume: Volume, encoder: SwinEncoder, settings: EmbedSettings) 
     windows = plan(volume.shape, encoder, settings)
     yield Progress(0, windows.windows, "windows")
     region = region_of(volume.shape, settings)
-    foreground = foreground_tokens(foreground_mask(volume.array)[region], windows.stride)
+    tissue = foreground_mask(volume.array)
+    foreground = foreground_tokens(tissue[region], windows.stride)
     if not bool(foreground.any()):  # nothing but thin structures
         foreground = torch.ones_like(foreground)
-    image = normalised(volume, encoder, settings)
+    image = normalised(volume, encoder, settings, tissue)
     features, facts = yield from encode(image, encoder, settings)
     z, y, x = (part.start for part in region)
     return Embedding(
@@ -139,12 +140,18 @@ def embed_volume(volume: Volume, encoder: SwinEncoder, settings: EmbedSettings) 
     )
 
 
-def normalised(volume: Volume, encoder: SwinEncoder, settings: EmbedSettings) -> np.ndarray:
+def normalised(
+    volume: Volume,
+    encoder: SwinEncoder,
+    settings: EmbedSettings,
+    tissue: np.ndarray | None = None,
+) -> np.ndarray:
     """Intensities of the region in [0, 1], float32 (Z, Y, X).
 
-    Percentiles are those of the whole scan, so that a region looks as it does in the whole.
+    Percentiles are those of the tissue (Z, Y, X) of the whole scan, so that a region looks as it
+    does in the whole; it is found when left out.
     """
-    image = normalize(volume.array, preset_of(volume, encoder, settings.preset))
+    image = normalize(volume.array, preset_of(volume, encoder, settings.preset), tissue)
     return image[region_of(volume.shape, settings)]
 
 

@@ -179,12 +179,18 @@ def register(
     yield Progress(done, total, "steps")
     parts = []
     for embedding, volume in zip(embeddings, images, strict=True):
-        image = normalize(volume.array, embedding.metadata.get("preset", "auto"))
-        parts.append((to_tensor(image), to_tensor(foreground_mask(volume.array)), volume))
+        tissue = foreground_mask(volume.array)
+        image = normalize(volume.array, embedding.metadata.get("preset", "auto"), tissue)
+        parts.append((to_tensor(image), to_tensor(tissue), volume))
     image_b = images[1]
     extent_mm3 = float(np.prod(image_b.shape) * abs(np.linalg.det(image_b.affine[:3, :3])))
     fine_mm = max((extent_mm3 / _MOST_VOXELS) ** (1 / 3), min(image_b.spacing_mm))
-    coarse, fine = ([Level.of(*part, side) for part in parts] for side in (2 * fine_mm, fine_mm))
+    coarse_a, fine_a = (Level.of(*parts[0], side) for side in (2 * fine_mm, fine_mm))
+    coarse_b, whole_b = (Level.of(*parts[1], side) for side in (2 * fine_mm, fine_mm))
+    # Air decides nothing; between brains it is more than half of the time.
+    box = whole_b.box()
+    coarse = coarse_a, coarse_b.cropped(coarse_b.box())
+    fine = fine_a, whole_b.cropped(box)
     model = Agreement(embeddings, start, settings.feature_weight)
 
     # The whole map settles on the coarse grid; the fine one is for bending.
@@ -221,9 +227,17 @@ def register(
     with torch.no_grad():
         bend = field()
         agreement = model.local_correlation(bend, *fine)[0].clamp(0, 1)
+    margins = []
+    for part, length in reversed(list(zip(box, whole_b.tissue.shape, strict=True))):
+        margins += [part.start, length - part.stop]
     yield Progress(total, total, "steps")
     return Registration(
-        model.matrix(), bend, agreement, fine[1].block, image_b.shape, image_b.affine
+        matrix=model.matrix(),
+        bending_mm=F.pad(bend[None], margins, mode="replicate")[0],
+        agreement=F.pad(agreement, margins),
+        block=whole_b.block,
+        shape=image_b.shape,
+        affine=image_b.affine,
     )
 
 

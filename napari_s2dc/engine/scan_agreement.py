@@ -105,6 +105,23 @@ class Level:
         )
         return cls(small, inside[0] >= 0.5, volume.affine @ to_block, block)
 
+    def box(self) -> tuple[slice, slice, slice]:
+        """Blocks (z, y, x) that hold all tissue and the neighbourhoods that are correlated."""
+        reach = 2 * (_KERNEL // 2)  # of the tissue, and of the gradient there
+        slices = []
+        for axis, length in enumerate(self.tissue.shape):
+            others = [other for other in range(3) if other != axis]
+            there = torch.nonzero(self.tissue.any(others[1]).any(others[0])).flatten().tolist()
+            first, last = (there[0], there[-1]) if there else (0, length - 1)
+            slices.append(slice(max(0, first - reach), min(length, last + 1 + reach)))
+        return slices[0], slices[1], slices[2]
+
+    def cropped(self, box: tuple[slice, slice, slice]) -> Level:
+        """Give the part of the scan in a box of blocks."""
+        step = np.eye(4)
+        step[:3, 3] = [part.start for part in box]
+        return Level(self.image[:, *box], self.tissue[box], self.affine @ step, self.block)
+
 
 class Agreement:
     """How well two scans agree under a map from B to A that can be moved.

@@ -160,12 +160,12 @@ def known_view(
         z, y, x = embedding.shape
         return result[:z, :y, :x]
 
-    tissue = foreground_mask(volume.array)[region]
+    tissue = foreground_mask(volume.array)
     # Half, because the mask's edge is blurred on the way.
-    foreground = foreground_tokens(warped(tissue) >= 0.5, stride)
+    foreground = foreground_tokens(warped(tissue[region]) >= 0.5, stride)
     if not bool(foreground.any()):
         raise S2DCError(f"The view of {volume.name} shows no tissue.", "Take another seed.")
-    turned = warped(normalised(volume, encoder, settings))
+    turned = warped(normalised(volume, encoder, settings, tissue))
     features, _ = yield from encode(turned, encoder, settings)
     view = replace(embedding, features=features, foreground=foreground, name="random view")
     partner = partners(affine, grid, stride)

@@ -76,7 +76,9 @@ def guess_preset(array: np.ndarray) -> str:
     return "ct_wide" if looks_like_hu(array) else "mr"
 
 
-def normalize(array: np.ndarray, preset_name: str) -> np.ndarray:
+def normalize(
+    array: np.ndarray, preset_name: str, foreground: np.ndarray | None = None
+) -> np.ndarray:
     """Map raw intensities to [0, 1].
 
     Parameters
@@ -85,6 +87,8 @@ def normalize(array: np.ndarray, preset_name: str) -> np.ndarray:
         (z, y, x), raw values (HU for the CT presets).
     preset_name : str
         A key of :data:`PRESETS`, or ``"auto"`` for :func:`guess_preset`.
+    foreground : np.ndarray, optional
+        :func:`foreground_mask` of the array, where it is known already.
 
     Returns
     -------
@@ -108,7 +112,7 @@ def normalize(array: np.ndarray, preset_name: str) -> np.ndarray:
     preset = PRESETS[name]
     low, high = preset.low, preset.high
     if preset.unit == "percentile":
-        inside = sample_of(array[foreground_mask(array)])
+        inside = sample_of(array[foreground_mask(array) if foreground is None else foreground])
         low, high = (float(value) for value in np.percentile(inside, [low, high]))
         if name == "pet":
             low = min(0.0, float(array.min()))

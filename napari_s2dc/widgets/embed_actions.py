@@ -56,6 +56,7 @@ class EmbedActions(QObject):
         self._session, self._header, self._tab, self._jobs = session, header, tab, jobs
         self._encoders = encoders
         self._tell = tell
+        self._cache_problem = ""  # of the last embedding; looking up the size cannot tell
         tab.embed_wanted.connect(self.embed)
         tab.save_wanted.connect(self._save)
         tab.clear_cache_wanted.connect(self._clear_cache)
@@ -101,7 +102,8 @@ class EmbedActions(QObject):
 
         def done(found: tuple[Embedded, EmbeddingCache]) -> None:
             embedded, cache = found
-            self._tab.show_cache(cache.size_bytes(), cache.problem)
+            self._cache_problem = cache.problem
+            self._show_cache(cache.size_bytes())
             if self._session.encoder is None:
                 self._session.encoder = embedded.encoder
             if layer is None or not self._session.has(layer):
@@ -138,13 +140,14 @@ class EmbedActions(QObject):
     def _with_cache(self, act: Callable[[EmbeddingCache], None]) -> None:
         place = preferences()
 
-        def run() -> tuple[int, str]:
+        def run() -> int:
             from napari_s2dc.engine.cache import EmbeddingCache
 
             cache = EmbeddingCache(place.cache_folder, place.cache_limit_bytes)
             act(cache)
-            return cache.size_bytes(), cache.problem
+            return cache.size_bytes()
 
-        self._jobs.run(
-            "cache", "Cache", run, lambda found: self._tab.show_cache(*found), quiet=True
-        )
+        self._jobs.run("cache", "Cache", run, self._show_cache, quiet=True)
+
+    def _show_cache(self, size_bytes: int) -> None:
+        self._tab.show_cache(size_bytes, self._cache_problem)

@@ -56,7 +56,8 @@ def prepare_scan(
     if spacing_mm:
         volume = resample(volume, spacing_mm)
     foreground = foreground_mask(volume.array)
-    image = np.rint(normalize(volume.array, preset) * np.float32(STEPS)).astype(np.uint16)
+    image = normalize(volume.array, preset, foreground)
+    image = np.rint(image * np.float32(STEPS)).astype(np.uint16)
     if image.min() == image.max():
         raise VolumeError(
             f"{entry.image} has one value everywhere under the preset {preset}.",
