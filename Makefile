@@ -19,11 +19,11 @@ demo: setup ## the guided tour; writes demo/index.html
 screen:
 	@bash scripts/bootstrap.sh --with-screen
 
-# The viewer is tested on a virtual screen where there is no other.
+# The pictures are made on a virtual screen where there is no other.
 SCREEN = $(if $(DISPLAY),,xvfb-run --auto-servernum --server-args="-screen 0 1920x1200x24")
 
 test: lint screen ## every check and every test
-	$(SCREEN) $(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 screenshots: setup screen ## make the pictures of docs/ anew
 	$(SCREEN) $(BIN)/python docs/make_screenshots.py

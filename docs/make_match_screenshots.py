@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import make_screenshots as base
-import napari
 import numpy as np
 
 from napari_s2dc.widgets.commands import open_match
@@ -49,27 +48,11 @@ def make_pictures(
     list of Path
         What was written.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    viewer = napari.Viewer(show=True)
-    viewer.theme = theme
-    viewer.window.resize(*size)
-    written: list[Path] = []
-
-    def shoot(name: str) -> None:
-        base._settle(0.8)
-        path = out / f"{name}_{theme}.png"
-        viewer.window.screenshot(str(path), canvas_only=False, flash=False)
-        written.append(path)
-
-    try:
+    with base.window(out, theme, size) as (viewer, shoot, written):
         one, two, labels = _open_pair(viewer, small)
         viewer.layers.selection.active = one
         open_match()
-        (workbench,) = (
-            widget
-            for widget in viewer.window.dock_widgets.values()
-            if isinstance(widget, Workbench)
-        )
+        workbench = base.workbench_of(viewer)
         base._settle(1.0)  # the workbench first reads the encoder at hand, if there is one
         base._until(lambda: not workbench.jobs.is_running("encoder"), 120, "an encoder was read")
         if encoder is not None:
@@ -102,9 +85,6 @@ def make_pictures(
         _match(workbench)
         viewer.reset_view()
         shoot("self_check")
-    finally:
-        viewer.close()
-        base._settle(0.2)
     return written
 
 

@@ -9,10 +9,11 @@ the window after each step, in both themes. Needs an encoder: the one named, or 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,26 +76,10 @@ def make_pictures(
     list of Path
         What was written.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    viewer = napari.Viewer(show=True)
-    viewer.theme = theme
-    viewer.window.resize(*size)
-    written: list[Path] = []
-
-    def shoot(name: str) -> None:
-        _settle(0.5)
-        path = out / f"{name}_{theme}.png"
-        viewer.window.screenshot(str(path), canvas_only=False, flash=False)
-        written.append(path)
-
-    try:
+    with window(out, theme, size) as (viewer, shoot, written):
         _open_scan(viewer, small)
         open_embed()
-        (workbench,) = (
-            widget
-            for widget in viewer.window.dock_widgets.values()
-            if isinstance(widget, Workbench)
-        )
+        workbench = workbench_of(viewer)
         if encoder is not None:
             workbench.encoders.load_encoder(encoder.parent.name, str(encoder))
         _until(lambda: workbench.session.encoder is not None, 120, "the encoder was read")
@@ -133,10 +118,37 @@ def make_pictures(
         workbench.probe_tab.map_button.click()
         _until(lambda: overlays.find(layer, "consistency") is not None, 300, "the map is shown")
         shoot("consistency")
+    return written
+
+
+@contextlib.contextmanager
+def window(
+    out: Path, theme: str, size: tuple[int, int]
+) -> Iterator[tuple[Any, Callable[[str], None], list[Path]]]:
+    """Open a viewer; gives it, what photographs it under a name, and what was written so far."""
+    out.mkdir(parents=True, exist_ok=True)
+    viewer = napari.Viewer(show=True)
+    viewer.theme = theme
+    viewer.window.resize(*size)
+    written: list[Path] = []
+
+    def shoot(name: str) -> None:
+        _settle(0.8)
+        path = out / f"{name}_{theme}.png"
+        viewer.window.screenshot(str(path), canvas_only=False, flash=False)
+        written.append(path)
+
+    try:
+        yield viewer, shoot, written
     finally:
         viewer.close()
         _settle(0.2)
-    return written
+
+
+def workbench_of(viewer: Any) -> Workbench:
+    """Give the workbench that is docked."""
+    docked = viewer.window.dock_widgets.values()
+    return next(widget for widget in docked if isinstance(widget, Workbench))
 
 
 def _open_scan(viewer: Any, small: bool) -> None:

@@ -9,9 +9,12 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+import pytest_xvfb
 
 # Before anything imports these libraries. POT otherwise tries every array library it finds.
 os.environ.setdefault("MPLBACKEND", "Agg")
+if "PYTEST_XDIST_WORKER" in os.environ:  # the other cores have tests of their own
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 for _backend in ("JAX", "CUPY", "TENSORFLOW"):
     os.environ.setdefault(f"POT_BACKEND_DISABLE_{_backend}", "1")
 
@@ -34,6 +37,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     if _status in config.stash:
+        pytest_xvfb.shutdown_xvfb()  # would be done at exit
         os._exit(config.stash[_status])
 
 
