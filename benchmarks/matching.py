@@ -77,7 +77,9 @@ def subjects_part(options: argparse.Namespace, _: SwinEncoder, mouse: SwinEncode
         [
             f"{MOUSE_SET}, 37 structures, {options.pairs} ordered pairs; targets are the last "
             f"{TARGETS} scans, which training held out; no alignment is given. Several atlases: "
-            f"{ATLASES} drawn for each target.",
+            f"{ATLASES} drawn for each target. How long the registration goes on and its weights "
+            "were chosen on some of these pairs. The check of left and right that s2dc transfer "
+            "makes besides, for which the atlas is embedded once more, is not in the seconds.",
             subject_table(rows),
         ]
     )
