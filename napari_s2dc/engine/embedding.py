@@ -28,7 +28,9 @@ class Embedding:
     Parameters
     ----------
     features : Tensor (C, tz, ty, tx)
-        float16, on the CPU.
+        float16, on the CPU. Those of the foreground are the encoder's, and those of the tokens
+        next to it, so that values can be interpolated up to its edge; other tokens are background
+        that need not have been encoded, and may be 0 in all channels.
     foreground : Tensor (tz, ty, tx)
         Boolean: the token is at least half tissue. Never all False.
     stride : int
@@ -105,7 +107,10 @@ class Embedding:
         return float(z), float(y), float(x)
 
     def unit(self) -> Tensor:
-        """Features of length 1, (tokens, C) float32, first axis slowest; made once."""
+        """Features of length 1, (tokens, C) float32, first axis slowest; made once.
+
+        Of length 0 where background was not encoded, so that its cosine to anything is 0.
+        """
         return self._unit
 
     @cached_property
