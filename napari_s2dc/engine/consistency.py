@@ -139,8 +139,7 @@ def consistency_map(
     squares = torch.zeros(embedding.grid, dtype=torch.float64)
     for number in range(views):
         view = random_view(generator, volume.spacing_mm)
-        partner = partners(view, embedding.grid, embedding.stride)
-        partner = torch.where(embedding.foreground.reshape(-1), partner, -1)
+        partner = _partners(embedding, view)
         compared = torch.zeros(embedding.grid, dtype=torch.bool)
         compared.view(-1)[partner[partner >= 0]] = True
         turned = encode(view.warp(image).numpy(), encoder, settings, tissue=compared)
@@ -215,6 +214,12 @@ def random_view(
     to_mm = torch.diag(torch.tensor([*spacing_mm, 1.0], dtype=torch.float64))
     in_voxels = Affine3D(torch.linalg.inv(to_mm) @ turned.matrix @ to_mm)
     return in_voxels.translated(shift_vox)
+
+
+def _partners(embedding: Embedding, view: Affine3D) -> Tensor:
+    """Token (tokens,) of the view that shows each token of the tissue; -1 without one."""
+    partner = partners(view, embedding.grid, embedding.stride)
+    return torch.where(embedding.foreground.reshape(-1), partner, -1)
 
 
 def _agreement(embedding: Embedding, features: Tensor, partner: Tensor, radius: float) -> Tensor:

@@ -98,9 +98,8 @@ def embed_volume(volume: Volume, encoder: SwinEncoder, settings: EmbedSettings) 
     ------
     Progress
         Once before the tissue is looked for, with the windows of :func:`plan`, which are the most
-        there may be; then before the first window and after every batch of windows. Where the
-        memory of the graphics processor does not suffice, windows start anew: smaller, then on the
-        CPU.
+        there may be; then after every batch of windows, with those there are. Where the memory of
+        the graphics processor does not suffice, windows start anew: smaller, then on the CPU.
 
     Returns
     -------

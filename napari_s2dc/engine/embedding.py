@@ -14,6 +14,8 @@ from torch import Tensor
 
 __all__ = ["Embedding", "Token", "to_voxels"]
 
+_AT_ONCE = 2**16  # tokens that are normalised together
+
 Token = tuple[int, int, int]
 """Place (z, y, x) on the token grid."""
 
@@ -115,8 +117,12 @@ class Embedding:
 
     @cached_property
     def _unit(self) -> Tensor:
-        flat = self.features.reshape(len(self.features), -1)
-        return F.normalize(flat.mT.float(), dim=1).contiguous()
+        flat = self.features.reshape(len(self.features), -1).mT
+        unit = torch.empty(flat.shape)
+        # Part by part, or the memory would be taken three times over.
+        for part, target in zip(flat.split(_AT_ONCE), unit.split(_AT_ONCE), strict=True):
+            F.normalize(part.float(), dim=1, out=target)
+        return unit
 
 
 def to_voxels(values: Tensor, shape: Sequence[int], stride: int) -> np.ndarray:

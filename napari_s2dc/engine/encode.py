@@ -57,7 +57,7 @@ def encode(
     Yields
     ------
     Progress
-        Before the first and after every batch of windows.
+        After every batch of windows.
 
     Returns
     -------
@@ -77,7 +77,6 @@ def encode(
                 overlap=settings.overlap,
                 tissue=tissue,
             )
-            yield Progress(0, windows.windows, "windows")
             features = None
             try:
                 with closing(_windows_on(image, encoder, windows, attempt, scale)) as running:
