@@ -143,6 +143,7 @@ def draw(parts: dict[str, list[Row]], path: Path) -> None:
         PNG to write.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
 
     figure = Figure(figsize=(4 * len(parts), 3.4), layout="constrained")
     for axes, (name, rows) in zip(figure.subplots(1, len(parts)), parts.items(), strict=True):
@@ -152,6 +153,8 @@ def draw(parts: dict[str, list[Row]], path: Path) -> None:
         axes.loglog(sizes, seconds, "o-", label=f"measured, exponent {exponent(rows):.2f}")
         axes.set(xlabel=name, ylabel="seconds")
         axes.legend(frameon=False)
+        for axis in (axes.xaxis, axes.yaxis):  # less than a decade would have labels in the way
+            axis.set_minor_formatter(NullFormatter())
     figure.savefig(path, dpi=110)
 
 
@@ -218,8 +221,8 @@ def report(options: argparse.Namespace) -> str:
             f"of the scan to the power {exponent(embedded):.2f}, from scans of several windows on "
             f"{exponent(several):.2f}, and with the voxels encoded "
             f"{exponent(embedded, 'encoded'):.2f}: windows overlap, and there is nothing to "
-            "overlap with where one is enough. Memory beyond scan and features grows with the power "
-            f"{exponent(several, of='memory_mb'):.2f} from scans of several windows on.",
+            "overlap with where one is enough. Memory beyond scan and features grows with the "
+            f"power {exponent(several, of='memory_mb'):.2f} from scans of several windows on.",
             table(header, rows),
             features_sentence(),
             f"Matching, seconds by patches in each scan (power {exponent(matched):.2f}; a whole "

@@ -34,9 +34,9 @@ def test_the_picture_has_a_panel_for_each_part(tmp_path: Path) -> None:
     rows = [{"size": 1.0, "seconds": 1.0}, {"size": 8.0, "seconds": 9.0}]
     growth.draw({"voxels": rows, "patches": rows}, tmp_path / "two.png")
     growth.draw({"voxels": rows, "patches": rows, "crops": rows}, tmp_path / "three.png")
-    two, three = (Image.open(tmp_path / f"{name}.png") for name in ("two", "three"))
-    assert three.width == pytest.approx(1.5 * two.width, abs=2)
-    assert len(set(two.convert("L").getdata())) > 10
+    with Image.open(tmp_path / "two.png") as two, Image.open(tmp_path / "three.png") as three:
+        assert three.width == pytest.approx(1.5 * two.width, abs=2)
+        assert len(set(two.convert("L").tobytes())) > 10
 
 
 def test_features_of_a_large_scan_are_counted() -> None:

@@ -141,7 +141,7 @@ def plan_windows(
         for (first, end), tokens in zip(_box(wanted, grid), grid, strict=True)
     ]
     window = _triple([side for side, _ in axes])
-    starts = product(*(places for _, places in axes))
+    starts = [_triple(start) for start in product(*(places for _, places in axes))]
     return WindowPlan(
         shape=_triple(shape),
         stage=stage,
