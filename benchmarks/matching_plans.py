@@ -87,7 +87,8 @@ def solvers(repeats: int) -> str:
     )
 
 
-def _random_scan(tokens: tuple[int, int, int], seed: int) -> Embedding:
+def random_scan(tokens: tuple[int, int, int], seed: int) -> Embedding:
+    """Return an embedding of tokens (z, y, x), all of them tissue, with random features."""
     generator = torch.Generator().manual_seed(seed)
     return Embedding(
         features=torch.randn(48, *tokens, generator=generator).half(),
@@ -103,7 +104,7 @@ def _random_scan(tokens: tuple[int, int, int], seed: int) -> Embedding:
 
 def large_plan() -> str:
     """Time and memory of a plan of 8,000 × 8,000."""
-    a, b = _random_scan((20, 20, 20), 0), _random_scan((20, 20, 20), 1)
+    a, b = random_scan((20, 20, 20), 0), random_scan((20, 20, 20), 1)
     settings = MatchSettings(memory_bytes=2**40)
     found = []
     seconds, memory_mb = peak_during(lambda: found.append(match_embeddings(a, b, settings)))

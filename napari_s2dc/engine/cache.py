@@ -27,7 +27,7 @@ from napari_s2dc.volumes.volume import Volume
 __all__ = ["EmbeddingCache", "embed_cached", "embedding_key"]
 
 # Changes whenever the same scan, weights and settings give other features than before.
-_RECIPE = 1
+_RECIPE = 2
 # A temporary file this old was left by a process that was killed.
 _ENDING = f".cached{SUFFIX}"
 _STALE_SECONDS = 3600.0

@@ -139,9 +139,12 @@ def consistency_map(
     squares = torch.zeros(embedding.grid, dtype=torch.float64)
     for number in range(views):
         view = random_view(generator, volume.spacing_mm)
-        turned = encode(view.warp(image).numpy(), encoder, settings)
+        partner = _partners(embedding, view)
+        compared = torch.zeros(embedding.grid, dtype=torch.bool)
+        compared.view(-1)[partner[partner >= 0]] = True
+        turned = encode(view.warp(image).numpy(), encoder, settings, tissue=compared)
         features, _ = yield from _quietly(turned, Progress(number, views, "views"))
-        agreement = _agreement(embedding, features, view, radius)
+        agreement = _agreement(embedding, features, partner, radius)
         there = agreement.isfinite()
         values = torch.where(there, agreement, 0.0).double()
         known += there
@@ -213,12 +216,19 @@ def random_view(
     return in_voxels.translated(shift_vox)
 
 
-def _agreement(embedding: Embedding, features: Tensor, view: Affine3D, radius: float) -> Tensor:
-    """Neighbourhood consistency (tz, ty, tx) of the tissue between the scan and one view."""
+def _partners(embedding: Embedding, view: Affine3D) -> Tensor:
+    """Token (tokens,) of the view that shows each token of the tissue; -1 without one."""
+    partner = partners(view, embedding.grid, embedding.stride)
+    return torch.where(embedding.foreground.reshape(-1), partner, -1)
+
+
+def _agreement(embedding: Embedding, features: Tensor, partner: Tensor, radius: float) -> Tensor:
+    """Neighbourhood consistency (tz, ty, tx) between the scan and one view.
+
+    It is that of the tokens whose partner (tokens,) in the view is not -1.
+    """
     depth, height, width = embedding.grid
     plane = height * width
-    partner = partners(view, embedding.grid, embedding.stride)
-    partner = torch.where(embedding.foreground.reshape(-1), partner, -1)
     first = embedding.unit()
     second = features.reshape(len(features), -1).mT.float()
     positions = torch.cartesian_prod(*(torch.arange(n) for n in embedding.grid)).float()

@@ -22,11 +22,12 @@ from napari_s2dc.engine.encode import device_of, encode, windows_at_once
 from napari_s2dc.engine.encoders import name_of, preset_of, weights_hash
 from napari_s2dc.engine.measures import foreground_tokens
 from napari_s2dc.engine.progress import Progress, Steps
-from napari_s2dc.engine.windows import WindowPlan, plan_windows, run_windows
+from napari_s2dc.engine.window_plan import WindowPlan, plan_windows
+from napari_s2dc.engine.windows import run_windows
 from napari_s2dc.errors import ConfigurationError
 from napari_s2dc.method.encoder import SwinEncoder
 from napari_s2dc.volumes.io import check_values
-from napari_s2dc.volumes.preprocess import foreground_mask, normalize
+from napari_s2dc.volumes.preprocess import foreground_mask, normalize, scaling_of
 from napari_s2dc.volumes.volume import Volume
 
 __all__ = [
@@ -47,6 +48,9 @@ __all__ = [
 
 def plan(shape: tuple[int, ...], encoder: SwinEncoder, settings: EmbedSettings) -> WindowPlan:
     """Count the windows and estimate the memory before anything is embedded.
+
+    Where the tissue lies is not known yet: without the air round it there may be fewer windows,
+    and shorter ones, never more.
 
     Parameters
     ----------
@@ -79,7 +83,7 @@ def plan(shape: tuple[int, ...], encoder: SwinEncoder, settings: EmbedSettings) 
 
 
 def embed_volume(volume: Volume, encoder: SwinEncoder, settings: EmbedSettings) -> Steps[Embedding]:
-    """Embed a scan or a region of it.
+    """Embed the tissue of a scan or of a region of it.
 
     Parameters
     ----------
@@ -93,13 +97,15 @@ def embed_volume(volume: Volume, encoder: SwinEncoder, settings: EmbedSettings) 
     Yields
     ------
     Progress
-        Once before the first window and after every batch of windows. Where the memory of the
-        graphics processor does not suffice, windows start anew: smaller, then on the CPU.
+        Once before the tissue is looked for, with the windows of :func:`plan`, which are the most
+        there may be; then after every batch of windows, with those there are. Where the memory of
+        the graphics processor does not suffice, windows start anew: smaller, then on the CPU.
 
     Returns
     -------
     Embedding
-        ``metadata["notice"]`` says so when that happened.
+        Tokens of tissue and their neighbours have features; others may be 0.
+        ``metadata["notice"]`` says so when windows started anew.
 
     Raises
     ------
@@ -116,8 +122,11 @@ def embed_volume(volume: Volume, encoder: SwinEncoder, settings: EmbedSettings) 
     foreground = foreground_tokens(tissue[region], windows.stride)
     if not bool(foreground.any()):  # nothing but thin structures
         foreground = torch.ones_like(foreground)
-    image = normalised(volume, encoder, settings, tissue)
-    features, facts = yield from encode(image, encoder, settings)
+    preset = preset_of(volume, encoder, settings.preset)
+    scale = scaling_of(volume.array, preset, tissue)
+    features, facts = yield from encode(
+        volume.array[region], encoder, settings, tissue=foreground, scale=scale
+    )
     z, y, x = (part.start for part in region)
     return Embedding(
         features=features,
@@ -131,7 +140,7 @@ def embed_volume(volume: Volume, encoder: SwinEncoder, settings: EmbedSettings) 
         metadata={
             "encoder": name_of(encoder),
             "weights": weights_hash(encoder),
-            "preset": preset_of(volume, encoder, settings.preset),
+            "preset": preset,
             "stage": windows.stage,
             "settings": asdict(settings),
             "version": __version__,

@@ -35,7 +35,7 @@ class EmbedSettings:
         Intensity preset: ``"checkpoint"`` for the one the encoder was trained with, ``"auto"``,
         or a key of :data:`napari_s2dc.volumes.preprocess.PRESETS`.
     window_vox : int
-        Side of a window in voxels.
+        Largest side of a window in voxels; they are shorter where as few will do.
     overlap : float
         Least share of a window that the next one covers again.
     device : str

@@ -14,6 +14,8 @@ from torch import Tensor
 
 __all__ = ["Embedding", "Token", "to_voxels"]
 
+_AT_ONCE = 2**16  # tokens that are normalised together
+
 Token = tuple[int, int, int]
 """Place (z, y, x) on the token grid."""
 
@@ -28,7 +30,9 @@ class Embedding:
     Parameters
     ----------
     features : Tensor (C, tz, ty, tx)
-        float16, on the CPU.
+        float16, on the CPU. Those of the foreground are the encoder's, and those of the tokens
+        next to it, so that values can be interpolated up to its edge; other tokens are background
+        that need not have been encoded, and may be 0 in all channels.
     foreground : Tensor (tz, ty, tx)
         Boolean: the token is at least half tissue. Never all False.
     stride : int
@@ -105,13 +109,20 @@ class Embedding:
         return float(z), float(y), float(x)
 
     def unit(self) -> Tensor:
-        """Features of length 1, (tokens, C) float32, first axis slowest; made once."""
+        """Features of length 1, (tokens, C) float32, first axis slowest; made once.
+
+        Of length 0 where background was not encoded, so that its cosine to anything is 0.
+        """
         return self._unit
 
     @cached_property
     def _unit(self) -> Tensor:
-        flat = self.features.reshape(len(self.features), -1)
-        return F.normalize(flat.mT.float(), dim=1).contiguous()
+        flat = self.features.reshape(len(self.features), -1).mT
+        unit = torch.empty(flat.shape)
+        # Part by part, or the memory would be taken three times over.
+        for part, target in zip(flat.split(_AT_ONCE), unit.split(_AT_ONCE), strict=True):
+            F.normalize(part.float(), dim=1, out=target)
+        return unit
 
 
 def to_voxels(values: Tensor, shape: Sequence[int], stride: int) -> np.ndarray:

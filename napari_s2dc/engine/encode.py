@@ -14,7 +14,8 @@ from torch import Tensor
 
 from napari_s2dc.engine.embed_settings import DEVICES, EmbedSettings, stage_of
 from napari_s2dc.engine.progress import Progress, Steps
-from napari_s2dc.engine.windows import WindowPlan, plan_windows, run_windows
+from napari_s2dc.engine.window_plan import WindowPlan, plan_windows
+from napari_s2dc.engine.windows import Scale, run_windows
 from napari_s2dc.errors import ConfigurationError, S2DCError
 from napari_s2dc.method.encoder import SwinEncoder
 
@@ -30,18 +31,28 @@ def windows_at_once(device: torch.device) -> int:
 
 
 def encode(
-    image: np.ndarray, encoder: SwinEncoder, settings: EmbedSettings
+    image: np.ndarray,
+    encoder: SwinEncoder,
+    settings: EmbedSettings,
+    *,
+    tissue: Tensor | None = None,
+    scale: Scale = np.asarray,
 ) -> Steps[tuple[Tensor, dict[str, Any]]]:
-    """Run the windows over a normalised image on the device that the settings ask for.
+    """Run the windows over an image on the device that the settings ask for.
 
     Parameters
     ----------
     image : np.ndarray (Z, Y, X)
-        Normalised to [0, 1]; already the region.
+        Already the region.
     encoder : SwinEncoder
         As for :func:`embed_volume`.
     settings : EmbedSettings
         Settings.
+    tissue : Tensor (tz, ty, tx), optional
+        Boolean: tokens that are wanted, as for
+        :func:`napari_s2dc.engine.window_plan.plan_windows`; all when left out.
+    scale : callable
+        Maps intensities to [0, 1]; left out where the image is normalised already.
 
     Yields
     ------
@@ -51,7 +62,7 @@ def encode(
     Returns
     -------
     features : Tensor (C, tz, ty, tx)
-        float16, on the CPU.
+        float16, on the CPU; 0 for tokens in no window.
     facts : dict
         ``window_vox`` and ``device`` that were used, and the ``notice``.
     """
@@ -64,10 +75,11 @@ def encode(
                 stage=stage_of(encoder, settings),
                 window_vox=attempt.window_vox,
                 overlap=settings.overlap,
+                tissue=tissue,
             )
             features = None
             try:
-                with closing(_windows_on(image, encoder, windows, attempt)) as running:
+                with closing(_windows_on(image, encoder, windows, attempt, scale)) as running:
                     while features is None:
                         try:
                             done = next(running)
@@ -159,13 +171,17 @@ def device_of(settings: EmbedSettings) -> torch.device:
 
 
 def _windows_on(
-    image: np.ndarray, encoder: SwinEncoder, windows: WindowPlan, attempt: _Attempt
+    image: np.ndarray,
+    encoder: SwinEncoder,
+    windows: WindowPlan,
+    attempt: _Attempt,
+    scale: Scale,
 ) -> Generator[int, None, Tensor]:
     """Run the windows as one attempt wants it, by an encoder that is this run's own."""
     own = _copy_on(encoder, attempt.device)
     together = attempt.windows_at_once
     with closing(
-        run_windows(image, own, windows, windows_at_once=together, dtype=torch.float16)
+        run_windows(image, own, windows, windows_at_once=together, dtype=torch.float16, scale=scale)
     ) as running:
         return (yield from running)
 

@@ -166,7 +166,7 @@ def known_view(
     if not bool(foreground.any()):
         raise S2DCError(f"The view of {volume.name} shows no tissue.", "Take another seed.")
     turned = warped(normalised(volume, encoder, settings, tissue))
-    features, _ = yield from encode(turned, encoder, settings)
+    features, _ = yield from encode(turned, encoder, settings, tissue=foreground)
     view = replace(embedding, features=features, foreground=foreground, name="random view")
     partner = partners(affine, grid, stride)
     own = embedding.foreground.flatten()

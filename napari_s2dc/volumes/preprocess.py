@@ -8,17 +8,19 @@ from pathlib import Path
 import numpy as np
 
 from napari_s2dc.errors import ConfigurationError, VolumeError
-from napari_s2dc.volumes.foreground import foreground_mask, looks_like_hu, sample_of
+from napari_s2dc.volumes.foreground import foreground_mask, looks_like_hu, sample_inside
 from napari_s2dc.volumes.volume import Volume
 
 __all__ = [
     "PRESETS",
     "Preset",
+    "Scaling",
     "foreground_mask",
     "guess_preset",
     "normalize",
     "resample",
     "resample_to",
+    "scaling_of",
 ]
 
 
@@ -76,10 +78,31 @@ def guess_preset(array: np.ndarray) -> str:
     return "ct_wide" if looks_like_hu(array) else "mr"
 
 
-def normalize(
+@dataclass(frozen=True)
+class Scaling:
+    """Map from raw intensities to [0, 1], for a scan or any part of it.
+
+    Parameters
+    ----------
+    low, high : float
+        Become 0 and 1; what lies outside is clipped.
+    """
+
+    low: float
+    high: float
+
+    def __call__(self, array: np.ndarray) -> np.ndarray:
+        """Map an array; float32, same shape."""
+        scaled = array.astype(np.float32)
+        scaled -= np.float32(self.low)
+        scaled *= np.float32(1.0 / (self.high - self.low))
+        return np.clip(scaled, 0.0, 1.0, out=scaled)
+
+
+def scaling_of(
     array: np.ndarray, preset_name: str, foreground: np.ndarray | None = None
-) -> np.ndarray:
-    """Map raw intensities to [0, 1].
+) -> Scaling:
+    """Find how a preset maps the intensities of a scan.
 
     Parameters
     ----------
@@ -89,12 +112,6 @@ def normalize(
         A key of :data:`PRESETS`, or ``"auto"`` for :func:`guess_preset`.
     foreground : np.ndarray, optional
         :func:`foreground_mask` of the array, where it is known already.
-
-    Returns
-    -------
-    np.ndarray
-        float32 in [0, 1], same shape. With ``mr`` and ``pet`` the percentiles are taken over
-        :func:`foreground_mask`, so that the share of air does not shift them.
 
     Raises
     ------
@@ -112,7 +129,7 @@ def normalize(
     preset = PRESETS[name]
     low, high = preset.low, preset.high
     if preset.unit == "percentile":
-        inside = sample_of(array[foreground_mask(array) if foreground is None else foreground])
+        inside = sample_inside(array, foreground_mask(array) if foreground is None else foreground)
         low, high = (float(value) for value in np.percentile(inside, [low, high]))
         if name == "pet":
             low = min(0.0, float(array.min()))
@@ -120,8 +137,33 @@ def normalize(
             low, high = float(array.min()), float(array.max())
         if high <= low:
             raise VolumeError(f"The scan has the same value, {low:g}, in every voxel.")
-    scaled = (array.astype(np.float32) - np.float32(low)) * np.float32(1.0 / (high - low))
-    return np.clip(scaled, 0.0, 1.0, out=scaled)
+    return Scaling(low, high)
+
+
+def normalize(
+    array: np.ndarray, preset_name: str, foreground: np.ndarray | None = None
+) -> np.ndarray:
+    """Map raw intensities to [0, 1].
+
+    Parameters
+    ----------
+    array, preset_name, foreground
+        As for :func:`scaling_of`.
+
+    Returns
+    -------
+    np.ndarray
+        float32 in [0, 1], same shape. With ``mr`` and ``pet`` the percentiles are taken over
+        :func:`foreground_mask`, so that the share of air does not shift them.
+
+    Raises
+    ------
+    ConfigurationError
+        No such preset.
+    VolumeError
+        All values are equal.
+    """
+    return scaling_of(array, preset_name, foreground)(array)
 
 
 def resample(

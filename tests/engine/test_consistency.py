@@ -80,7 +80,8 @@ def test_progress_counts_views_and_cancel_comes_between_windows(
 
 
 def test_the_identity_is_perfectly_consistent(embedding: Embedding) -> None:
-    agreement = consistency._agreement(embedding, embedding.features, Affine3D.identity(), 2.0)
+    partner = consistency._partners(embedding, Affine3D.identity())
+    agreement = consistency._agreement(embedding, embedding.features, partner, 2.0)
     assert torch.equal(agreement.isfinite(), embedding.foreground)
     inside = agreement[embedding.foreground]
     torch.testing.assert_close(inside, torch.ones_like(inside), rtol=1e-3, atol=1e-3)
@@ -92,7 +93,8 @@ def test_slabs_give_what_the_whole_gives(
     view = Affine3D.in_plane((3.0, -5.0), 12.0, 1.05)
     features = torch.randn(embedding.features.shape, generator=torch.Generator().manual_seed(0))
     monkeypatch.setattr(consistency, "_LARGEST_GATHER_BYTES", 1)
-    found = consistency._agreement(embedding, features.half(), view, 1.5)
+    partner = consistency._partners(embedding, view)
+    found = consistency._agreement(embedding, features.half(), partner, 1.5)
     partner = partners(view, embedding.grid, 8)
     partner[~embedding.foreground.reshape(-1)] = -1
     expected = neighbourhood_consistency(

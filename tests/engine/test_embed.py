@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,8 @@ from napari_s2dc.engine import encode as encoding
 from napari_s2dc.engine.embed import Embedding, EmbedSettings, embed, embed_volume, plan
 from napari_s2dc.engine.embedding import to_voxels
 from napari_s2dc.engine.progress import Progress, finish
-from napari_s2dc.engine.windows import plan_windows, stage_features
+from napari_s2dc.engine.window_plan import WindowPlan, plan_windows
+from napari_s2dc.engine.windows import run_windows, stage_features
 from napari_s2dc.errors import ConfigurationError, S2DCError, VolumeError
 from napari_s2dc.method.encoder import EncoderConfig, SwinEncoder
 from napari_s2dc.volumes.phantom import phantom
@@ -78,8 +81,12 @@ def test_features_are_those_of_monai(
         for old, new in zip(reversed(shape), reversed(padded), strict=True)
         for part in (0, new - old)
     ]
-    # MONAI steps by int(window * (1 - overlap)): half a voxel more keeps whole tokens whole.
-    steps = [max(stride, int(n * (1 - overlap)) // stride * stride) for n in windows.window]
+    # Windows are spread evenly: MONAI is asked for the overlap that gives them the same steps,
+    # int(window * (1 - overlap)), and half a voxel more keeps whole tokens whole.
+    places = [sorted({start[axis] for start in windows.starts}) for axis in range(3)]
+    steps = [
+        there[1] if len(there) > 1 else n for there, n in zip(places, windows.window, strict=True)
+    ]
     shares = [
         (n - step - 0.5) / n if step < n else 0.0
         for n, step in zip(windows.window, steps, strict=True)
@@ -150,6 +157,53 @@ def test_progress_counts_every_window(
     seen = list(embed_volume(torso, tiny, settings))
     assert seen == [Progress(done, 4, "windows") for done in range(5)]
     assert plan(torso.shape, tiny, settings).windows == 4
+
+
+def test_windows_left_out_change_nothing_in_the_tissue(tiny: SwinEncoder) -> None:
+    tissue = torch.zeros(4, 12, 12, dtype=torch.bool)
+    tissue[:, :3, :3] = tissue[:2, -2:, -2:] = True
+    some_windows = plan_windows(
+        (32, 96, 96), tiny.config, stage=2, window_vox=32, overlap=0.25, tissue=tissue
+    )
+    axes = [sorted({start[axis] for start in some_windows.starts}) for axis in range(3)]
+    everywhere = replace(some_windows, starts=tuple(product(*axes)))
+    assert 2 * some_windows.windows <= everywhere.windows
+    image = _random(32, 96, 96)
+
+    def features(windows: WindowPlan) -> torch.Tensor:
+        steps = run_windows(image, tiny, windows, windows_at_once=3, dtype=torch.float32)
+        with closing(steps):
+            while True:
+                try:
+                    next(steps)
+                except StopIteration as stop:
+                    found: torch.Tensor = stop.value
+                    return found
+
+    some, all_of_them = features(some_windows), features(everywhere)
+    near = F.max_pool3d(tissue[None].float(), 3, stride=1, padding=1)[0] > 0
+    torch.testing.assert_close(some[:, near], all_of_them[:, near], rtol=1e-4, atol=1e-5)
+    unseen = (some == 0).all(0)
+    assert unseen.sum() > 100
+    assert not (all_of_them == 0).all(0)[unseen].all()
+
+
+def test_air_is_not_encoded(tiny: SwinEncoder, settings: EmbedSettings) -> None:
+    image, _ = phantom((32, 48, 48), seed=1, contrast="t1")
+    wide = np.full((64, 112, 96), image.array.min(), image.array.dtype)
+    wide[24:56, 16:64, 40:88] = image.array
+    volume = Volume(wide, image.affine, name="in air")
+    seen = list(embed_volume(volume, tiny, settings))
+    found = finish(embed_volume(volume, tiny, settings))
+    assert seen[0].total == plan(volume.shape, tiny, settings).windows == 60
+    assert seen[-1].done == seen[-1].total <= 18
+    encoded = (found.features != 0).any(0)
+    near = F.max_pool3d(found.foreground[None].float(), 3, stride=1, padding=1)[0] > 0
+    assert encoded[near].all()
+    assert not encoded[:, 10:].any()
+    alone = finish(embed_volume(volume, tiny, replace(settings, roi=((16, 64), (8, 72), (32, 96)))))
+    assert alone.offset_vox == (16, 8, 32)
+    assert torch.equal(alone.foreground, found.foreground[2:8, 1:9, 4:12])
 
 
 def test_two_runs_share_an_encoder_that_never_changes(
@@ -261,7 +315,7 @@ def test_the_plan_tells_windows_and_memory(tiny: SwinEncoder) -> None:
     settings = EmbedSettings(device="cpu")
     large = plan((160, 256, 256), tiny, settings)
     assert large.windows == 2 * 4 * 4
-    assert large.sentence == f"32 windows, about {large.bytes_needed / 1e9:.1f} GB"
+    assert large.sentence == f"at most 32 windows, about {large.bytes_needed / 1e9:.1f} GB"
     small = plan((48, 48, 48), tiny, settings)
     assert small.sentence.startswith("1 window,")
     assert small.bytes_needed < large.bytes_needed / 3

@@ -61,7 +61,7 @@ def test_the_header_knows_volume_and_encoder(workbench: Workbench, scan: Any) ->
     assert workbench.header.volume.layer is scan
     assert workbench.header.encoder.currentText() == "untrained"
     assert workbench.embed_tab.embed_button.text() == "Embed torso 1"
-    assert workbench.embed_tab.plan.text() == "Takes 4 windows, less than 0.1 GB."
+    assert workbench.embed_tab.plan.text() == "Takes at most 4 windows, less than 0.1 GB."
     assert not workbench.embed_tab.save_button.isEnabled()
     assert "Embed a volume first" in workbench.probe_tab.probe_button.toolTip()
 

@@ -7,6 +7,7 @@ import pytest
 from nibabel.testing import data_path as nibabel_data
 
 from napari_s2dc.errors import ConfigurationError, VolumeError
+from napari_s2dc.volumes.foreground import sample_inside, sample_of
 from napari_s2dc.volumes.io import read_volume
 from napari_s2dc.volumes.phantom import phantom
 from napari_s2dc.volumes.preprocess import (
@@ -16,6 +17,7 @@ from napari_s2dc.volumes.preprocess import (
     normalize,
     resample,
     resample_to,
+    scaling_of,
 )
 from napari_s2dc.volumes.volume import Volume
 from tests.volumes.files import AFFINES
@@ -216,3 +218,24 @@ def test_going_back_to_the_grid_of_the_file(affine: str) -> None:
     shifted = Volume(volume.array, volume.affine.copy())
     shifted.affine[:3, 3] += 1000
     assert (resample_to(shifted, volume, outside=7).array == 7).all()
+
+
+@pytest.mark.parametrize("preset", ["mr", "pet", "ct_wide"])
+def test_a_part_is_scaled_as_in_the_whole(preset: str) -> None:
+    image, _ = phantom(SMALL, seed=1, contrast="t1")
+    part = (slice(3, 20), slice(10, 40), slice(0, 56))
+    scale = scaling_of(image.array, preset)
+    np.testing.assert_array_equal(scale(image.array[part]), normalize(image.array, preset)[part])
+
+
+@pytest.mark.parametrize("most", [10**6, 1000, 37])
+def test_a_sample_inside_a_mask_is_that_of_all_its_values(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("napari_s2dc.volumes.foreground.SAMPLE_VOXELS", most)
+    random = np.random.default_rng(0)
+    array, mask = random.random((9, 20, 21)), random.random((9, 20, 21)) < 0.4
+    mask[4] = False
+    found = sample_inside(array, mask)
+    np.testing.assert_array_equal(found, sample_of(array[mask]))
+    assert 0 < len(found) <= most
