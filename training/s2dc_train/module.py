@@ -229,6 +229,17 @@ class S2DCModule(L.LightningModule):
         for logger in self.loggers:
             logger.log_metrics(values, step)
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the norm, also under autocast, where Lightning refuses to for a fused optimizer."""
+        if gradient_clip_val:
+            trained = [weight for group in optimizer.param_groups for weight in group["params"]]
+            nn.utils.clip_grad_norm_(trained, gradient_clip_val)
+
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step the student, then move the teacher."""
         super().optimizer_step(*args, **kwargs)
@@ -260,8 +271,9 @@ class S2DCModule(L.LightningModule):
             ],
             lr=settings.learning_rate,
             betas=(0.9, settings.beta2),
-            # Not fused: Lightning does not clip gradients of a fused optimizer under autocast.
-            foreach=True,
+            # Fused takes a third of the time. With 16 bit floats it would undo the scaling of the
+            # gradients itself, after they were clipped.
+            fused=self.config.trainer.precision != "16-mixed",
         )
         total = self.config.trainer.max_steps
         warmup = min(settings.warmup_steps, total // 2)
