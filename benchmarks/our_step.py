@@ -55,12 +55,15 @@ class OurStep:
             batch = self.samples.read(repetition)
         with watch.part("views"):
             views = module.views(batch)
+        passes = module.passes(views.first)  # chosen in the first step, which is not counted
         with watch.part("teacher"), torch.no_grad(), autocast(device):
-            tokens, pooled = module.teacher.encode(torch.cat([views.second, views.contrast]))
+            tokens, pooled = module.teacher.encode(
+                torch.cat([views.second, views.contrast]), passes
+            )
             key = module._project(module.teacher, tokens[: len(views.second)], views.valid_second)
             keys = module.teacher.contrast_head(pooled).float()
         with watch.part("student"), autocast(device):
-            tokens, pooled = module.student.encode(views.first)
+            tokens, pooled = module.student.encode(views.first, passes)
             query = module._project(module.student, tokens, views.valid_first)
             vector = module.student.contrast_head(pooled)[views.query_index].float()
         # Cut here, so that the backward pass of the losses and of the student can be told apart.

@@ -30,6 +30,9 @@ from benchmarks.stopwatch import Stopwatch
 from benchmarks.workload import Samples, autocast
 from napari_s2dc.method.encoder import SwinEncoder
 
+ITERATIONS = 100
+"""Sinkhorn iterations of the released code, always all of them."""
+
 
 class SliceHead(nn.Module):
     """Projection head whose batch normalisation takes z-slices as channels.
@@ -56,12 +59,45 @@ class SliceHead(nn.Module):
         return F.normalize(self.layers(features).float(), dim=-1)
 
 
+class PlainEncoder(nn.Module):
+    """MONAI's Swin transformer as it comes, with plain attention and the weights of ours.
+
+    Parameters
+    ----------
+    ours : SwinEncoder
+        Where architecture and weights come from.
+    """
+
+    def __init__(self, ours: SwinEncoder) -> None:
+        from monai.networks.nets.swin_unetr import SwinTransformer
+
+        super().__init__()
+        config = ours.config
+        self.swin = SwinTransformer(
+            in_chans=config.in_channels,
+            embed_dim=config.feature_size,
+            window_size=(config.window_size,) * 3,
+            patch_size=(2, 2, 2),
+            depths=config.depths,
+            num_heads=config.num_heads,
+            use_v2=config.use_v2,
+        )
+        # Without what follows from the window size, which ours need not keep.
+        derived = dict(self.swin.named_buffers())
+        self.swin.load_state_dict(derived | dict(ours.swin.state_dict()))
+
+    def forward(self, crops: Tensor) -> list[Tensor]:
+        """Features of every stage, as :class:`SwinEncoder` has them."""
+        stages: list[Tensor] = self.swin(crops, normalize=True)
+        return stages
+
+
 class Network(nn.Module):
     """Encoder and both heads; the teacher is a deep copy."""
 
     def __init__(self, module: S2DCModule, slices: int) -> None:
         super().__init__()
-        self.encoder: SwinEncoder = copy.deepcopy(module.student.encoder)
+        self.encoder = PlainEncoder(module.student.encoder)
         self.token_head = SliceHead(module.student.token_head, slices)
         self.contrast_head = SliceHead(module.student.contrast_head, 0)
 
@@ -244,7 +280,7 @@ class ReleasedStep:
                     pairs,
                     settings.temperature,
                     settings.dustbin,
-                    settings.sinkhorn_iterations,
+                    ITERATIONS,
                 )
                 + settings.patch_to_structure * patch_to_structure_loop(query_leaf, key, pairs)
                 + settings.global_contrast

@@ -53,8 +53,8 @@ def spread(values: Sequence[float], scale: float = 1e3, digits: int = 1) -> str:
     return f"{median} [{first}, {third}]"
 
 
-def machine(device: torch.device) -> str:
-    """One sentence on the machine and the libraries that count."""
+def machine_facts(device: torch.device) -> dict[str, str | int | float]:
+    """Return what counts of the machine and the libraries, by name."""
     processor = platform.processor() or platform.machine()
     information = Path("/proc/cpuinfo")
     if information.is_file():
@@ -62,13 +62,35 @@ def machine(device: torch.device) -> str:
             if entry.startswith("model name"):
                 processor = entry.partition(":")[2].strip()
                 break
-    parts = [f"{os.cpu_count()} cores ({processor})", f"{torch.get_num_threads()} threads"]
+    facts: dict[str, str | int | float] = {}
     if device.type == "cuda":
-        parts.insert(0, torch.cuda.get_device_name(device))
-    parts += [f"{name} {version(name)}" for name in ("torch", "monai", "POT")]
-    parts.append(f"Python {platform.python_version()}")
+        facts["gpu"] = torch.cuda.get_device_name(device)
+    pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    facts |= {
+        "cores": os.cpu_count() or 0,
+        "processor": processor,
+        "memory_gb": round(pages / 2**30),
+        "threads": torch.get_num_threads(),
+        **{name: version(name) for name in ("torch", "monai", "POT")},
+        "Python": platform.python_version(),
+    }
     if hasattr(os, "getloadavg"):
-        parts.append(f"load average {os.getloadavg()[0]:.1f} at the start")
+        facts["load_average"] = round(os.getloadavg()[0], 1)
+    return facts
+
+
+def machine(device: torch.device) -> str:
+    """One sentence on the machine and the libraries that count."""
+    facts = machine_facts(device)
+    parts = [str(facts["gpu"])] if "gpu" in facts else []
+    parts += [
+        f"{facts['cores']} cores ({facts['processor']})",
+        f"{facts['memory_gb']} GB memory",
+        f"{facts['threads']} threads",
+        *(f"{name} {facts[name]}" for name in ("torch", "monai", "POT", "Python")),
+    ]
+    if "load_average" in facts:
+        parts.append(f"load average {facts['load_average']} at the start")
     return ", ".join(parts) + "."
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from monai.networks.nets.swin_unetr import WindowAttention
 from s2dc_train.config import ViewConfig
 from s2dc_train.losses import global_contrast, patch_to_patch, patch_to_structure
 from s2dc_train.module import S2DCModule
@@ -126,6 +127,21 @@ def test_the_released_side_encodes_every_crop_three_times_with_the_teacher(
     side.teacher.encoder.register_forward_pre_hook(lambda _, inputs: crops.append(len(inputs[0])))
     side.step(0, Stopwatch(CPU))
     assert crops == [2, 2, 2]
+
+
+def test_the_released_side_has_monais_own_encoder_with_plain_attention(
+    samples: Samples, module: S2DCModule
+) -> None:
+    side = released_step.ReleasedStep(module, samples)
+    for network in (side.student, side.teacher):
+        attention = [m for m in network.encoder.modules() if isinstance(m, WindowAttention)]
+        assert len(attention) == sum(module.student.encoder.config.depths)
+        assert not any(block.use_flash_attention for block in attention)
+    crop = torch.rand(1, 1, 32, 32, 32)
+    with torch.no_grad():
+        plain, ours = side.student.encoder(crop), module.student.encoder(crop)
+    for theirs, mine in zip(plain, ours, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
 
 
 def test_looped_losses_equal_batched_ones() -> None:

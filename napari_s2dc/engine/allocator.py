@@ -32,3 +32,19 @@ def keep_large_buffers() -> bool:
         return False
     settings = {_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 64 * 2**20}
     return all(mallopt(name, value) == 1 for name, value in settings.items())
+
+
+def release_free_buffers() -> bool:
+    """Hand back to the system what is free now, as before a part that needs room of another shape.
+
+    Returns
+    -------
+    bool
+        Whether any memory was given back; False on systems without glibc.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    try:
+        return ctypes.CDLL(None).malloc_trim(0) == 1
+    except (OSError, AttributeError):
+        return False

@@ -19,18 +19,20 @@ def _python(code: str, *arguments: str) -> str:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has the setting")
-def test_a_freed_buffer_stays_in_the_process() -> None:
+def test_a_freed_buffer_stays_in_the_process_until_released() -> None:
     code = """
 from pathlib import Path
-from napari_s2dc.engine.allocator import keep_large_buffers
+from napari_s2dc.engine import allocator
 import numpy
-assert keep_large_buffers()
+assert allocator.keep_large_buffers()
 pages = lambda: int(Path("/proc/self/statm").read_text().split()[1])
 before = pages()
 numpy.ones(25_000_000)  # 200 MB, freed at once
 print((pages() - before) * 4096 > 150_000_000)
+assert allocator.release_free_buffers()
+print((pages() - before) * 4096 < 50_000_000)
 """
-    assert _python(code) == "True"
+    assert _python(code).split() == ["True", "True"]
 
 
 @pytest.mark.parametrize("command", ["embed", "consistency", "probe", "info"])

@@ -1,10 +1,12 @@
 """Transport with a dustbin against the golden plans, POT's reference and finite differences."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from s2dc_train.config import LossConfig
 
 from napari_s2dc.method import transport
 from napari_s2dc.method.transport import assignment
@@ -167,3 +169,76 @@ def test_gradient_holds_up_to_the_largest_spread(
     monkeypatch.setattr(transport, "LARGEST_SPREAD", dict.fromkeys(transport.LARGEST_SPREAD, -1.0))
     exact = gradient(torch.float64)  # POT's own, in the log domain
     assert (found - exact).abs().max() <= 1e-3 * exact.abs().max()
+
+
+def alike(temperature: float, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Scores of tokens that resemble their partners, as training has them."""
+    generator = torch.Generator().manual_seed(0)
+    query, noise = torch.nn.functional.normalize(
+        torch.randn(2, 2, 144, 128, generator=generator, dtype=torch.float64), dim=-1
+    )
+    key = torch.nn.functional.normalize(query + noise, dim=-1)
+    return (query @ key.mT / temperature).to(dtype)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.05])
+def test_as_training_stops_the_plan_is_the_converged_one(temperature: float) -> None:
+    loss = LossConfig()
+    stop = {"iterations": loss.sinkhorn_iterations, "tolerance": loss.sinkhorn_tolerance}
+    found = assignment(alike(temperature), loss.dustbin, **stop)  # type: ignore[arg-type]
+    exact = assignment(alike(temperature, torch.float64), loss.dustbin, iterations=5000)
+    # Of the plan, which sums to 1, not of the assignment, which sums to n + m.
+    assert (found - exact).abs().max() / (144 + 144) <= 1e-5
+
+
+def test_a_low_temperature_takes_more_iterations() -> None:
+    exact = assignment(alike(0.05, torch.float64), 1.0, iterations=5000)
+    errors = [
+        float((assignment(alike(0.05), 1.0, iterations=count) - exact).abs().max()) / (144 + 144)
+        for count in (100, 500)
+    ]
+    assert errors[0] > 1e-5 > errors[1]
+
+
+def test_pots_cheap_gradients_are_not_the_gradient() -> None:
+    """Why ours is not POT's solver with ``last_step`` or ``envelope``."""
+    from ot.batch import solve_batch
+
+    marginal = torch.full((1, 6), 1 / 6, dtype=torch.float64)
+    weight = torch.randn(1, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    def gradient(kind: str) -> torch.Tensor | None:
+        leaf = scores(1, 6, 6, 2.0).requires_grad_()
+        plan = solve_batch(
+            -leaf,
+            reg=1.0,
+            a=marginal,
+            b=marginal,
+            max_iter=500,
+            tol=1e-12,
+            method="log_sinkhorn",
+            grad=kind,
+        ).plan
+        if not plan.requires_grad:
+            return None
+        (plan * weight).sum().backward()
+        return leaf.grad
+
+    true, last_step = gradient("autodiff"), gradient("last_step")
+    assert gradient("envelope") is None
+    assert true is not None
+    assert last_step is not None
+    cosine = torch.nn.functional.cosine_similarity(true.flatten(), last_step.flatten(), dim=0)
+    assert cosine < 0.9
+
+
+def test_no_source_asks_pot_for_its_cheap_gradients() -> None:
+    sources = Path(transport.__file__).parents[2]
+    files = [
+        file
+        for folder in ("napari_s2dc", "training", "benchmarks")
+        for file in (sources / folder).rglob("*.py")
+    ]
+    assert len(files) > 100
+    cheap = re.compile(r"grad\s*=\s*[\"'](last_step|envelope)")
+    assert [file.name for file in files if cheap.search(file.read_text())] == []

@@ -76,7 +76,7 @@ def samples(count: int, shape: tuple[int, int, int] = (32, 32, 64)) -> list[dict
     ]
 
 
-def fit(module: S2DCModule, data: list[dict[str, Any]]) -> Remember:
+def fit(module: S2DCModule, data: list[dict[str, Any]], **more: Any) -> Remember:
     log = Remember()
     config = module.config
     trainer = L.Trainer(
@@ -84,6 +84,7 @@ def fit(module: S2DCModule, data: list[dict[str, Any]]) -> Remember:
         max_steps=config.trainer.max_steps,
         accumulate_grad_batches=config.trainer.accumulate,
         logger=log,
+        **more,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -120,6 +121,23 @@ def test_every_trained_parameter_gets_a_gradient() -> None:
         named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
         assert [name for name, parameter in named if parameter.grad is None] == []
         assert module.dustbin.requires_grad == ("loss__learn_dustbin" not in changes)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_gradients_are_clipped_at_every_precision(precision: str) -> None:
+    module = S2DCModule(settings(trainer__max_steps=1, trainer__precision=precision))
+    fit(module, samples(1), precision=precision, gradient_clip_val=0.01)
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
+    assert float(norm) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_the_optimizer_is_fused_unless_gradients_are_scaled() -> None:
+    for precision, fused in (("auto", True), ("bf16-mixed", True), ("16-mixed", False)):
+        optimizer = S2DCModule(settings(trainer__precision=precision)).configure_optimizers()[
+            "optimizer"
+        ]
+        assert bool(optimizer.defaults["fused"]) is fused
 
 
 def test_momentum_schedule(monkeypatch: pytest.MonkeyPatch) -> None:

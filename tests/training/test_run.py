@@ -112,6 +112,7 @@ def test_run_folder_is_complete(straight: Path) -> None:
     assert summary["seconds"] > 0
     assert summary["steps_per_second"] >= 6 / summary["seconds"]
     assert summary["peak_memory_mb"] > 50
+    assert 0 < summary["waiting_for_data"] < 1
     assert summary["effective_rank_last"] > 1
     measured = dict(validations(straight))
     assert summary["match_accuracy_first"] == float(measured[0])
@@ -172,7 +173,7 @@ def test_resume_after_kill_is_exact(
     assert validations(out) == validations(straight)
     assert [path.name for path in (out / "checkpoints").iterdir()] == ["last.ckpt"]
     resumed, whole = (json.loads((run / "summary.json").read_text()) for run in (out, straight))
-    timing = {"seconds", "steps_per_second", "peak_memory_mb"}
+    timing = {"seconds", "steps_per_second", "peak_memory_mb", "waiting_for_data"}
     assert {k: v for k, v in resumed.items() if k not in timing} == {
         k: v for k, v in whole.items() if k not in timing
     }

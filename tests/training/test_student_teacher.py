@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from s2dc_train.losses import global_contrast
+from s2dc_train.passes import Passes
 from s2dc_train.student_teacher import (
     Branch,
     KeyQueue,
@@ -124,12 +125,11 @@ def test_head_normalises_over_rows_in_training_and_afterwards(layers: int) -> No
 
 def test_crops_are_encoded_one_by_one_however_they_are_batched() -> None:
     encoder = SwinEncoder(EncoderConfig(feature_size=12, window_size=2))
-    branch = Branch(encoder, token_stage=2, hidden=8, outputs=4, layers=2, crops_per_pass=0)
+    branch = Branch(encoder, token_stage=2, hidden=8, outputs=4, layers=2)
     crops = torch.rand(3, 1, 32, 32, 32)
     with torch.no_grad():
         tokens, pooled = branch.encode(crops)
-        branch.crops_per_pass = 2
-        again = branch.encode(crops)
+        again = branch.encode(crops, Passes(together=2, kept=1))
     assert tokens.shape == (3, 48, 4, 4, 4)
     assert pooled.shape == (3, 192)
     assert torch.allclose(tokens, again[0], atol=1e-5)

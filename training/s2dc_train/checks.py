@@ -82,6 +82,7 @@ def _check_ranges(config: RunConfig) -> None:
             "optimizer.weight_decay",
             "optimizer.warmup_steps",
             "trainer.max_minutes",
+            "trainer.memory_gb",
             "trainer.gradient_clip",
         ],
         1: [

@@ -34,6 +34,7 @@ from s2dc_train.config import RunConfig
 from s2dc_train.data import S2DCDataModule
 from s2dc_train.interruption import StopRequest, is_first_process
 from s2dc_train.module import S2DCModule
+from s2dc_train.timing import WaitClock
 from s2dc_train.validation import Validation
 
 _CACHE_TIMEOUT = timedelta(hours=6)
@@ -221,7 +222,8 @@ def _train(
         enable_version_counter=False,
     )
     progress = Progress(lambda: validation.last)
-    trainer = _trainer(config, [validation, stop, progress, checkpoints])
+    clock = WaitClock()
+    trainer = _trainer(config, [validation, stop, progress, checkpoints], clock)
 
     data = S2DCDataModule(config.data, seed=config.seed, run_dir=out)
     if is_first_process():
@@ -249,7 +251,7 @@ def _train(
         raise
     finally:
         request.deferred = False
-    summary = _summary(trainer, module, data, validation)
+    summary = _summary(trainer, module, data, validation, clock.waiting_share)
     if trainer.is_global_zero:
         encoder = out / "encoder.safetensors"
         module.student.encoder.save(encoder, encoder_metadata(config, data, summary))
@@ -260,7 +262,7 @@ def _train(
     return summary | {"stopped": stop.reason}
 
 
-def _trainer(config: RunConfig, callbacks: list[Callback]) -> L.Trainer:
+def _trainer(config: RunConfig, callbacks: list[Callback], clock: WaitClock) -> L.Trainer:
     settings = config.trainer
 
     def make(strategy: str | Strategy) -> L.Trainer:
@@ -284,6 +286,7 @@ def _trainer(config: RunConfig, callbacks: list[Callback]) -> L.Trainer:
             enable_progress_bar=False,
             logger=False,  # they write files at once: only when the scans are ready
             callbacks=callbacks,
+            profiler=clock,
             plugins=[AtomicCheckpointIO()],
         )
 
@@ -302,7 +305,11 @@ def _trainer(config: RunConfig, callbacks: list[Callback]) -> L.Trainer:
 
 
 def _summary(
-    trainer: L.Trainer, module: S2DCModule, data: S2DCDataModule, validation: Validation
+    trainer: L.Trainer,
+    module: S2DCModule,
+    data: S2DCDataModule,
+    validation: Validation,
+    waiting_share: float | None,
 ) -> dict[str, Any]:
     """Figures of the run; seconds are those of steps and validation, counted on over a resume."""
     steps, training = trainer.global_step, validation.training_seconds
@@ -310,6 +317,8 @@ def _summary(
         "steps": steps,
         "seconds": round(training + validation.measuring_seconds, 1),
         "steps_per_second": round(steps / training, 4) if training else None,
+        # Since the run was last started.
+        "waiting_for_data": None if waiting_share is None else round(waiting_share, 4),
         **{
             name: value if value is not None and math.isfinite(value) else None
             for name, value in validation.summary().items()

@@ -8,8 +8,11 @@ import itertools
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from napari_s2dc.engine.allocator import release_free_buffers
 from napari_s2dc.method.encoder import SwinEncoder
+from s2dc_train.passes import Passes
 
 
 class SliceNorm(nn.Module):
@@ -67,8 +70,6 @@ class Branch(nn.Module):
         Stage whose tokens are matched.
     hidden, outputs, layers : int
         Widths and depth of both heads.
-    crops_per_pass : int
-        Crops encoded together; 0 means all.
     per_slice : bool
         The token head normalises slices (:class:`SliceNorm`).
     """
@@ -80,27 +81,29 @@ class Branch(nn.Module):
         hidden: int,
         outputs: int,
         layers: int,
-        crops_per_pass: int,
         *,
         per_slice: bool = False,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.token_stage = token_stage
-        self.crops_per_pass = crops_per_pass
         channels = encoder.stage_channels
         self.token_head = ProjectionHead(
             channels[token_stage], hidden, outputs, layers, per_slice=per_slice
         )
         self.contrast_head = ProjectionHead(channels[-1], hidden, outputs, layers)
 
-    def encode(self, crops: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(self, crops: Tensor, passes: Passes | None = None) -> tuple[Tensor, Tensor]:
         """Features of crops.
 
         Parameters
         ----------
         crops : Tensor (N, 1, c, c, c)
             Crops; each is encoded on its own.
+        passes : Passes, optional
+            How many are encoded together, and of how many the activations are dropped and computed
+            again in the backward pass; features and gradients are those of all at once. All
+            together by default.
 
         Returns
         -------
@@ -109,11 +112,29 @@ class Branch(nn.Module):
         pooled : Tensor (N, 16 f)
             Mean of the last stage.
         """
-        chunks = crops.split(self.crops_per_pass or len(crops))
-        stages = [self.encoder(chunk) for chunk in chunks]
-        tokens = torch.cat([stage[self.token_stage] for stage in stages])
-        pooled = torch.cat([stage[-1].mean((-3, -2, -1)) for stage in stages])
-        return tokens, pooled
+        parts = (passes or Passes(len(crops), len(crops))).split(crops)
+        encoded = [
+            self._encode(part) if kept or not torch.is_grad_enabled() else self._encode_twice(part)
+            for part, kept in parts
+        ]
+        tokens, pooled = zip(*encoded, strict=True)
+        return torch.cat(tokens), torch.cat(pooled)
+
+    def _encode_twice(self, crops: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode now and again in the backward pass."""
+
+        def encode(crops: Tensor) -> tuple[Tensor, Tensor]:
+            if crops.device.type == "cpu":
+                # The sizes of buffers that are free now seldom fit what comes.
+                release_free_buffers()
+            return self._encode(crops)
+
+        # The encoder draws no random numbers, so there is no state to restore.
+        return checkpoint(encode, crops, use_reentrant=False, preserve_rng_state=False)
+
+    def _encode(self, crops: Tensor) -> tuple[Tensor, Tensor]:
+        stages = self.encoder(crops)
+        return stages[self.token_stage], stages[-1].mean((-3, -2, -1))
 
 
 @torch.no_grad()
