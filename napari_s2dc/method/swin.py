@@ -8,16 +8,20 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from monai.networks.blocks.dynunet_block import UnetResBlock
+from monai.networks.blocks.unetr_block import UnetrBasicBlock
 from monai.networks.nets.swin_unetr import (
     BasicLayer,
     PatchMerging,
     SwinTransformer,
     SwinTransformerBlock,
 )
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from napari_s2dc.method.window_attention import window_attention
+
+_FEW_VALUES = 20480
+"""Batch times channels times two sides up to which torch does not take oneDNN by itself."""
 
 
 class FastSwinTransformer(SwinTransformer):
@@ -71,7 +75,9 @@ class FastSwinTransformer(SwinTransformer):
         for number in range(last):
             if self.use_v2:
                 convolutions = (self.layers1c, self.layers2c, self.layers3c, self.layers4c)
-                tokens = _residual_block(convolutions[number][0].layer, tokens)
+                tokens = _residual_block(
+                    cast(UnetResBlock, cast(UnetrBasicBlock, convolutions[number][0]).layer), tokens
+                )
             tokens = _layer(cast(BasicLayer, layers[number][0]), tokens)
             yield tokens
 
@@ -99,10 +105,27 @@ def _instance_norm(x: Tensor) -> Tensor:
     return torch.cat([F.batch_norm(one, None, None, training=True) for one in x.split(1)])
 
 
+def _convolution(convolution: nn.Module, x: Tensor) -> Tensor:
+    """Apply a convolution, on the CPU always by oneDNN.
+
+    torch leaves images of few values to a path that is three times slower. What it decides by
+    cannot be set, but tensors in oneDNN's own layout are not asked.
+    """
+    left_out = (
+        (x.device.type, x.dtype, len(x)) == ("cpu", torch.float32, 1)
+        and x.shape[:4].numel() <= _FEW_VALUES
+        and torch.backends.mkldnn.is_available()
+    )
+    # Neither a compiler nor autocast knows tensors in that layout
+    if left_out and not (torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")):
+        return cast(Tensor, convolution(x.to_mkldnn()).to_dense())
+    return cast(Tensor, convolution(x))
+
+
 def _residual_block(block: UnetResBlock, tokens: Tensor) -> Tensor:
     x = _channels_first(tokens)
-    out = F.leaky_relu_(_instance_norm(block.conv1(x)), 0.01)
-    out = _instance_norm(block.conv2(out))
+    out = F.leaky_relu_(_instance_norm(_convolution(block.conv1, x)), 0.01)
+    out = _instance_norm(_convolution(block.conv2, out))
     return _channels_last(F.leaky_relu_(_sum(out, x), 0.01))
 
 

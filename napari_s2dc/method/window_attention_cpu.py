@@ -123,9 +123,7 @@ def blockwise_attention(
         mixed = _transposed_like(query)
         for h, b, attention in _Attention(query, key, bias).blocks():
             # Products with few columns are five times slower than those with few rows
-            torch.bmm(
-                value[h, b].flatten(0, 1).mT, attention.mT, out=mixed[h, b].flatten(0, 1)
-            )
+            torch.bmm(value[h, b].flatten(0, 1).mT, attention.mT, out=mixed[h, b].flatten(0, 1))
         _unpack(group, mixed, result)
     return result
 
@@ -141,7 +139,7 @@ def _gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `qkv`, `qkv_bias` and `table` from the gradient of the result."""
     heads = table.shape[1]
-    batch, depth, height, width, triple = qkv.shape
+    _, depth, height, width, _ = qkv.shape
     d_qkv = qkv.new_empty(qkv.shape)
     d_qkv_bias = torch.zeros_like(qkv_bias)
     d_table = table.new_zeros(table.shape[::-1])
