@@ -127,13 +127,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 rates = [f"{fact['operations']:.1f}", f"{rate:.0f}", f"{percent:.0f} %"]
             parts.append(row + rates)
     command = (
-        f"python -m benchmarks.encoder --feature-size {options.feature_size} --window {options.window} --crop "
-        f"{options.crop} --batch {options.batch} --repeats {options.repeats} --device "
-        f"{options.device}"
+        f"python -m benchmarks.encoder --feature-size {options.feature_size} --window "
+        f"{options.window} --crop {options.crop} --batch {options.batch} "
+        f"--repeats {options.repeats} --device {options.device}"
     )
     text = "\n\n".join(
         [
-            f"## The encoder at feature size {options.feature_size}, window {options.window} on {device.type}",
+            f"## The encoder at feature size {options.feature_size}, window {options.window} on "
+            f"{device.type}",
             f"{options.batch} crop(s) of {options.crop}³ voxels, "
             f"{'float32' if device.type == 'cpu' else 'bf16'}, the same weights. {description} "
             f"Every side in a process of its own; median of {options.repeats} runs in turn, in "

@@ -76,7 +76,7 @@ class FastSwinTransformer(SwinTransformer):
             if self.use_v2:
                 convolutions = (self.layers1c, self.layers2c, self.layers3c, self.layers4c)
                 tokens = _residual_block(
-                    cast(UnetResBlock, cast(UnetrBasicBlock, convolutions[number][0]).layer), tokens
+                    cast(UnetrBasicBlock, convolutions[number][0]).layer, tokens
                 )
             tokens = _layer(cast(BasicLayer, layers[number][0]), tokens)
             yield tokens
