@@ -51,6 +51,7 @@ BENCHMARKS: dict[str, tuple[Benchmark, ...]] = {
     "cpu": (
         Benchmark("transport"),
         Benchmark("transport", ("--temperature", "0.05")),
+        Benchmark("encoder"),
         Benchmark("step"),
         Benchmark("embedding"),
         Benchmark("growth"),

@@ -16,6 +16,7 @@ from s2dc_train.losses import global_contrast, patch_to_patch, patch_to_structur
 from s2dc_train.module import S2DCModule
 
 from benchmarks import released_losses, released_step, step, transport
+from benchmarks.encoder_side import Side, shares
 from benchmarks.our_step import OurStep
 from benchmarks.report import table, write_section
 from benchmarks.stopwatch import Stopwatch
@@ -222,3 +223,21 @@ def test_a_table_is_aligned() -> None:
     lines = table(["part", "ms"], [["views", "1.0"], ["x", "10.25"]]).splitlines()
     assert len({len(line) for line in lines}) == 1
     assert lines[1] == "|-------|------:|"
+
+
+def test_both_sides_of_the_encoder_compute_the_same() -> None:
+    settings = {"feature_size": 12, "window": 4, "crop": 32, "batch": 1, "device": "cpu"}
+    losses = []
+    for ours in (True, False):
+        side = Side(ours=ours, flash=False, tuned=False, training=True, **settings)
+        losses.append(side.step(side.network(), torch.linspace(0, 1, 32**3).view(1, 1, 32, 32, 32)))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_shares_of_operations_add_up() -> None:
+    matrix = torch.rand(64, 64)
+    found = shares(lambda: (matrix @ matrix).softmax(-1).clone())
+    assert sum(found.values()) == pytest.approx(1)
+    assert found["linear layers"] > 0
+    assert found["attention"] > 0
+    assert found["convolutions"] == 0

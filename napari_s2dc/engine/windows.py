@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from typing import cast
 
 import numpy as np
 import torch
@@ -35,13 +34,7 @@ def stage_features(encoder: SwinEncoder, windows: Tensor, stage: int) -> Tensor:
     Tensor (B, C, Z / stride, Y / stride, X / stride)
         Equal to ``encoder(windows)[stage]``.
     """
-    swin = encoder.swin
-    x = swin.pos_drop(swin.patch_embed(windows))
-    for number in range(1, stage + 1):
-        if swin.use_v2:
-            x = getattr(swin, f"layers{number}c")[0](x.contiguous())
-        x = getattr(swin, f"layers{number}")[0](x.contiguous())
-    return cast(Tensor, swin.proj_out(x, True))
+    return encoder.stage(windows, stage)
 
 
 class _Blend:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from torch import Tensor, nn
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from monai.networks.nets.swin_unetr import SwinUNETR
 
     from napari_s2dc.method.checkpoints import LoadReport
+    from napari_s2dc.method.swin import FastSwinTransformer
 
 SIZES: dict[str, int] = {"tiny": 12, "small": 24, "base": 48}
 """Feature size (channels of stage 0) of every named encoder size."""
@@ -111,6 +112,24 @@ class EncoderConfig:
             raise ConfigurationError(f"Encoder settings cannot be read: {error}.") from error
 
 
+def _swin_transformer(
+    config: EncoderConfig, gradient_checkpointing: bool = False
+) -> FastSwinTransformer:
+    # MONAI takes seconds to import and is not needed to read a config
+    from napari_s2dc.method.swin import FastSwinTransformer
+
+    return FastSwinTransformer(
+        in_chans=config.in_channels,
+        embed_dim=config.feature_size,
+        window_size=(config.window_size,) * 3,
+        patch_size=(2, 2, 2),
+        depths=config.depths,
+        num_heads=config.num_heads,
+        use_checkpoint=gradient_checkpointing,
+        use_v2=config.use_v2,
+    )
+
+
 class SwinEncoder(nn.Module):
     """Swin encoder φ: five stages of features of a scan.
 
@@ -125,8 +144,9 @@ class SwinEncoder(nn.Module):
     ----------
     config : EncoderConfig
         Architecture.
-    swin : monai.networks.nets.swin_unetr.SwinTransformer
-        The network that holds the weights.
+    swin : FastSwinTransformer
+        The network that holds the weights, with the parameters and names of MONAI's
+        ``SwinTransformer``.
     metadata : dict
         What the checkpoint said about itself (preprocessing, spacing, steps, version, ...); empty
         for an encoder that was not loaded.
@@ -137,24 +157,11 @@ class SwinEncoder(nn.Module):
     STRIDES = STRIDES
 
     def __init__(self, config: EncoderConfig, *, gradient_checkpointing: bool = False) -> None:
-        from monai.networks.nets.swin_unetr import SwinTransformer
-
         super().__init__()
         self.config = config
         self.metadata: dict[str, Any] = {}
         self.report: LoadReport | None = None
-        # use_flash_attention only acts without autograd; training takes MONAI's plain path
-        self.swin = SwinTransformer(
-            in_chans=config.in_channels,
-            embed_dim=config.feature_size,
-            window_size=(config.window_size,) * 3,
-            patch_size=(2, 2, 2),
-            depths=config.depths,
-            num_heads=config.num_heads,
-            use_checkpoint=gradient_checkpointing,
-            use_v2=config.use_v2,
-            use_flash_attention=True,
-        )
+        self.swin = _swin_transformer(config, gradient_checkpointing)
 
     @classmethod
     def from_size(cls, size: str, *, window_size: int = 7, in_channels: int = 1) -> Self:
@@ -223,9 +230,27 @@ class SwinEncoder(nn.Module):
         -------
         list of Tensor
             Stage s: (B, feature_size * 2**s, Z / STRIDES[s], Y / STRIDES[s], X / STRIDES[s]); equal
-            to MONAI's ``SwinTransformer.forward(x, normalize=True)``.
+            to MONAI's ``SwinTransformer.forward(x, normalize=True)`` up to rounding. Channels last
+            in memory.
         """
-        return self.swin(x, normalize=True)
+        return cast(list[Tensor], self.swin(x, normalize=True))
+
+    def stage(self, x: Tensor, number: int) -> Tensor:
+        """Features of one stage, without the time for the layers behind it.
+
+        Parameters
+        ----------
+        x : Tensor
+            As for :meth:`forward`.
+        number : int
+            Stage, 0 to 4.
+
+        Returns
+        -------
+        Tensor
+            Equal to ``self(x)[number]``.
+        """
+        return self.swin.stage(x, number)
 
     def save(self, path: str | os.PathLike[str], metadata: Mapping[str, Any] | None = None) -> None:
         """Write weights and metadata as safetensors; the file appears whole or not at all.
@@ -285,8 +310,8 @@ class SwinEncoder(nn.Module):
             num_heads=self.config.num_heads,
             window_size=self.config.window_size,
             use_v2=self.config.use_v2,
-            use_flash_attention=True,
         )
+        network.swinViT = _swin_transformer(self.config)
         network.swinViT.load_state_dict(self.swin.state_dict())
         device = next(self.swin.parameters()).device
         return network.to(device)

@@ -189,7 +189,7 @@ def test_every_layout_loads_equal(
     image = torch.rand(1, 1, 32, 32, 32, generator=torch.Generator().manual_seed(4))
     with torch.no_grad():
         for mine, reference in zip(encoder(image), swin(image, normalize=True), strict=True):
-            assert torch.equal(mine, reference)
+            assert (mine - reference).abs().max() <= 1e-4 * reference.abs().max()
 
 
 def test_foreign_safetensors_are_read(v2: SwinTransformer, tmp_path: Path) -> None:

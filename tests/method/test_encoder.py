@@ -43,12 +43,11 @@ def test_forward_equals_monai(image: torch.Tensor, use_v2: bool, autograd: bool)
         depths=(2, 2, 2, 2),
         num_heads=(3, 6, 12, 24),
         use_v2=use_v2,
-        use_flash_attention=True,
     ).eval()
     theirs.load_state_dict(ours.swin.state_dict())
     with torch.set_grad_enabled(autograd):
         for mine, reference in zip(ours(image), theirs(image, normalize=True), strict=True):
-            assert torch.equal(mine, reference)
+            assert (mine - reference).abs().max() <= 1e-4 * reference.abs().max()
 
 
 def test_stages_have_the_documented_shapes(encoder: SwinEncoder, image: torch.Tensor) -> None:

@@ -1,0 +1,180 @@
+"""MONAI's ``SwinTransformer`` with the same weights and results, executed without waste."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from monai.networks.blocks.dynunet_block import UnetResBlock
+from monai.networks.blocks.unetr_block import UnetrBasicBlock
+from monai.networks.nets.swin_unetr import (
+    BasicLayer,
+    PatchMerging,
+    SwinTransformer,
+    SwinTransformerBlock,
+)
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from napari_s2dc.method.window_attention import window_attention
+
+_FEW_VALUES = 20480
+"""Batch times channels times two sides up to which torch does not take oneDNN by itself."""
+
+
+class FastSwinTransformer(SwinTransformer):
+    """Swin transformer for scans; parameters and names are those of MONAI's class.
+
+    Tokens stay (B, Z, Y, X, C) in memory from the first layer to the last. For three dimensions,
+    cubic windows, no dropout, and patches merged as by MONAI's ``PatchMerging``.
+    """
+
+    def forward(self, x: Tensor, normalize: bool = True) -> list[Tensor]:
+        """Features of all five stages.
+
+        Parameters
+        ----------
+        x : Tensor (B, C, Z, Y, X)
+            Image.
+        normalize : bool
+            Layer-normalise every stage over its channels.
+
+        Returns
+        -------
+        list of Tensor
+            Stage s: (B, embed_dim * 2**s, Z / 2**(s+1), Y / 2**(s+1), X / 2**(s+1)), channels last
+            in memory.
+        """
+        return [_output(tokens, normalize) for tokens in self._stages(x, 4)]
+
+    def stage(self, x: Tensor, number: int) -> Tensor:
+        """Layer-normalised features of one stage; later layers are not computed.
+
+        Parameters
+        ----------
+        x : Tensor (B, C, Z, Y, X)
+            Image.
+        number : int
+            Stage, 0 to 4.
+
+        Returns
+        -------
+        Tensor
+            As one of :meth:`forward`.
+        """
+        *_, tokens = self._stages(x, number)
+        return _output(tokens, normalize=True)
+
+    def _stages(self, x: Tensor, last: int) -> Iterator[Tensor]:
+        """Tokens (B, Z, Y, X, C) of stages 0 to `last`."""
+        tokens = _channels_last(self.patch_embed(x))
+        yield tokens
+        layers = (self.layers1, self.layers2, self.layers3, self.layers4)
+        for number in range(last):
+            if self.use_v2:
+                convolutions = (self.layers1c, self.layers2c, self.layers3c, self.layers4c)
+                tokens = _residual_block(
+                    cast(UnetrBasicBlock, convolutions[number][0]).layer, tokens
+                )
+            tokens = _layer(cast(BasicLayer, layers[number][0]), tokens)
+            yield tokens
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """Tokens (B, Z, Y, X, C), contiguous, of features (B, C, Z, Y, X)."""
+    return x.permute(0, 2, 3, 4, 1).contiguous()
+
+
+def _channels_first(tokens: Tensor) -> Tensor:
+    """Features (B, C, Z, Y, X) of tokens (B, Z, Y, X, C), in the same memory."""
+    return tokens.permute(0, 4, 1, 2, 3)
+
+
+def _output(tokens: Tensor, normalize: bool) -> Tensor:
+    return _channels_first(F.layer_norm(tokens, tokens.shape[-1:]) if normalize else tokens)
+
+
+def _instance_norm(x: Tensor) -> Tensor:
+    """Instance normalisation of features (B, C, Z, Y, X) that are channels last in memory.
+
+    ``instance_norm`` copies such features into another order; ``batch_norm`` of one sample is the
+    same and does not.
+    """
+    return torch.cat([F.batch_norm(one, None, None, training=True) for one in x.split(1)])
+
+
+def _convolution(convolution: nn.Module, x: Tensor) -> Tensor:
+    """Apply a convolution, on the CPU always by oneDNN.
+
+    torch leaves images of few values to a path that is three times slower. What it decides by
+    cannot be set, but tensors in oneDNN's own layout are not asked.
+    """
+    left_out = (
+        (x.device.type, x.dtype, len(x)) == ("cpu", torch.float32, 1)
+        and x.shape[:4].numel() <= _FEW_VALUES
+        and torch.backends.mkldnn.is_available()
+    )
+    # Neither a compiler nor autocast knows tensors in that layout
+    if left_out and not (torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")):
+        return cast(Tensor, convolution(x.to_mkldnn()).to_dense())
+    return cast(Tensor, convolution(x))
+
+
+def _residual_block(block: UnetResBlock, tokens: Tensor) -> Tensor:
+    x = _channels_first(tokens)
+    out = F.leaky_relu_(_instance_norm(_convolution(block.conv1, x)), 0.01)
+    out = _instance_norm(_convolution(block.conv2, out))
+    return _channels_last(F.leaky_relu_(_sum(out, x), 0.01))
+
+
+def _sum(fresh: Tensor, other: Tensor) -> Tensor:
+    """Sum in the memory of the first, unless autocast made it less precise than the second."""
+    return fresh.add_(other) if fresh.dtype == other.dtype else fresh + other
+
+
+def _layer(layer: BasicLayer, tokens: Tensor) -> Tensor:
+    for number, block in enumerate(layer.blocks):
+        tokens = _block(cast(SwinTransformerBlock, block), tokens, shifted=number % 2 == 1)
+    return _merge(cast(PatchMerging, layer.downsample), tokens)
+
+
+def _block(block: SwinTransformerBlock, tokens: Tensor, shifted: bool) -> Tensor:
+    def attend(tokens: Tensor) -> Tensor:
+        attention = block.attn
+        mixed = window_attention(
+            attention.qkv(block.norm1(tokens)),
+            attention.qkv.bias,
+            attention.relative_position_bias_table,
+            attention.window_size[0],
+            shifted,
+        )
+        return _sum(attention.proj(mixed), tokens)
+
+    def transform(tokens: Tensor) -> Tensor:
+        return _sum(block.mlp(block.norm2(tokens)), tokens)
+
+    for part in (attend, transform):
+        tokens = _maybe_again(part, tokens, block.use_checkpoint)
+    return tokens
+
+
+def _maybe_again(part: Callable[[Tensor], Tensor], tokens: Tensor, again: bool) -> Tensor:
+    """Run a part, and once more in the backward pass if asked, instead of keeping its values."""
+    if again and torch.is_grad_enabled():
+        return cast(Tensor, checkpoint(part, tokens, use_reentrant=False))
+    return part(tokens)
+
+
+def _merge(merging: PatchMerging, tokens: Tensor) -> Tensor:
+    _, depth, height, width, _ = tokens.shape
+    if depth % 2 or height % 2 or width % 2:
+        tokens = F.pad(tokens, (0, 0, 0, width % 2, 0, height % 2, 0, depth % 2))
+    return cast(Tensor, merging.reduction(merging.norm(_corners(tokens))))
+
+
+def _corners(tokens: Tensor) -> Tensor:
+    """Eight neighbours behind each other, (B, Z / 2, Y / 2, X / 2, 8 C), in MONAI's order."""
+    order = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1), (1, 1, 1))
+    return torch.cat([tokens[:, z::2, y::2, x::2] for z, y, x in order], -1)
