@@ -85,12 +85,19 @@ class MatchActions(QObject):
 
     # ------------------------------------------------------------------------ what is possible
     def offer(self) -> None:
-        """Renew the choices after layers came, went or changed name; drop a match without them."""
+        """Renew the choices after layers came, went or changed name."""
         layers = list(self._session.viewer.layers)
         self._tab.moving.offer(layers)
         self._tab.reference.offer(layers)
         self._tab.labels.offer(layers)
-        scans = self._scans
+        self.update()
+
+    def let_go_of_removed(self) -> None:
+        """Drop a match whose volumes the user has removed, and what stood for a removed copy.
+
+        It removes layers itself, so it must not be called while napari removes some.
+        """
+        scans, beside = self._scans, self._tab.beside
         if scans is not None and not (
             self._session.has(scans.moving)
             and (scans.reference is None or self._session.has(scans.reference))
@@ -98,8 +105,10 @@ class MatchActions(QObject):
             self._forget()
             self._tell("A matched volume was removed, so the match is gone.")
         elif self.layers.is_copy_gone:
-            self._tab.beside.setChecked(False)  # shows the reference again
-        self.update()
+            if beside.isChecked():
+                beside.setChecked(False)  # shows the reference again
+            else:
+                self.place(beside=False)
 
     def _on_reference(self, _: int) -> None:
         self._reference_is_users = True
@@ -166,8 +175,8 @@ class MatchActions(QObject):
 
     def _forget(self) -> None:
         self._jobs.cancel("mirror")
-        self.layers.close()
         self._scans, self._found = None, None
+        self.layers.close()
         self._tab.show_match("", 0)
         self.match_changed.emit()
         self.update()

@@ -101,7 +101,7 @@ def test_side_by_side_comes_and_goes_without_a_trace(
     pair.show()
     qtbot.waitUntil(lambda: not other.visible, timeout=5000)
     viewer.layers.remove(scan)
-    assert pair.matching.scans is None
+    qtbot.waitUntil(lambda: pair.matching.scans is None, timeout=60_000)
     assert state_of(other) == before[1]
     assert "was removed" in pair.message.text()
     assert not [layer for layer in viewer.layers if layer.name.endswith("matched patches")]

@@ -105,7 +105,9 @@ def test_what_the_view_shows(viewer: Any, image: Any, qtbot: Any) -> None:
         region_shown(image, source, (0, 1, 2))
 
 
-def test_choices_say_why_they_cannot_be_taken(workbench: Any, viewer: Any, scan: Any) -> None:
+def test_choices_say_why_they_cannot_be_taken(
+    workbench: Any, viewer: Any, scan: Any, qtbot: Any
+) -> None:
     region = workbench.embed_tab.region
     box, view = region.findData(IN_BOX), region.findData(IN_VIEW)
     entries = region.model()
@@ -120,7 +122,7 @@ def test_choices_say_why_they_cannot_be_taken(workbench: Any, viewer: Any, scan:
     assert region.currentIndex() == 0
     region.setCurrentIndex(box)
     viewer.layers.remove(shapes)
-    assert region.currentIndex() == 0
+    qtbot.waitUntil(lambda: region.currentIndex() == 0, timeout=60_000)
 
 
 def test_a_region_is_embedded_in_its_place(
