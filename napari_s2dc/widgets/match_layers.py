@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from napari_s2dc.widgets.layers import geometry_of, plain
 from napari_s2dc.widgets.match_places import MatchedScans, Side
 from napari_s2dc.widgets.match_tab import BY_CONFIDENCE, PairChoice
+from napari_s2dc.widgets.stand_in import StandIn
 
 if TYPE_CHECKING:
     from napari.layers import Vectors
@@ -43,6 +45,8 @@ class MatchLayers:
         self._apart = False
         self._hidden: list[Any] = []
         self._carried: Any | None = None
+        self._stand_ins: list[StandIn] = []
+        self._unwanted = False  # the copy, since the user has removed it
 
     # ------------------------------------------------------------------------------ placing
     def take(self, scans: MatchedScans) -> None:
@@ -53,7 +57,7 @@ class MatchLayers:
     def close(self) -> None:
         """Take everything away that belongs to the match, and show what was hidden."""
         self.withdraw()
-        self._scans, self._carried = None, None
+        self._scans, self._carried, self._unwanted = None, None, False
 
     def withdraw(self) -> None:
         """Show the viewer as it was without the match, which is remembered."""
@@ -64,7 +68,8 @@ class MatchLayers:
     def place(self, *, beside: bool, keep: Sequence[Any] = ()) -> None:
         """Show the reference beside the moving scan, or leave both where they are.
 
-        A copy that shares the reference's data is moved along x. The reference itself and whatever
+        A copy that shares the reference's data is moved along x. A random view has no other layer;
+        once the user has removed it, it comes back with side by side only. The reference itself and whatever
         else is in sight, except the moving scan and the layers to keep, are hidden meanwhile.
 
         Parameters
@@ -77,6 +82,7 @@ class MatchLayers:
         scans = self._scans
         if scans is None:
             return
+        self._unwanted = not beside and (self._unwanted or self.is_copy_gone)
         self.withdraw()
         self._apart = beside
         if beside:
@@ -88,7 +94,7 @@ class MatchLayers:
             ]
             for layer in self._hidden:
                 layer.visible = False
-        if beside or scans.reference is None:
+        if beside or (scans.reference is None and not self._unwanted):
             self._beside = self._put_beside(scans, apart=beside)
         if beside:
             self._show_carried()
@@ -102,17 +108,19 @@ class MatchLayers:
         """Add the copy of the reference, or the random view."""
         source, data, geometry = scans.copy_of_b(apart=apart)
         looks = ("colormap", "contrast_limits", "gamma", "interpolation2d", "opacity")
-        return self._overlays.add(
+        copy = self._overlays.add(
             source, _BESIDE, "add_image", data,
             "random view" if scans.reference is None else "side by side", geometry,
             **{name: getattr(source, name) for name in looks}, blending="translucent",
         )  # fmt: skip
+        self._stand_ins.append(StandIn(copy, source, scans.copy_of_b(apart=False)[2]))
+        return copy
 
     def _take_back(self) -> None:
         for layer in self._hidden:
             if self._session.has(layer):
                 layer.visible = True
-        self._hidden = []
+        self._hidden, self._stand_ins = [], []
         copy, self._beside = self._beside, None
         if copy is not None and self._session.has(copy):
             self._session.viewer.layers.remove(copy)
@@ -238,11 +246,12 @@ class MatchLayers:
         layer, scans = self._carried, self._scans
         if layer is None or scans is None or not self._session.has(layer):
             return
-        self._overlays.add(
+        shown = self._overlays.add(
             self._beside, _CARRIED, "add_labels", layer.data, "carried labels",
-            geometry_of(self._beside), colormap=layer.colormap, features=layer.features,
+            geometry_of(self._beside), colormap=deepcopy(layer.colormap), features=layer.features,
             opacity=layer.opacity,
         )  # fmt: skip
+        self._stand_ins.append(StandIn(shown, layer, geometry_of(layer)))
 
 
 def _colours(pairs: Pairs, a: Embedding, by: str) -> np.ndarray:
