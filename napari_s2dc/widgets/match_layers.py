@@ -10,7 +10,7 @@ import numpy as np
 
 from napari_s2dc.widgets.layers import geometry_of, plain
 from napari_s2dc.widgets.match_places import MatchedScans, Side
-from napari_s2dc.widgets.match_tab import BY_CONFIDENCE, PairChoice
+from napari_s2dc.widgets.pairs_box import BY_CONFIDENCE, PairChoice
 from napari_s2dc.widgets.stand_in import StandIn
 
 if TYPE_CHECKING:
@@ -69,8 +69,9 @@ class MatchLayers:
         """Show the reference beside the moving scan, or leave both where they are.
 
         A copy that shares the reference's data is moved along x. A random view has no other layer;
-        once the user has removed it, it comes back with side by side only. The reference itself and whatever
-        else is in sight, except the moving scan and the layers to keep, are hidden meanwhile.
+        once the user has removed it, it comes back with side by side only. The reference itself and
+        whatever else is in sight, except the moving scan and the layers to keep, are hidden
+        meanwhile.
 
         Parameters
         ----------
@@ -103,6 +104,13 @@ class MatchLayers:
     def is_copy_gone(self) -> bool:
         """Whether the user has removed the copy that is shown side by side."""
         return self._beside is not None and not self._session.has(self._beside)
+
+    @property
+    def placed(self) -> list[Any]:
+        """The layers that the two scans are shown by, and the hidden reference."""
+        scans = self._scans
+        layers = () if scans is None else (scans.moving, scans.reference, self._beside)
+        return [layer for layer in layers if layer is not None]
 
     def _put_beside(self, scans: MatchedScans, *, apart: bool) -> Any:
         """Add the copy of the reference, or the random view."""
@@ -179,9 +187,9 @@ class MatchLayers:
             for side in sides:
                 self._overlays.remove(side.layer, _UNMATCHED)
             return
-        for side, values in zip(sides, scans.match.unmatched(), strict=True):
+        for side, values in zip(sides, scans.unmatched, strict=True):
             self._overlays.add(
-                side.layer, _UNMATCHED, "add_image", np.nan_to_num(values.numpy()),
+                side.layer, _UNMATCHED, "add_image", values,
                 "without a partner", side.geometry,
                 colormap="red", contrast_limits=(0.0, 1.0), opacity=0.5, blending="additive",
             )  # fmt: skip

@@ -143,6 +143,7 @@ class Workbench(QWidget):
         self.session.embedding_changed.connect(self._show_embedded)
         self._device = preferences().device  # until the devices of the computer are known
         self.header.device.setCurrentIndex(max(0, self.header.device.findData(self._device)))
+        self.header.device.activated.connect(self._on_device)  # by the user
         self.encoders.devices_known.connect(self._on_devices)
         self.encoders.list_encoders()
         self.embed_tab.show_ready("", problem_of(None))
@@ -242,6 +243,9 @@ class Workbench(QWidget):
             boxes=self.embed_tab.box.layer is not None,
             umap=_has_umap(),
         )
+
+    def _on_device(self, _: int) -> None:
+        self._device = ""  # that of the preferences is not wanted any more
 
     def _on_devices(self) -> None:
         """Take the device of the preferences, or say that there is none."""

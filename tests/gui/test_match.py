@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from napari_s2dc.widgets.layers import Overlays
-from napari_s2dc.widgets.match_tab import BY_PLACE
+from napari_s2dc.widgets.pairs_box import BY_PLACE
 from napari_s2dc.widgets.placement import geometry_of, words_of
 from napari_s2dc.widgets.probe_mouse import ProbePoint
 from napari_s2dc.widgets.workbench import Workbench

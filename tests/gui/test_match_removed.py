@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-
 from napari_s2dc.widgets.workbench import Workbench
 from tests.gui.conftest import match, named
 
