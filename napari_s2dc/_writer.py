@@ -9,7 +9,10 @@ import numpy as np
 from napari_s2dc.errors import VolumeError
 from napari_s2dc.volumes.volume import Volume
 
-__all__ = ["volume_of", "write_layer"]
+__all__ = ["PLACE", "volume_of", "write_layer"]
+
+PLACE = "s2dc_place"
+"""Key in the metadata of a copy that is shown elsewhere: geometry of what it is a copy of."""
 
 _MM_OF_UNIT = {
     "meter": 1000.0,
@@ -38,7 +41,8 @@ def write_layer(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
     list of str
         The file written. A layer that was read from a file, or made on the grid of one, is
         written on that file's grid: same shape, affine and header geometry. Another layer gets
-        its own scale, rotation and translation as affine, in mm.
+        its own scale, rotation and translation as affine, in mm. A copy shown side by side is
+        written like the layer that it shows.
 
     Raises
     ------
@@ -81,8 +85,9 @@ def volume_of(data: Any, attributes: dict[str, Any]) -> Volume:
         raise VolumeError(
             f"Layer {name} has {array.ndim} dimensions; only 3D layers can be saved as scans."
         )
-    own = _affine_mm(attributes)
-    known = (attributes.get("metadata") or {}).get("s2dc") or {}
+    metadata = attributes.get("metadata") or {}
+    own = _affine_mm({**attributes, **metadata.get(PLACE, {})})
+    known = metadata.get("s2dc") or {}
     volume = Volume(array=array, affine=own, name=name)
     stored, original = known.get("affine"), known.get("original")
     if stored is None:

@@ -89,16 +89,17 @@ class EmbedActions(QObject):
             from napari_s2dc.engine.probe import sharpe_map
             from napari_s2dc.method.encoder import SwinEncoder
 
+            chosen = settings()
             encoder = loaded
             if encoder is None or str(encoder.path) != path:
                 network = SwinEncoder.from_checkpoint(path)
                 encoder = LoadedEncoder(network, name, Path(path))
             cache = EmbeddingCache(cache_place.cache_folder, cache_place.cache_limit_bytes)
             volume = source.load()
-            embedding = yield from embed_cached(volume, encoder.network, settings, cache)
+            embedding = yield from embed_cached(volume, encoder.network, chosen, cache)
             embedding.unit()  # here, not at the first click
             sharpe_map(embedding)
-            return Embedded(embedding, source, encoder, settings), cache
+            return Embedded(embedding, source, encoder, chosen), cache
 
         def done(found: tuple[Embedded, EmbeddingCache]) -> None:
             embedded, cache = found

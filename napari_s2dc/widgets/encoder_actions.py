@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +14,9 @@ from napari_s2dc.errors import S2DCError, VolumeError
 from napari_s2dc.widgets.embed_tab import IN_BOX, IN_VIEW, WHOLE, EmbedTab
 from napari_s2dc.widgets.header import Header
 from napari_s2dc.widgets.preferences import preferences
-from napari_s2dc.widgets.regions import region_round, region_shown, words
+from napari_s2dc.widgets.regions import finder_round, region_shown, words
 from napari_s2dc.widgets.session import LoadedEncoder, Session
-from napari_s2dc.widgets.volumes_of_layers import LayerSnapshot, problem_of, snapshot
+from napari_s2dc.widgets.volumes_of_layers import LayerSnapshot, problem_of, snapshot, type_of
 from napari_s2dc.widgets.workers import Jobs
 
 if TYPE_CHECKING:
@@ -77,7 +79,9 @@ class EncoderActions(QObject):
             camera = self._session.viewer.scene.camera
             self._followed = [camera.events.zoom, camera.events.center]
         elif self._following and self._tab.region.currentData() == IN_BOX and layer is not None:
-            self._followed = [layer.events.data, layer.events.set_data]
+            self._followed = [layer.events.data]
+            if type_of(layer) == "labels":
+                self._followed.append(layer.events.paint)
         for emitter in self._followed:
             emitter.connect(self._plan_soon)
         self.update_plan()
@@ -174,38 +178,46 @@ class EncoderActions(QObject):
         self.update_plan()
         self._warn_of_mismatch()
 
-    def settings(self, source: LayerSnapshot) -> EmbedSettings:
-        """Give the settings as the header, the tab and the preferences have them.
+    def settings(self, source: LayerSnapshot) -> Callable[[], EmbedSettings]:
+        """Note the settings as the header, the tab and the preferences have them.
 
         Parameters
         ----------
         source : LayerSnapshot
             What is to be embedded; the region is in its voxels.
 
+        Returns
+        -------
+        callable
+            Gives the settings; to be called in a thread, since it may look through labels. It
+            raises VolumeError where the region that was chosen does not lie in the scan.
+
         Raises
         ------
         VolumeError
-            The region that was chosen does not lie in the scan.
+            The view shows nothing of the scan, or there is no layer to put a box round.
         """
-        return EmbedSettings(
+        find = self._region(source)
+        chosen = EmbedSettings(
             preset=self._header.preset.currentData(),
             device=self._header.device.currentData(),
             window_vox=preferences().window_vox,
-            roi=self._region(source),
         )
+        return lambda: replace(chosen, roi=find())
 
-    def _region(self, source: LayerSnapshot) -> Region | None:
+    def _region(self, source: LayerSnapshot) -> Callable[[], Region | None]:
         layer, choice = self._header.volume.layer, self._tab.region.currentData()
         if layer is None or choice == WHOLE:
-            return None
+            return lambda: None
         if choice == IN_VIEW:
             dims = self._session.viewer.dims
             shown = tuple(axis - (dims.ndim - 3) for axis in dims.displayed)
-            return region_shown(layer, source, shown)
+            region = region_shown(layer, source, shown)
+            return lambda: region
         bounds = self._tab.box.layer
         if bounds is None:
             raise VolumeError("There is no layer to put a box round.", "Choose the whole volume.")
-        return region_round(layer, bounds, source)
+        return finder_round(layer, bounds, source)
 
     def source(self) -> LayerSnapshot | None:
         """Note the chosen volume at its chosen resolution, None when it cannot be used."""
@@ -219,18 +231,33 @@ class EncoderActions(QObject):
         """Say what embedding will take with the choices of the moment."""
         source, encoder = self.source(), self._session.encoder
         if source is None or encoder is None:
+            self._jobs.cancel("plan")
             self._tab.plan.setText("")
             return
-        from napari_s2dc.engine.embed import plan
-
         try:
             settings = self.settings(source)
-            sentence = f"Takes {plan(source.shape, encoder.network, settings).sentence}"
-            where = words(settings.roi)
-            sentence += f", for {where}." if where else "."
         except S2DCError as error:
-            sentence = str(error)
-        self._tab.plan.setText(sentence)
+            self._jobs.cancel("plan")
+            self._tab.plan.setText(str(error))
+            return
+        network = encoder.network
+
+        def look() -> str:
+            from napari_s2dc.engine.embed import plan
+
+            try:
+                chosen = settings()
+                sentence = f"Takes {plan(source.shape, network, chosen).sentence}"
+            except S2DCError as error:
+                return str(error)
+            where = words(chosen.roi)
+            return f"{sentence}, for {where}." if where else f"{sentence}."
+
+        if self._tab.region.currentData() != IN_BOX:
+            self._jobs.cancel("plan")  # of the box that was chosen before
+            self._tab.plan.setText(look())
+        else:  # looks through all labels of a layer
+            self._jobs.run("plan", "Planning", look, self._tab.plan.setText, quiet=True)
 
     def _warn_of_mismatch(self) -> None:
         """Compare scan and encoder in a thread, since it looks at the scan's values."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, ref
 
@@ -205,7 +206,7 @@ class Overlays:
                 name=f"{source.name} – {title}",
                 metadata=dict(source.metadata),
                 features=like.features,
-                colormap=like.colormap,
+                colormap=deepcopy(like.colormap),  # napari would share it: a click recolours both
                 **geometry,
             )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from weakref import ref
+from typing import Any
 
 import numpy as np
 from qtpy.QtCore import QObject
@@ -44,17 +44,18 @@ class MapActions(QObject):
         super().__init__(parent)
         self._session, self._tab, self._matching, self._tell = session, tab, matching, tell
         tab.apply_changed.connect(self._on_button)
+        tab.back_wanted.connect(self._on_back)
         tab.beside_changed.connect(self._on_beside)
         matching.choices_changed.connect(self.update)
 
     def update(self) -> None:
         """Say what the button will do, or why it cannot."""
-        applied = self._session.applied
-        moved = None if applied is None else applied.layer()
-        if moved is not None and self._session.has(moved):
-            self._tab.show_apply(f"Undo the map of {moved.name}", "", applied=True)
+        own = self._layer()
+        others = [layer for layer in self._session.moved_layers() if layer is not own]
+        self._tab.show_back(f"Undo the map of {others[-1].name}" if others else "")
+        if own is not None and own in self._session.moved_layers():
+            self._tab.show_apply(f"Undo the map of {own.name}", "", applied=True)
             return
-        self._session.applied = None
         scans, found = self._matching.scans, self._matching.found
         if scans is None or found is None:
             self._tab.show_apply("Apply the map", "Match two scans first")
@@ -65,17 +66,32 @@ class MapActions(QObject):
         else:
             self._tab.show_apply(f"Apply the map to {scans.moving.name}", "")
 
+    def _layer(self) -> Any | None:
+        """Give the layer of the button: the moving one, else the one that was moved last."""
+        scans = self._matching.scans
+        if scans is not None:
+            return plain(scans.moving)
+        return next(reversed(self._session.moved_layers()), None)
+
     def _on_button(self, on: bool) -> None:
         if on:
             self._tab.beside.setChecked(False)  # over the reference is where it goes
             self._apply()
         else:
-            self._undo()
+            self._undo(self._layer())
         self._matching.place(self._tab.beside.isChecked())
         self.update()
 
+    def _on_back(self) -> None:
+        own = self._layer()
+        others = [layer for layer in self._session.moved_layers() if layer is not own]
+        if others:
+            self._undo(others[-1])
+        self.update()
+
     def _on_beside(self, on: bool) -> None:
-        if on and self._session.applied is not None:
+        scans = self._matching.scans
+        if on and scans is not None and plain(scans.moving) in self._session.moved_layers():
             self._tab.apply_button.setChecked(False)
 
     def _apply(self) -> None:
@@ -91,20 +107,18 @@ class MapActions(QObject):
         matrix = to_world_b @ np.linalg.inv(b.affine) @ found.alignment.matrix
         layer.affine = matrix @ a.affine @ np.linalg.inv(to_world_a) @ before
         after = np.array(layer.affine.affine_matrix)
-        self._session.applied = AppliedMap(ref(plain(layer)), before, after)
+        self._session.note_map(layer, AppliedMap(before, after))
         self._tell(
             f"{layer.name} is moved by the map; the same button moves it back. In 2D napari leaves "
             "out how the map tilts the slices; the 3D view shows all of it."
         )
 
-    def _undo(self) -> None:
-        applied = self._session.applied
-        layer = None if applied is None else applied.layer()
-        if applied is None or layer is None or not self._session.has(layer):
+    def _undo(self, layer: Any | None) -> None:
+        if layer is None:
             return
-        untouched = self._session.applied_to(layer) is not None
-        self._session.applied = None
-        if not untouched:
+        applied = self._session.applied_to(layer)
+        self._session.note_map(layer, None)
+        if applied is None:
             self._tell(f"{layer.name} was moved since, so it is left where it is.")
             return
         layer.affine = applied.before

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 from weakref import ref
@@ -11,9 +11,11 @@ from qtpy.QtCore import QObject, Signal
 
 from napari_s2dc.errors import S2DCError
 from napari_s2dc.widgets.layers import plain
+from napari_s2dc.widgets.match_jobs import check_itself, check_mirrored, match_two
 from napari_s2dc.widgets.match_layers import MatchLayers
 from napari_s2dc.widgets.match_places import MatchedScans
 from napari_s2dc.widgets.match_tab import MatchTab
+from napari_s2dc.widgets.moves import Moves
 from napari_s2dc.widgets.preferences import preferences
 from napari_s2dc.widgets.session import Embedded, Session
 from napari_s2dc.widgets.workers import Jobs
@@ -21,6 +23,7 @@ from napari_s2dc.widgets.workers import Jobs
 if TYPE_CHECKING:
     from napari.layers import Layer
 
+    from napari_s2dc.engine.match import Match
     from napari_s2dc.engine.match_checks import Assessment
     from napari_s2dc.engine.self_check import SelfCheck
 
@@ -58,6 +61,8 @@ class MatchActions(QObject):
         super().__init__(parent)
         self._session, self._tab, self._jobs, self._tell = session, tab, jobs, tell
         self.layers = MatchLayers(session)
+        self._moves = Moves(self)
+        self._moves.happened.connect(self._on_moved)
         self._scans: MatchedScans | None = None
         self._found: Assessment | None = None
         self._views = 0
@@ -85,12 +90,19 @@ class MatchActions(QObject):
 
     # ------------------------------------------------------------------------ what is possible
     def offer(self) -> None:
-        """Renew the choices after layers came, went or changed name; drop a match without them."""
+        """Renew the choices after layers came, went or changed name."""
         layers = list(self._session.viewer.layers)
         self._tab.moving.offer(layers)
         self._tab.reference.offer(layers)
         self._tab.labels.offer(layers)
-        scans = self._scans
+        self.update()
+
+    def let_go_of_removed(self) -> None:
+        """Drop a match whose volumes the user has removed, and what stood for a removed copy.
+
+        It removes layers itself, so it must not be called while napari removes some.
+        """
+        scans, beside = self._scans, self._tab.beside
         if scans is not None and not (
             self._session.has(scans.moving)
             and (scans.reference is None or self._session.has(scans.reference))
@@ -98,8 +110,10 @@ class MatchActions(QObject):
             self._forget()
             self._tell("A matched volume was removed, so the match is gone.")
         elif self.layers.is_copy_gone:
-            self._tab.beside.setChecked(False)  # shows the reference again
-        self.update()
+            if beside.isChecked():
+                beside.setChecked(False)  # shows the reference again
+            else:
+                self.place(beside=False)
 
     def _on_reference(self, _: int) -> None:
         self._reference_is_users = True
@@ -165,16 +179,18 @@ class MatchActions(QObject):
             self._suggest_reference()
 
     def _forget(self) -> None:
-        self._jobs.cancel("mirror")
-        self.layers.close()
+        for name in ("mirror", "transfer"):
+            self._jobs.cancel(name)
         self._scans, self._found = None, None
+        self._moves.watch(())
+        self.layers.close()
         self._tab.show_match("", 0)
         self.match_changed.emit()
         self.update()
 
     # -------------------------------------------------------------------------------- matching
     def match(self) -> None:
-        """Match the chosen scans in a thread and show the pairs."""
+        """Match the chosen scans in a thread and show the pairs; until then stays what is shown."""
         moving, reference = self._tab.moving.layer, self._tab.reference.layer
         if self._problem(moving, reference):
             return
@@ -182,30 +198,44 @@ class MatchActions(QObject):
         assert a is not None
         chosen = self._tab.matching
         seed = preferences().seed + self._views
-        self._forget()
         self._tell("")
         if reference is None or b is None:
             self._views += 1  # another view the next time
+
+            def checked(found: tuple[SelfCheck, Assessment, Any]) -> None:
+                if self._is_outdated(moving, a):
+                    return
+                check, worth, alone = found
+                scans = MatchedScans(
+                    check.match, worth.pairs, alone, moving, a, view=check.known.image
+                )
+                self._show(scans, worth, f"Known truth: {check.sentence}")
+
             self._jobs.run(
                 "match",
                 f"Matching {a.source.name} with itself",
-                lambda: _check_itself(a, chosen, seed),
-                lambda found: self._show_check(moving, a, *found),
+                lambda: check_itself(a, chosen, seed),
+                checked,
             )
             return
 
-        def done(found: tuple[Any, Assessment]) -> None:
-            match, assessment = found
+        def matched(found: tuple[Match, Assessment, Any]) -> None:
             if self._is_outdated(moving, a) or self._is_outdated(reference, b):
                 return
-            self._show(MatchedScans(match, assessment.pairs, moving, a, reference, b), assessment)
-            self._check_mirrored(match, a, chosen)
+            match, worth, alone = found
+            self._show(MatchedScans(match, worth.pairs, alone, moving, a, reference, b), worth)
+            self._jobs.run(
+                "mirror",
+                "Checking left and right",
+                lambda: check_mirrored(match, a, chosen),
+                self._show_mirrored,
+            )
 
         self._jobs.run(
             "match",
             f"Matching {a.source.name} with {b.source.name}",
-            lambda: _match(a, b, chosen),
-            done,
+            lambda: match_two(a, b, chosen),
+            matched,
         )
 
     def _is_outdated(self, layer: Layer, embedded: Embedded) -> bool:
@@ -219,6 +249,7 @@ class MatchActions(QObject):
         return True
 
     def _show(self, scans: MatchedScans, found: Assessment, summary: str = "") -> None:
+        self._forget()  # the match of before, which was kept until now
         self._scans, self._found = scans, found
         if not summary:
             alignment = found.alignment
@@ -236,39 +267,30 @@ class MatchActions(QObject):
             self.place(self._tab.beside.isChecked())
         self.update()
 
-    def _show_check(self, moving: Layer, a: Embedded, check: SelfCheck, found: Assessment) -> None:
-        if self._is_outdated(moving, a):
-            return
-        scans = MatchedScans(check.match, found.pairs, moving, a, view=check.known.image)
-        self._show(scans, found, f"Known truth: {check.sentence}")
-
-    def _check_mirrored(self, match: Any, a: Embedded, chosen: dict[str, Any]) -> None:
-        """Look in a thread whether the mirrored moving scan would match better."""
-
-        def steps() -> Generator[Any, None, str]:
-            from napari_s2dc.engine.match import MatchSettings
-            from napari_s2dc.engine.match_checks import embed_mirrored, mirror_warning
-
-            mirrored = yield from embed_mirrored(a.source.load(), a.encoder.network, a.settings)
-            return mirror_warning(match, mirrored, MatchSettings(**chosen))
-
-        def done(sentence: str) -> None:
-            found = self._found
-            if sentence and found is not None:
-                self._tab.show_warnings((*found.warnings, sentence))
-
-        self._jobs.run("mirror", "Checking left and right", steps, done)
+    def _show_mirrored(self, sentence: str) -> None:
+        if sentence and self._found is not None:
+            self._tab.show_warnings((*self._found.warnings, sentence))
 
     # --------------------------------------------------------------------------------- showing
     def place(self, beside: bool) -> None:
         """Show the reference beside the moving scan, or both where they are."""
         self.layers.place(beside=beside, keep=[self._tab.labels.layer])
-        self._draw()
+        self._show_pairs()
+        self.layers.show_unmatched(self._tab.unmatched.isChecked())
+        self._moves.watch(self.layers.placed)
         self.match_changed.emit()
+
+    def _on_moved(self) -> None:
+        """Let the segments end where their patches are by now."""
+        if self._scans is not None and all(map(self._session.has, self.layers.placed)):
+            self._show_pairs()
+            self.match_changed.emit()
+            self.update()
 
     def suspend(self) -> None:
         """Show the user's layers as they were, while the panel is hidden."""
         self._suspended = True
+        self._moves.watch(())
         self.layers.withdraw()
 
     def resume(self) -> None:
@@ -279,13 +301,9 @@ class MatchActions(QObject):
         elif not self._reference_is_users:
             self._suggest_reference()
 
-    def _draw(self) -> None:
-        self._show_pairs()
-        self.layers.show_unmatched(self._tab.unmatched.isChecked())
-
     def _show_pairs(self) -> None:
         if self._scans is not None:
-            self.layers.show_pairs(self._tab.choice)
+            self.layers.show_pairs(self._tab.pairs.choice)
 
     # ---------------------------------------------------------------------------------- export
     def _export(self, what: str, path: str) -> None:
@@ -317,35 +335,3 @@ class MatchActions(QObject):
 def _alike(one: str, other: str) -> int:
     """Letters that two names begin with in common."""
     return len(list(takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))))
-
-
-def _match(
-    a: Embedded, b: Embedded, chosen: dict[str, Any]
-) -> Generator[Any, None, tuple[Any, Assessment]]:
-    from napari_s2dc.engine.match import MatchSettings, match_embeddings
-    from napari_s2dc.engine.match_checks import assess, kind_of
-    from napari_s2dc.engine.progress import Progress
-
-    yield Progress(0, 2, "parts")
-    match = match_embeddings(a.embedding, b.embedding, MatchSettings(**chosen))
-    yield Progress(1, 2, "parts")
-    one, other = (kind_of(embedded.source.sample()) for embedded in (a, b))
-    return match, assess(match, kinds=(one, other))
-
-
-def _check_itself(
-    a: Embedded, chosen: dict[str, Any], seed: int
-) -> Generator[Any, None, tuple[SelfCheck, Assessment]]:
-    from napari_s2dc.engine.match import MatchSettings
-    from napari_s2dc.engine.match_checks import assess
-    from napari_s2dc.engine.self_check import self_check
-
-    check = yield from self_check(
-        a.source.load(),
-        a.encoder.network,
-        a.settings,
-        matching=MatchSettings(**chosen),
-        seed=seed,
-        embedding=a.embedding,
-    )
-    return check, assess(check.match)

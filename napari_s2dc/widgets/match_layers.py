@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from napari_s2dc.widgets.layers import geometry_of, plain
 from napari_s2dc.widgets.match_places import MatchedScans, Side
-from napari_s2dc.widgets.match_tab import BY_CONFIDENCE, PairChoice
+from napari_s2dc.widgets.pairs_box import BY_CONFIDENCE, PairChoice
+from napari_s2dc.widgets.stand_in import StandIn
 
 if TYPE_CHECKING:
     from napari.layers import Vectors
@@ -43,6 +45,8 @@ class MatchLayers:
         self._apart = False
         self._hidden: list[Any] = []
         self._carried: Any | None = None
+        self._stand_ins: list[StandIn] = []
+        self._unwanted = False  # the copy, since the user has removed it
 
     # ------------------------------------------------------------------------------ placing
     def take(self, scans: MatchedScans) -> None:
@@ -53,7 +57,7 @@ class MatchLayers:
     def close(self) -> None:
         """Take everything away that belongs to the match, and show what was hidden."""
         self.withdraw()
-        self._scans, self._carried = None, None
+        self._scans, self._carried, self._unwanted = None, None, False
 
     def withdraw(self) -> None:
         """Show the viewer as it was without the match, which is remembered."""
@@ -64,8 +68,10 @@ class MatchLayers:
     def place(self, *, beside: bool, keep: Sequence[Any] = ()) -> None:
         """Show the reference beside the moving scan, or leave both where they are.
 
-        A copy that shares the reference's data is moved along x. The reference itself and whatever
-        else is in sight, except the moving scan and the layers to keep, are hidden meanwhile.
+        A copy that shares the reference's data is moved along x. A random view has no other layer;
+        once the user has removed it, it comes back with side by side only. The reference itself and
+        whatever else is in sight, except the moving scan and the layers to keep, are hidden
+        meanwhile.
 
         Parameters
         ----------
@@ -77,6 +83,7 @@ class MatchLayers:
         scans = self._scans
         if scans is None:
             return
+        self._unwanted = not beside and (self._unwanted or self.is_copy_gone)
         self.withdraw()
         self._apart = beside
         if beside:
@@ -88,7 +95,7 @@ class MatchLayers:
             ]
             for layer in self._hidden:
                 layer.visible = False
-        if beside or scans.reference is None:
+        if beside or (scans.reference is None and not self._unwanted):
             self._beside = self._put_beside(scans, apart=beside)
         if beside:
             self._show_carried()
@@ -98,21 +105,30 @@ class MatchLayers:
         """Whether the user has removed the copy that is shown side by side."""
         return self._beside is not None and not self._session.has(self._beside)
 
+    @property
+    def placed(self) -> list[Any]:
+        """The layers that the two scans are shown by, and the hidden reference."""
+        scans = self._scans
+        layers = () if scans is None else (scans.moving, scans.reference, self._beside)
+        return [layer for layer in layers if layer is not None]
+
     def _put_beside(self, scans: MatchedScans, *, apart: bool) -> Any:
         """Add the copy of the reference, or the random view."""
         source, data, geometry = scans.copy_of_b(apart=apart)
         looks = ("colormap", "contrast_limits", "gamma", "interpolation2d", "opacity")
-        return self._overlays.add(
+        copy = self._overlays.add(
             source, _BESIDE, "add_image", data,
             "random view" if scans.reference is None else "side by side", geometry,
             **{name: getattr(source, name) for name in looks}, blending="translucent",
         )  # fmt: skip
+        self._stand_ins.append(StandIn(copy, source, scans.copy_of_b(apart=False)[2]))
+        return copy
 
     def _take_back(self) -> None:
         for layer in self._hidden:
             if self._session.has(layer):
                 layer.visible = True
-        self._hidden = []
+        self._hidden, self._stand_ins = [], []
         copy, self._beside = self._beside, None
         if copy is not None and self._session.has(copy):
             self._session.viewer.layers.remove(copy)
@@ -171,9 +187,9 @@ class MatchLayers:
             for side in sides:
                 self._overlays.remove(side.layer, _UNMATCHED)
             return
-        for side, values in zip(sides, scans.match.unmatched(), strict=True):
+        for side, values in zip(sides, scans.unmatched, strict=True):
             self._overlays.add(
-                side.layer, _UNMATCHED, "add_image", np.nan_to_num(values.numpy()),
+                side.layer, _UNMATCHED, "add_image", values,
                 "without a partner", side.geometry,
                 colormap="red", contrast_limits=(0.0, 1.0), opacity=0.5, blending="additive",
             )  # fmt: skip
@@ -238,11 +254,12 @@ class MatchLayers:
         layer, scans = self._carried, self._scans
         if layer is None or scans is None or not self._session.has(layer):
             return
-        self._overlays.add(
+        shown = self._overlays.add(
             self._beside, _CARRIED, "add_labels", layer.data, "carried labels",
-            geometry_of(self._beside), colormap=layer.colormap, features=layer.features,
+            geometry_of(self._beside), colormap=deepcopy(layer.colormap), features=layer.features,
             opacity=layer.opacity,
         )  # fmt: skip
+        self._stand_ins.append(StandIn(shown, layer, geometry_of(layer)))
 
 
 def _colours(pairs: Pairs, a: Embedding, by: str) -> np.ndarray:

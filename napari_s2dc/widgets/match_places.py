@@ -71,6 +71,8 @@ class MatchedScans:
         A with B.
     pairs : Pairs
         All its pairs.
+    unmatched : tuple of two np.ndarray
+        Share of each patch of A and of B that has no partner, on their token grids.
     moving : napari Image layer
         A.
     embedded : Embedded
@@ -85,6 +87,7 @@ class MatchedScans:
 
     match: Match
     pairs: Pairs
+    unmatched: tuple[np.ndarray, np.ndarray]
     moving: Layer
     embedded: Embedded
     reference: Layer | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qtpy.QtCore import Qt, Signal
@@ -20,12 +19,11 @@ from qtpy.QtWidgets import (
     QVBoxLayout,
     QWidget,
 )
-from superqt import QLabeledDoubleSlider, QLabeledSlider
 
-from napari_s2dc.widgets.colour_bar import ColourBar
 from napari_s2dc.widgets.eliding_button import ElidingButton
 from napari_s2dc.widgets.header import narrow
 from napari_s2dc.widgets.layer_combo import LayerCombo
+from napari_s2dc.widgets.pairs_box import PairsBox
 from napari_s2dc.widgets.reasons import allow
 from napari_s2dc.widgets.shortcuts import MATCH, key_hint
 
@@ -34,9 +32,7 @@ if TYPE_CHECKING:
 
     from napari.layers import Layer
 
-__all__ = ["BY_CONFIDENCE", "BY_PLACE", "EXPORTS", "MatchTab", "PairChoice"]
-
-BY_CONFIDENCE, BY_PLACE = "confidence", "place"
+__all__ = ["EXPORTS", "MatchTab"]
 
 EXPORTS = {
     "pairs": ("Pairs as table…", "pairs.csv", "Table (*.csv)"),
@@ -51,28 +47,6 @@ _NEARNESS = (
     ("close by", 0.2),
     ("anywhere", float("inf")),
 )
-
-
-@dataclass(frozen=True)
-class PairChoice:
-    """Which pairs are drawn, and how.
-
-    Parameters
-    ----------
-    number : int
-        At most so many.
-    least : float
-        Least confidence.
-    mutual : bool
-        Only mutual nearest neighbours.
-    colour : str
-        `BY_CONFIDENCE` or `BY_PLACE`.
-    """
-
-    number: int
-    least: float
-    mutual: bool
-    colour: str
 
 
 class MatchTab(QWidget):
@@ -96,6 +70,7 @@ class MatchTab(QWidget):
     transfer_wanted = Signal()
     export_wanted = Signal(str, str)  # key of EXPORTS, path
     apply_changed = Signal(bool)
+    back_wanted = Signal()
 
     def __init__(
         self,
@@ -115,8 +90,9 @@ class MatchTab(QWidget):
             "How far from its own place, after centring both scans,\na partner is looked for"
         )
         self.temperature = QDoubleSpinBox()
+        self.temperature.setDecimals(3)  # the default is 0.02
         self.temperature.setRange(0.0, 1.0)
-        self.temperature.setSingleStep(0.01)
+        self.temperature.setSingleStep(0.005)
         self.temperature.setSpecialValueText("default")
         self.temperature.setToolTip(
             "Lower makes every patch decide for one partner; higher spreads it over several"
@@ -136,27 +112,12 @@ class MatchTab(QWidget):
         self.unmatched = QCheckBox("Tint patches without a partner")
         self.unmatched.setToolTip("The more of a patch has no partner, the redder")
         self.unmatched.toggled.connect(self.unmatched_changed)
-        self.number = QLabeledSlider(Qt.Orientation.Horizontal)
-        self.number.setRange(0, 100)
-        self.number.setToolTip("How many pairs are drawn, the most confident first")
-        self.confidence = QLabeledDoubleSlider(Qt.Orientation.Horizontal)
-        self.confidence.setRange(0.0, 1.0)
-        self.confidence.setDecimals(2)
-        self.confidence.setToolTip(
-            "Least confidence of a pair, 0 to 1: the share of the patch that goes to it"
-        )
-        self.mutual = QCheckBox("Only mutual nearest neighbours")
-        self.mutual.setChecked(True)
-        self.mutual.setToolTip("Each patch is the other one's best partner")
-        self.colour = narrow(QComboBox())
-        self.colour.addItem("confidence", BY_CONFIDENCE)
-        self.colour.addItem("place in the moving scan", BY_PLACE)
-        self.colour.setToolTip("What the colour of a line means")
-        self.bar = ColourBar("viridis", "0 unsure", "sure 1")
-        self.number.valueChanged.connect(self.pairs_changed)
-        self.confidence.valueChanged.connect(self.pairs_changed)
-        self.mutual.toggled.connect(self.pairs_changed)
-        self.colour.currentIndexChanged.connect(self._on_colour)
+        self.pairs = PairsBox()
+        self.pairs.form.addRow(self.unmatched)
+        self.pairs.form.addRow(self.beside)
+        self.pairs.changed.connect(self.pairs_changed)
+        self.number, self.confidence = self.pairs.number, self.pairs.confidence
+        self.mutual, self.colour, self.bar = self.pairs.mutual, self.pairs.colour, self.pairs.bar
 
         self.pointing = QPushButton("Show where a patch goes")
         self.pointing.setCheckable(True)
@@ -185,6 +146,9 @@ class MatchTab(QWidget):
         self.apply_button = ElidingButton("Apply the map")
         self.apply_button.setCheckable(True)
         self.apply_button.toggled.connect(self.apply_changed)
+        self.back_button = ElidingButton("")
+        self.back_button.setToolTip("Its match is not shown any more; move it back to where it was")
+        self.back_button.clicked.connect(self.back_wanted)
         self._lay_out()
         self.show_ready("Match", "Embed a volume first, on the Embed tab")
         self.show_match("", 0)
@@ -196,15 +160,6 @@ class MatchTab(QWidget):
         top.addRow("Reference", self.reference)
         top.addRow("Partners", self.nearness)
         top.addRow("Temperature", self.temperature)
-        pairs = QGroupBox("Pairs")
-        form = _form(pairs)
-        form.addRow("Number", self.number)
-        form.addRow("Confidence", self.confidence)
-        form.addRow(self.mutual)
-        form.addRow("Colour", self.colour)
-        form.addRow("", self.bar)
-        form.addRow(self.unmatched)
-        form.addRow(self.beside)
         one = QGroupBox("One patch")
         column = QVBoxLayout(one)
         row = QHBoxLayout()
@@ -224,22 +179,13 @@ class MatchTab(QWidget):
         column.addWidget(self.match_button)
         column.addWidget(self.result)
         column.addWidget(self.warning)
-        for box in (pairs, one, labels):
+        for box in (self.pairs, one, labels):
             column.addWidget(box)
         column.addLayout(bottom)
+        column.addWidget(self.back_button)
         column.addStretch(1)
 
     # --------------------------------------------------------------------------- what is read
-    @property
-    def choice(self) -> PairChoice:
-        """Which pairs are wanted."""
-        return PairChoice(
-            number=self.number.value(),
-            least=self.confidence.value(),
-            mutual=self.mutual.isChecked(),
-            colour=self.colour.currentData(),
-        )
-
     @property
     def matching(self) -> dict[str, float | None]:
         """Settings of the match that the user has chosen; the engine's defaults are left out."""
@@ -266,15 +212,8 @@ class MatchTab(QWidget):
         why = "" if there else "Match two scans first"
         self.result.setText(summary)
         self.result.setVisible(there)
-        blocked = self.number.blockSignals(True)
-        self.number.setRange(0, max(pairs, 1))
-        if there:
-            self.number.setValue(min(pairs, 200))
-        self.number.blockSignals(blocked)
-        for control in (
-            self.number, self.confidence, self.mutual, self.colour, self.unmatched, self.beside,
-            self.pointing, self.export_button,
-        ):  # fmt: skip
+        self.pairs.show_pairs(pairs, why)
+        for control in (self.unmatched, self.beside, self.pointing, self.export_button):
             allow(control, why)
         self._affine.setEnabled(has_map)
         self._affine.setToolTip("" if has_map else "The confident pairs agree on no map")
@@ -283,6 +222,7 @@ class MatchTab(QWidget):
             self.pointing.setChecked(False)
             self.show_transfer("Transfer labels", why)
             self.show_apply("Apply the map", why)
+            self.show_back("")
 
     def show_warnings(self, sentences: tuple[str, ...]) -> None:
         """Show what the user should know about the match."""
@@ -316,9 +256,10 @@ class MatchTab(QWidget):
         self.apply_button.setChecked(applied)
         self.apply_button.blockSignals(blocked)
 
-    def _on_colour(self) -> None:
-        self.bar.setVisible(self.colour.currentData() == BY_CONFIDENCE)
-        self.pairs_changed.emit()
+    def show_back(self, words: str) -> None:
+        """Offer to move another layer back than that of the match; "" for none."""
+        self.back_button.setText(words)
+        self.back_button.setVisible(bool(words))
 
     def _ask(self, key: str) -> None:
         _, name, kinds = EXPORTS[key]

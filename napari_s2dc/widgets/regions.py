@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from napari_s2dc.engine.embed_settings import Region
 
-__all__ = ["can_bound", "region_round", "region_shown", "words"]
+__all__ = ["can_bound", "finder_round", "region_round", "region_shown", "words"]
 
 _LEAST_VOX = 32
 """The encoder's smallest window; a smaller region would be filled up with nothing."""
@@ -90,25 +91,45 @@ def region_round(layer: Layer, bounds: Layer, source: LayerSnapshot) -> Region |
     VolumeError
         The layer is empty, or lies beside the scan.
     """
-    flat = bounds.ndim == 2
-    corners = _corners(bounds)
-    if not len(corners):
-        raise VolumeError(
-            f"{bounds.name} is empty.", "Draw a rectangle in it, or paint what to embed."
-        )
-    if flat:  # drawn while one plane of the world was shown
-        middle = layer.data_to_world((np.asarray(source.shape) * source.factors - 1) / 2)
-        corners = np.insert(corners, 0, middle[0], axis=1)
-    places = np.array([layer.world_to_data(tuple(corner)) for corner in corners])
-    low, high = places.min(axis=0), places.max(axis=0)
-    if type_of(bounds) == "shapes":
-        without = high - low < 1
-        low[without] = -0.5
-        high[without] = (np.asarray(source.shape) * source.factors - 0.5)[without]
+    return finder_round(layer, bounds, source)()
+
+
+def finder_round(layer: Layer, bounds: Layer, source: LayerSnapshot) -> Callable[[], Region | None]:
+    """Give a function that finds what :func:`region_round` gives, to be called in a thread.
+
+    Looking through labels takes long, and a thread must not touch layers: everything else that is
+    needed of them is noted here.
+    """
+    name, shapes = str(bounds.name), type_of(bounds) == "shapes"
+    if shapes:
+        drawn = [corner for shape in bounds.data for corner in np.array(shape)]
+        painted = None
+    else:
+        drawn, painted = [], bounds.data
+    to_world, to_data = _matrix(bounds.data_to_world, bounds.ndim), _matrix(layer.world_to_data, 3)
     size = np.asarray(source.shape) * source.factors
-    if (high <= -0.5).any() or (low >= size - 0.5).any():
-        raise VolumeError(f"{bounds.name} lies beside {source.name}.", "Choose another layer.")
-    return _on_level(low, high, source)
+    middle = layer.data_to_world((size - 1) / 2)
+
+    def find() -> Region | None:
+        own = np.array(drawn if painted is None else _corners(painted), dtype=float)
+        if not len(own):
+            raise VolumeError(
+                f"{name} is empty.", "Draw a rectangle in it, or paint what to embed."
+            )
+        corners = own @ to_world[:-1, :-1].T + to_world[:-1, -1]
+        if corners.shape[1] == 2:  # drawn while one plane of the world was shown
+            corners = np.insert(corners, 0, middle[0], axis=1)
+        places = corners @ to_data[:3, :3].T + to_data[:3, 3]
+        low, high = places.min(axis=0), places.max(axis=0)
+        if shapes:
+            without = high - low < 1
+            low[without] = -0.5
+            high[without] = (size - 0.5)[without]
+        if (high <= -0.5).any() or (low >= size - 0.5).any():
+            raise VolumeError(f"{name} lies beside {source.name}.", "Choose another layer.")
+        return _on_level(low, high, source)
+
+    return find
 
 
 def words(region: Region | None) -> str:
@@ -119,22 +140,26 @@ def words(region: Region | None) -> str:
     return f"a region of {sides} voxels"
 
 
-def _corners(bounds: Layer) -> np.ndarray:
-    """World positions (n, 2 or 3) between which the shapes or labels of a layer lie."""
-    if type_of(bounds) == "shapes":
-        own: list[Any] = [corner for shape in bounds.data for corner in np.asarray(shape)]
-    else:
-        own = []
-        painted = np.asarray(bounds.data) != 0
-        sides = []
-        for axis in range(3):
-            others = tuple(other for other in range(3) if other != axis)
-            filled = np.flatnonzero(painted.any(axis=others))
-            if not len(filled):
-                return np.zeros((0, 3))
-            sides.append((filled[0] - 0.5, filled[-1] + 0.5))
-        own = list(itertools.product(*sides))
-    return np.array([bounds.data_to_world(tuple(corner)) for corner in own])
+def _corners(painted: Any) -> list[tuple[float, ...]]:
+    """Corners of the box round all that is painted, in data coordinates; none when nothing is."""
+    filled = np.asarray(painted) != 0
+    sides = []
+    for axis in range(3):
+        others = tuple(other for other in range(3) if other != axis)
+        places = np.flatnonzero(filled.any(axis=others))
+        if not len(places):
+            return []
+        sides.append((places[0] - 0.5, places[-1] + 0.5))
+    return list(itertools.product(*sides))
+
+
+def _matrix(transform: Callable[[Any], Any], ndim: int) -> np.ndarray:
+    """Matrix (ndim + 1, ndim + 1) of an affine transform of napari's."""
+    matrix = np.eye(ndim + 1)
+    matrix[:-1, -1] = transform((0.0,) * ndim)
+    for axis, step in enumerate(np.eye(ndim)):
+        matrix[:-1, axis] = np.asarray(transform(tuple(step))) - matrix[:-1, -1]
+    return matrix
 
 
 def _on_level(low: np.ndarray, high: np.ndarray, source: LayerSnapshot) -> Region | None:

@@ -108,17 +108,14 @@ class Embedded:
 
 @dataclass(frozen=True, eq=False)
 class AppliedMap:
-    """A layer that a map has moved.
+    """What a map has done to a layer.
 
     Parameters
     ----------
-    layer : weak reference
-        The layer.
     before, after : np.ndarray
         Its affine, (4, 4), before the map was applied, and with it.
     """
 
-    layer: weakref.ref[Any]
     before: np.ndarray
     after: np.ndarray
 
@@ -139,7 +136,7 @@ class Session(QObject):
         super().__init__()
         self.viewer = viewer
         self.overlays = Overlays(viewer)
-        self.applied: AppliedMap | None = None
+        self._applied: weakref.WeakKeyDictionary[Any, AppliedMap] = weakref.WeakKeyDictionary()
         self._encoder: LoadedEncoder | None = None
         self._embedded: weakref.WeakKeyDictionary[Any, Embedded] = weakref.WeakKeyDictionary()
 
@@ -170,10 +167,20 @@ class Session(QObject):
         """Give the map that has moved a layer, unless something else has moved it since."""
         import numpy as np
 
-        applied = self.applied
-        if applied is None or applied.layer() is not plain(layer):
+        applied = self._applied.get(plain(layer))
+        if applied is None or not np.array_equal(layer.affine.affine_matrix, applied.after):
             return None
-        return applied if np.array_equal(layer.affine.affine_matrix, applied.after) else None
+        return applied
+
+    def moved_layers(self) -> list[Layer]:
+        """Layers of the viewer that a map has moved, the one that was moved last at the end."""
+        return [layer for layer in self._applied if self.has(layer)]
+
+    def note_map(self, layer: Layer, applied: AppliedMap | None) -> None:
+        """Remember the map that has moved a layer; None once it was taken back."""
+        self._applied.pop(plain(layer), None)
+        if applied is not None:
+            self._applied[plain(layer)] = applied
 
     def has(self, layer: Layer | None) -> bool:
         """Whether a layer is still in the viewer."""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from qtpy.QtCore import Qt, QTimer, Slot
+from qtpy.QtCore import Qt, QTimer
 from qtpy.QtGui import QHideEvent, QPaintEvent, QShowEvent
 from qtpy.QtWidgets import (
     QAbstractButton,
-    QDockWidget,
     QLabel,
     QTabWidget,
     QVBoxLayout,
@@ -28,6 +27,7 @@ from napari_s2dc.widgets.map_actions import MapActions
 from napari_s2dc.widgets.match_actions import MatchActions
 from napari_s2dc.widgets.match_pointer import MatchPointer
 from napari_s2dc.widgets.match_tab import MatchTab
+from napari_s2dc.widgets.own_dock import OwnDock
 from napari_s2dc.widgets.preferences import preferences
 from napari_s2dc.widgets.probe_actions import ProbeActions
 from napari_s2dc.widgets.probe_mouse import ProbeMouse, ProbePoint
@@ -66,7 +66,10 @@ class Workbench(QWidget):
         self._viewer = self.session.viewer
         self._shown = False
         self._painted = False
-        self._covered = False
+        self._soon = QTimer(self)
+        self._soon.setSingleShot(True)
+        self._soon.timeout.connect(self._offer_now)
+        self.dock = OwnDock(self)
         self.jobs = Jobs(self)
         self.header = Header(self._is_scan)
         register_shortcuts()
@@ -140,6 +143,7 @@ class Workbench(QWidget):
         self.session.embedding_changed.connect(self._show_embedded)
         self._device = preferences().device  # until the devices of the computer are known
         self.header.device.setCurrentIndex(max(0, self.header.device.findData(self._device)))
+        self.header.device.activated.connect(self._on_device)  # by the user
         self.encoders.devices_known.connect(self._on_devices)
         self.encoders.list_encoders()
         self.embed_tab.show_ready("", problem_of(None))
@@ -151,7 +155,7 @@ class Workbench(QWidget):
 
     def show_tab(self, title: str, *, take_active: bool = True) -> None:
         """Bring the workbench and a tab of it to the front, the active layer chosen if wanted."""
-        self._come_forward()
+        self.dock.come_forward()
         for index in range(self.tabs.count()):
             if self.tabs.tabText(index) == title:
                 self.tabs.setCurrentIndex(index)
@@ -161,18 +165,6 @@ class Workbench(QWidget):
         active = self._viewer.layers.selection.active
         if title == "Match" and active is not None:
             self.matching.choose(active)
-
-    def _dock(self) -> QDockWidget | None:
-        dock = self.parentWidget()
-        while dock is not None and not isinstance(dock, QDockWidget):
-            dock = dock.parentWidget()
-        return dock
-
-    def _come_forward(self) -> None:
-        dock = self._dock()
-        if dock is not None:
-            dock.show()
-            dock.raise_()
 
     def main_action(self, title: str) -> None:
         """Do what the main button of a tab does, if it can be pressed (keyboard shortcut)."""
@@ -215,10 +207,24 @@ class Workbench(QWidget):
             and layer.data.shape == (source.data[0] if source.multiscale else source.data).shape
         )
 
+    def _on_inserted(self, event: Any) -> None:
+        if not self.session.overlays.is_overlay(event.value):  # results are offered nowhere
+            self._offer()
+
+    def _offer_soon(self, _: object = None) -> None:
+        """Wait for the end of what napari does: it walks along layers that must still be there."""
+        self._soon.start()
+
+    def _offer_now(self) -> None:
+        self.matching.let_go_of_removed()
+        self._offer()
+
     def _offer(self, _: object = None) -> None:
+        """Renew all choices; adds and removes no layer, so that it may run within their events."""
         layers = list(self._viewer.layers)
         for layer in layers:
-            layer.events.name.connect(self._offer)  # connecting twice connects once
+            if not self.session.overlays.is_overlay(layer):
+                layer.events.name.connect(self._offer)  # connecting twice connects once
         self.header.volume.offer(layers)
         self.embed_tab.labels.offer(
             layer for layer in layers if not self.session.overlays.is_overlay(layer)
@@ -235,8 +241,11 @@ class Workbench(QWidget):
         self.embed_tab.show_choices(
             slices=self._viewer.dims.ndisplay == 2,
             boxes=self.embed_tab.box.layer is not None,
-            umap=importlib.util.find_spec("umap") is not None,
+            umap=_has_umap(),
         )
+
+    def _on_device(self, _: int) -> None:
+        self._device = ""  # that of the preferences is not wanted any more
 
     def _on_devices(self) -> None:
         """Take the device of the preferences, or say that there is none."""
@@ -270,16 +279,14 @@ class Workbench(QWidget):
         if self._shown:
             return
         self._shown = True
-        dock = self._dock()
-        if dock is not None:
-            dock.visibilityChanged.connect(self._on_seen, Qt.ConnectionType.UniqueConnection)
-            QTimer.singleShot(0, dock.raise_)  # a dock shown again stays behind other tabs
+        self.dock.follow()
         layers = self._viewer.layers
-        for emitter in (layers.events.inserted, layers.events.removed, layers.events.reordered):
-            emitter.connect(self._offer)
+        layers.events.inserted.connect(self._on_inserted)
+        for emitter in (layers.events.removed, layers.events.reordered):
+            emitter.connect(self._offer_soon)
         layers.selection.events.active.connect(self._follow_active)
         self._viewer.dims.events.ndisplay.connect(self._offer_choices)
-        self._offer()
+        self._offer_now()
         self._follow_active()
         self.matching.resume()
         self.encoders.follow(True)
@@ -291,8 +298,8 @@ class Workbench(QWidget):
         if not self._shown or event.spontaneous():
             return
         self._shown = False
-        if self._covered:
-            QTimer.singleShot(0, self._show_again)
+        self._soon.stop()
+        self.dock.on_hidden()
         self.probe_tab.probe_button.setChecked(False)
         self.match_tab.pointing.setChecked(False)
         try:
@@ -300,27 +307,14 @@ class Workbench(QWidget):
         except ReferenceError:  # the viewer went first
             return
         self.encoders.follow(False)
-        for emitter in (layers.events.inserted, layers.events.removed, layers.events.reordered):
-            emitter.disconnect(self._offer)
+        layers.events.inserted.disconnect(self._on_inserted)
+        for emitter in (layers.events.removed, layers.events.reordered):
+            emitter.disconnect(self._offer_soon)
         for layer in layers:
             layer.events.name.disconnect(self._offer)
         layers.selection.events.active.disconnect(self._follow_active)
         self._viewer.dims.events.ndisplay.disconnect(self._offer_choices)
         self.matching.suspend()
-
-    @Slot(bool)
-    def _on_seen(self, seen: bool) -> None:
-        """Note whether another tab of the same place covers the dock."""
-        dock = self._dock()
-        if dock is not None and dock.isVisible():  # else it was hidden, not covered
-            self._covered = not seen
-
-    def _show_again(self) -> None:
-        """Come forward instead: napari's menu hid what nobody saw, so it was to be shown."""
-        dock = self._dock()
-        self._covered = False
-        if dock is not None and dock.isHidden():  # not when the whole window goes
-            self._come_forward()
 
     def paintEvent(self, event: QPaintEvent) -> None:
         """Begin the slow part once the first picture is on the screen."""
@@ -333,6 +327,12 @@ class Workbench(QWidget):
         if self._shown:
             self.encoders.load_chosen_encoder()
             self.embedding.show_cache_size()
+
+
+@functools.cache
+def _has_umap() -> bool:
+    """Whether UMAP is installed; looked up once, since that searches folders."""
+    return importlib.util.find_spec("umap") is not None
 
 
 def _release(tool: QAbstractButton, pressed: bool) -> None:

@@ -216,7 +216,8 @@ def probe_at(workbench: Workbench, layer: Any, voxel: tuple[float, ...], qtbot: 
 def match(workbench: Workbench, qtbot: Any) -> None:
     """Press the button and wait for the match and its checks."""
     workbench.match_tab.match_button.click()
-    qtbot.waitUntil(lambda: workbench.matching.scans is not None, timeout=60_000)
+    qtbot.waitUntil(lambda: not workbench.jobs.is_running("match"), timeout=60_000)
+    assert workbench.matching.scans is not None
     qtbot.waitUntil(lambda: not workbench.jobs.is_running("mirror"), timeout=60_000)
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from qtpy.QtWidgets import QLabel
 
+from napari_s2dc.widgets.workbench import Workbench
 from tests.gui.conftest import add_phantom, open_workbench
 
 
 def test_a_covered_workbench_comes_forward_when_it_is_switched(viewer: Any, qtbot: Any) -> None:
     add_phantom(viewer, 1)
     workbench = open_workbench(viewer, qtbot)
-    dock = workbench._dock()
+    dock = workbench.dock.find()
     other = viewer.window.add_dock_widget(QLabel("other"), name="other", area="right", tabify=True)
 
     def in_front() -> bool:
@@ -34,3 +36,28 @@ def test_a_covered_workbench_comes_forward_when_it_is_switched(viewer: Any, qtbo
         qtbot.waitUntil(in_front, timeout=5000)
     finally:
         viewer.window.remove_dock_widget(other)
+
+
+def test_a_panel_that_is_shown_again_is_followed_once(
+    workbench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Dock:
+        """As under PyQt6, where a connection of the same kind made twice raises."""
+
+        def __init__(self) -> None:
+            self.connected: list[Any] = []
+            self.visibilityChanged = self
+
+        def connect(self, slot: Any, kind: Any = None) -> None:
+            if self.connected:
+                raise TypeError("connection is not unique")
+            self.connected.append(slot)
+
+        def raise_(self) -> None: ...
+
+    first, second = Dock(), Dock()
+    with monkeypatch.context() as patch:
+        for dock in (first, first, second):
+            patch.setattr(workbench.dock, "find", lambda dock=dock: dock)
+            workbench.dock.follow()
+    assert len(first.connected) == len(second.connected) == 1

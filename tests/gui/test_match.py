@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from napari_s2dc.widgets.layers import Overlays
-from napari_s2dc.widgets.match_tab import BY_PLACE
+from napari_s2dc.widgets.pairs_box import BY_PLACE
 from napari_s2dc.widgets.placement import geometry_of, words_of
 from napari_s2dc.widgets.probe_mouse import ProbePoint
 from napari_s2dc.widgets.workbench import Workbench
@@ -101,7 +101,7 @@ def test_side_by_side_comes_and_goes_without_a_trace(
     pair.show()
     qtbot.waitUntil(lambda: not other.visible, timeout=5000)
     viewer.layers.remove(scan)
-    assert pair.matching.scans is None
+    qtbot.waitUntil(lambda: pair.matching.scans is None, timeout=60_000)
     assert state_of(other) == before[1]
     assert "was removed" in pair.message.text()
     assert not [layer for layer in viewer.layers if layer.name.endswith("matched patches")]

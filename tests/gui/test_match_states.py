@@ -177,9 +177,11 @@ def test_the_key_keeps_the_chosen_volumes_and_the_menu_takes_the_active_one(
 
 
 # --------------------------------------------------------------------------- what is offered
-def test_removing_the_copy_ends_side_by_side(matched: Workbench, other: Any, viewer: Any) -> None:
+def test_removing_the_copy_ends_side_by_side(
+    matched: Workbench, other: Any, viewer: Any, qtbot: Any
+) -> None:
     viewer.layers.remove(named(viewer, "side by side"))
-    assert not matched.match_tab.beside.isChecked()
+    qtbot.waitUntil(lambda: not matched.match_tab.beside.isChecked(), timeout=60_000)
     assert other.visible
     assert len(named(viewer, "matched patches").data) > 5
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from napari_s2dc.errors import VolumeError
 from napari_s2dc.widgets.embed_tab import IN_BOX, IN_VIEW
+from napari_s2dc.widgets.placement import geometry_of
 from napari_s2dc.widgets.regions import can_bound, region_round, region_shown, words
 from napari_s2dc.widgets.volumes_of_layers import snapshot
 from tests.gui.conftest import embed, probe_at
@@ -105,7 +107,9 @@ def test_what_the_view_shows(viewer: Any, image: Any, qtbot: Any) -> None:
         region_shown(image, source, (0, 1, 2))
 
 
-def test_choices_say_why_they_cannot_be_taken(workbench: Any, viewer: Any, scan: Any) -> None:
+def test_choices_say_why_they_cannot_be_taken(
+    workbench: Any, viewer: Any, scan: Any, qtbot: Any
+) -> None:
     region = workbench.embed_tab.region
     box, view = region.findData(IN_BOX), region.findData(IN_VIEW)
     entries = region.model()
@@ -120,7 +124,7 @@ def test_choices_say_why_they_cannot_be_taken(workbench: Any, viewer: Any, scan:
     assert region.currentIndex() == 0
     region.setCurrentIndex(box)
     viewer.layers.remove(shapes)
-    assert region.currentIndex() == 0
+    qtbot.waitUntil(lambda: region.currentIndex() == 0, timeout=60_000)
 
 
 def test_a_region_is_embedded_in_its_place(
@@ -134,7 +138,7 @@ def test_a_region_is_embedded_in_its_place(
     tab = workbench.embed_tab
     tab.box.choose(labels)
     tab.region.setCurrentIndex(tab.region.findData(IN_BOX))
-    assert "a region of 32 × 36 × 36 voxels" in tab.plan.text()
+    qtbot.waitUntil(lambda: "a region of 32 × 36 × 36 voxels" in tab.plan.text(), timeout=60_000)
     embed(workbench, scan, qtbot)
     embedding = workbench.session.embedded(scan).embedding
     assert embedding.offset_vox == (0, 12, 8)
@@ -149,7 +153,7 @@ def test_a_region_is_embedded_in_its_place(
     assert heat.data[2, 1, 1] == pytest.approx(1, abs=1e-3)
     labels.data = np.zeros_like(painted)
     tab.embed_button.click()
-    assert "here is empty" in workbench.message.text()
+    qtbot.waitUntil(lambda: "here is empty" in workbench.message.text(), timeout=60_000)
 
 
 def test_the_plan_follows_what_is_drawn_and_shown(
@@ -158,7 +162,7 @@ def test_the_plan_follows_what_is_drawn_and_shown(
     tab = workbench.embed_tab
     shapes = viewer.add_shapes([], ndim=3, name="box")
     tab.region.setCurrentIndex(tab.region.findData(IN_BOX))
-    assert "box is empty" in tab.plan.text()
+    qtbot.waitUntil(lambda: "box is empty" in tab.plan.text(), timeout=60_000)
     corners = [(9, 0, 0), (9, 0, 40), (9, 40, 40), (9, 40, 0)]
     shapes.add([np.array([scan.data_to_world(corner) for corner in corners])])
     qtbot.waitUntil(lambda: "a region of 32 × 4" in tab.plan.text(), timeout=5000)
@@ -168,3 +172,35 @@ def test_the_plan_follows_what_is_drawn_and_shown(
     qtbot.waitUntil(lambda: tab.plan.text() not in ("", before), timeout=5000)
     workbench.hide()
     assert not workbench.encoders._followed
+
+
+def test_labels_are_looked_through_in_threads_and_not_with_every_slice(
+    workbench: Any, scan: Any, viewer: Any, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from napari_s2dc.widgets import regions
+
+    labels = viewer.add_labels(np.zeros(scan.data.shape, np.uint8), **geometry_of(scan))
+    looked: list[bool] = []
+    own = regions._corners
+
+    def corners(*given: Any) -> Any:
+        looked.append(threading.current_thread() is threading.main_thread())
+        return own(*given)
+
+    monkeypatch.setattr(regions, "_corners", corners)
+    tab = workbench.embed_tab
+    tab.box.choose(labels)
+    tab.region.setCurrentIndex(tab.region.findData(IN_BOX))
+    qtbot.waitUntil(lambda: "is empty" in tab.plan.text(), timeout=60_000)
+    painted = tuple(axis.ravel() for axis in np.mgrid[0:32, 12:48, 8:44])
+    labels.data_setitem(painted, 1)
+    qtbot.waitUntil(lambda: "a region of 32 × 36 × 36" in tab.plan.text(), timeout=60_000)
+    before = len(looked)
+    viewer.dims.set_current_step(0, 3)
+    labels.refresh()
+    assert not workbench.encoders._soon.isActive()
+    tab.embed_button.click()
+    qtbot.waitUntil(lambda: len(looked) > before, timeout=60_000)
+    assert not any(looked)
+    workbench.jobs.cancel("embed")
+    qtbot.waitUntil(lambda: not workbench.jobs.is_running("embed"), timeout=60_000)

@@ -73,12 +73,14 @@ def test_layers_that_are_no_scan_are_not_offered(workbench: Workbench, viewer: A
     assert workbench.header.volume.count() == 1
 
 
-def test_names_and_removals_are_followed(workbench: Workbench, viewer: Any, scan: Any) -> None:
+def test_names_and_removals_are_followed(
+    workbench: Workbench, viewer: Any, scan: Any, qtbot: Any
+) -> None:
     scan.name = "patient"
     assert workbench.header.volume.currentText() == "patient"
     assert workbench.embed_tab.embed_button.text() == "Embed patient"
     viewer.layers.remove(scan)
-    assert workbench.header.volume.layer is None
+    qtbot.waitUntil(lambda: workbench.header.volume.layer is None, timeout=60_000)
     assert not workbench.embed_tab.embed_button.isEnabled()
 
 
