@@ -128,7 +128,11 @@ class EmbedActions(QObject):
             return str(save_embedding(embedded.embedding, path))
 
         self._jobs.run(
-            "save", "Saving", save, lambda written: self._tell(f"Saved {written}."), quiet=True
+            f"save {path}",
+            "Saving",
+            save,
+            lambda written: self._tell(f"Saved {written}."),
+            quiet=True,
         )
 
     def show_cache_size(self) -> None:

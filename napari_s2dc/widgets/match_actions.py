@@ -324,7 +324,7 @@ class MatchActions(QObject):
             return str(save_affine(found.alignment, path, **names))
 
         self._jobs.run(
-            "export",
+            f"export {path}",  # never in the place of another file's
             "Exporting",
             write,
             lambda written: self._tell(f"Saved {written}."),

@@ -12,10 +12,10 @@ import time
 import warnings
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from threading import Event
+from threading import Event, Lock
 from typing import Any
 
-from qtpy.QtCore import QObject, QTimer, Signal
+from qtpy.QtCore import QObject, QThreadPool, QTimer, Signal
 from qtpy.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QPushButton, QVBoxLayout, QWidget
 
 from napari_s2dc.engine.loading import load_engine
@@ -26,6 +26,8 @@ __all__ = ["Jobs", "TaskBar", "time_left"]
 logger = logging.getLogger(__name__)
 
 _CANCELLED = object()
+_THREADS = 8
+"""At least; with one a core, a quick job would wait for minutes behind long ones."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,36 @@ def _log_warning(
 ) -> None:
     # napari would pop up every warning that a library gives in a worker.
     logger.info("%s (%s, line %s)", message, filename, lineno)
+
+
+class _PythonsWarnings:
+    """Python's treatment of warnings, given back when no job runs any more.
+
+    Every worker of superqt replaces it for the whole process and puts back what it found, which
+    is another worker's where two overlap.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._running = 0
+        self._found: tuple[Any, Any] = (warnings.filters, warnings.showwarning)
+
+    def keep(self) -> None:
+        with self._lock:
+            if not self._running:
+                self._found = (warnings.filters, warnings.showwarning)
+            self._running += 1
+
+    def give_back(self) -> None:
+        with self._lock:
+            self._running -= 1
+            if not self._running:
+                warnings.filters, warnings.showwarning = self._found
+                with warnings.catch_warnings():
+                    pass  # makes Python forget what it decided by the other filters
+
+
+_pythons_warnings = _PythonsWarnings()
 
 
 def _steps(make: Callable[[], Any], cancelled: Event) -> Generator[Any, None, Any]:
@@ -102,6 +134,9 @@ class _Job(QObject):
         self._worker = worker
 
     def start(self) -> None:
+        _pythons_warnings.keep()
+        # In the thread itself, and so also when this object is gone.
+        self._worker.finished.connect(_pythons_warnings.give_back)
         self._worker.start()
 
     def cancel(self) -> None:
@@ -141,6 +176,8 @@ class Jobs(QObject):
     def __init__(self, parent: QObject) -> None:
         super().__init__(parent)
         self._running: dict[str, _Job] = {}
+        pool = QThreadPool.globalInstance()
+        pool.setMaxThreadCount(max(pool.maxThreadCount(), _THREADS))
 
     def run(
         self,

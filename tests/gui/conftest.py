@@ -6,7 +6,9 @@ import contextlib
 import gc
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ import pytest
 # Settings of the person who runs the tests are neither read nor written.
 os.environ.setdefault("NAPARI_CONFIG", "")
 pytest.importorskip("napari")
+
+from qtpy.QtCore import QThreadPool
 
 from napari_s2dc._reader import layer_data
 from napari_s2dc.engine.loading import load_engine
@@ -97,6 +101,53 @@ def window(qapp: Any) -> Iterator[Any]:
 
 
 @pytest.fixture
+def qtbot(qtbot: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Wait for as long as a machine needs that has much else to do."""
+    wait_until = qtbot.waitUntil
+
+    def patiently(ready: Callable[[], Any], *, timeout: int = 0) -> None:
+        wait_until(ready, timeout=max(timeout, 60_000))
+
+    monkeypatch.setattr(qtbot, "waitUntil", patiently)
+    return qtbot
+
+
+@pytest.fixture
+def no_cache(own_folders: Preferences, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every embedding a real one."""
+    from napari_s2dc.widgets import embed_actions
+
+    nothing = replace(own_folders, cache_limit_bytes=0)
+    monkeypatch.setattr(embed_actions, "preferences", lambda: nothing)
+
+
+@pytest.fixture
+def slow_windows(no_cache: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """Hold every embedding after its first window until it is let go (or cancelled)."""
+    from napari_s2dc.engine import encode
+
+    go = threading.Event()
+    real = encode.run_windows
+
+    def held(*arguments: Any, **more: Any) -> Any:
+        running = real(*arguments, **more)
+        yield next(running)
+        while not go.wait(0.005):
+            yield 1
+        return (yield from running)
+
+    monkeypatch.setattr(encode, "run_windows", held)
+    yield go.set
+    go.set()
+
+
+def threads_at_rest(qtbot: Any) -> None:
+    """Wait until no thread works any more: it would do so into the next test."""
+    pool = QThreadPool.globalInstance()
+    qtbot.waitUntil(lambda: pool.activeThreadCount() == 0)
+
+
+@pytest.fixture
 def viewer(window: Any, qtbot: Any) -> Iterator[Any]:
     """Give a viewer without layers and docks."""
     yield window
@@ -108,6 +159,7 @@ def viewer(window: Any, qtbot: Any) -> Iterator[Any]:
             widget.deleteLater()
     window.layers.clear()
     window.dims.ndisplay = 2
+    threads_at_rest(qtbot)
     qtbot.wait(20)
 
 
@@ -124,8 +176,13 @@ def new_viewer(qtbot: Any) -> Iterator[Callable[[], Any]]:
 
     yield make
     for viewer in opened:
+        with contextlib.suppress(RuntimeError, ReferenceError):
+            for widget in viewer.window.dock_widgets.values():
+                if isinstance(widget, Workbench):
+                    widget.jobs.cancel_all()
         with contextlib.suppress(RuntimeError):  # the test has closed it
             viewer.close()
+    threads_at_rest(qtbot)
     qtbot.wait(50)
 
 

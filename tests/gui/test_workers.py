@@ -14,6 +14,7 @@ from qtpy.QtWidgets import QWidget
 from napari_s2dc.engine.progress import Progress
 from napari_s2dc.errors import S2DCError
 from napari_s2dc.widgets.workers import Jobs, TaskBar, time_left
+from tests.gui.conftest import threads_at_rest
 
 
 @pytest.fixture
@@ -83,16 +84,14 @@ def test_cancelling_at_any_moment_leaves_nothing(jobs: Jobs, qtbot: Any) -> None
     closed: list[bool] = []
     results: list[Any] = []
     jobs.ended.connect(ended.append)
-    threads = threading.active_count()
     for number in range(50):
         jobs.run("embed", "Embedding", steps(100_000, closed), results.append)
         qtbot.wait(number % 5)
         jobs.cancel("embed")
         qtbot.waitUntil(lambda count=number: len(ended) == count + 1)
     assert results == []
-    gc.collect()
-    assert threading.active_count() <= threads + 2  # Qt's pool keeps its threads a while
-    assert len(jobs.children()) <= 1
+    threads_at_rest(qtbot)
+    qtbot.waitUntil(lambda: len(jobs.children()) <= 1)
 
 
 def test_a_newer_job_takes_the_place_of_the_older(jobs: Jobs, qtbot: Any) -> None:
@@ -132,6 +131,32 @@ def test_warnings_of_libraries_do_not_pop_up(jobs: Jobs, qtbot: Any) -> None:
     jobs.run("embed", "Embedding", noisy, results.append)
     qtbot.waitUntil(lambda: bool(results))
     assert len(notification_manager.records) == before
+
+
+def test_overlapping_jobs_leave_pythons_warnings_as_they_were(jobs: Jobs, qtbot: Any) -> None:
+    before = warnings.showwarning, list(warnings.filters)
+    gates = {name: threading.Event() for name in ("first", "second")}
+    for name, gate in gates.items():
+        jobs.run(name, name, lambda wait=gate.wait: wait(60), lambda out: None)
+    qtbot.waitUntil(lambda: warnings.showwarning is not before[0])
+    for name, gate in gates.items():
+        gate.set()
+        qtbot.waitUntil(lambda ended=name: not jobs.is_running(ended))
+    threads_at_rest(qtbot)
+    assert (warnings.showwarning, list(warnings.filters)) == before
+
+
+def test_a_quick_job_does_not_wait_for_long_ones(jobs: Jobs, qtbot: Any) -> None:
+    gate = threading.Event()
+    for number in range(4):
+        jobs.run(f"long {number}", "Embedding", lambda: gate.wait(60), lambda out: None)
+    results: list[int] = []
+    jobs.run("quick", "Exporting", lambda: 1, results.append, quiet=True)
+    try:
+        qtbot.waitUntil(lambda: results == [1])
+        assert jobs.is_running("long 3")
+    finally:
+        gate.set()
 
 
 def test_the_bar_shows_what_runs_and_cancels_it(jobs: Jobs, qtbot: Any) -> None:
