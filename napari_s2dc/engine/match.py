@@ -106,7 +106,10 @@ class Pairs:
         keep = self.confidence >= least
         if mutual:
             keep &= self.mutual
-        chosen = np.flatnonzero(keep)[:number]
+        return self.of(np.flatnonzero(keep)[:number])
+
+    def of(self, chosen: np.ndarray) -> Pairs:
+        """Return some pairs, by their places in the list or a boolean for each."""
         return Pairs(*(getattr(self, name)[chosen] for name in self.__dataclass_fields__))
 
 
@@ -182,12 +185,13 @@ class Match:
         """Best row of every column (m,)."""
         if self.candidates is None:
             return self.mass.argmax(0)
-        rows = torch.arange(len(self.mass))[:, None].expand_as(self.mass).flatten()
-        best = torch.full((len(self.index_b),), -1)
-        # The last writer wins, so the strongest comes last.
-        order = torch.argsort(self.mass.flatten(), stable=True)
-        best[self.candidates.flatten()[order]] = rows[order]
-        return best
+        columns, mass = self.candidates.flatten().long(), self.mass.flatten()
+        most = torch.zeros(len(self.index_b)).scatter_reduce_(0, columns, mass, "amax")
+        strongest = torch.nonzero(mass == most[columns])[:, 0]
+        rows = strongest // self.mass.shape[1]
+        # The first of several that are equally strong, as above.
+        none = torch.full((len(self.index_b),), len(self.mass))
+        return none.scatter_reduce_(0, columns[strongest], rows, "amin")
 
     def _fine(self, columns: Tensor) -> Tensor:
         """Mean position in voxels of B, by mass, within one and a half tokens of `columns`."""
