@@ -118,7 +118,6 @@ def plans_part(options: argparse.Namespace, ct: SwinEncoder, mouse: SwinEncoder)
             large_plan(),
             coarse_against_full("totalseg_ct", torso, ct, 2, COARSE_VIEWS),
             coarse_against_full("thorax_ct", thorax, ct, 2, COARSE_VIEWS),
-            coarse_against_full(MOUSE_SET, brain, mouse, 2, COARSE_VIEWS),
             identical_and_mirrored("totalseg_ct", torso, ct),
             identical_and_mirrored(MOUSE_SET, brain, mouse),
         ]

@@ -104,8 +104,8 @@ def transfer_labels(
     Notes
     -----
     The affine map of :func:`napari_s2dc.engine.match_checks.align_pairs`, the other way round, is
-    where :func:`napari_s2dc.engine.registration.register` starts. Each voxel of B takes the label with
-    the largest share of the point in A, interpolated linearly.
+    where :func:`napari_s2dc.engine.registration.register` starts. Each voxel of B takes the label
+    with the largest share of the point in A, interpolated linearly.
     """
     settings = settings or TransferSettings()
     chosen = match.pairs().best(least=settings.least_confidence, mutual=True)
@@ -134,7 +134,7 @@ def transfer_labels(
 def _left_over(
     pairs: Pairs, start: np.ndarray, b: Embedding, points_mm: np.ndarray, smoothing: float
 ) -> np.ndarray:
-    """What the pairs leave over of a map from B to A, in mm of A, at points in mm of B."""
+    """Interpolate what a map from B to A leaves over of pairs, in mm, at points in mm of B."""
     rest = pairs.mm_a - (pairs.mm_b @ start[:3, :3].T + start[:3, 3])
     # In patches: in mm, the nearest pairs of a scan with thick slices lie in one plane.
     to_patches = np.linalg.inv(b.affine[:3, :3]).T / b.stride
