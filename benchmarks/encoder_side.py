@@ -82,7 +82,7 @@ class Side:
         if self.training:
             network.zero_grad()
             loss.backward()
-        return float(loss)
+        return loss.item()
 
 
 def _resident() -> int:

@@ -7,8 +7,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from napari_s2dc.errors import S2DCError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @contextmanager
@@ -52,3 +56,28 @@ def replace_atomically(path: Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write tensors as safetensors; the file appears whole or not at all.
+
+    Parameters
+    ----------
+    path : Path
+        File to write; its folder is created.
+    tensors : dict of Tensor
+        By name.
+    metadata : dict of str
+        For the header.
+
+    Raises
+    ------
+    S2DCError
+        The file cannot be written.
+    """
+    from safetensors.torch import save
+
+    # In memory first: safetensors hides why its own writing failed, such as a full disk.
+    content = save({name: part.contiguous() for name, part in tensors.items()}, metadata=metadata)
+    with replace_atomically(path) as temporary:
+        temporary.write_bytes(content)

@@ -139,31 +139,37 @@ def fit_alignment(
 
 
 def smooth_displacement(
-    points_mm: np.ndarray,
-    displacement_mm: np.ndarray,
-    grid_mm: np.ndarray,
+    points: np.ndarray,
+    displacement: np.ndarray,
+    places: np.ndarray,
     *,
     smoothing: float = 1.0,
     neighbours: int = 64,
 ) -> np.ndarray:
-    """Interpolate displacements of scattered points smoothly over a grid.
+    """Interpolate displacements of scattered points smoothly over other places.
 
     Parameters
     ----------
-    points_mm : np.ndarray (n, 3)
-        Where displacements are known.
-    displacement_mm : np.ndarray (n, 3)
-        Displacements; outliers must have been removed.
-    grid_mm : np.ndarray (m, 3)
-        Where they are wanted.
+    points : np.ndarray (n, 3)
+        Where displacements are known, in units in which they lie about equally dense along all
+        axes.
+    displacement : np.ndarray (n, 3)
+        Displacements, in any unit; outliers must have been removed.
+    places : np.ndarray (m, 3)
+        Where they are wanted, in the units of `points`.
     smoothing : float
-        0 goes through every point.
+        0 goes through every point; grows with the square of the unit of `points`.
     neighbours : int
         Nearest points used at each place.
 
     Returns
     -------
     np.ndarray (m, 3)
+
+    Raises
+    ------
+    S2DCError
+        The points nearest to a place lie in one plane.
 
     Notes
     -----
@@ -172,11 +178,17 @@ def smooth_displacement(
     from scipy.interpolate import RBFInterpolator
 
     spline = RBFInterpolator(
-        points_mm,
-        displacement_mm,
-        neighbors=min(neighbours, len(points_mm)),
+        points,
+        displacement,
+        neighbors=min(neighbours, len(points)),
         smoothing=smoothing,
         kernel="thin_plate_spline",
     )
-    result: np.ndarray = spline(grid_mm)
+    try:
+        result: np.ndarray = spline(places)
+    except np.linalg.LinAlgError as error:
+        raise S2DCError(
+            "Neighbouring pairs lie in one plane, so no bending can be fitted to them.",
+            "Do not bend by pairs, or embed at an earlier stage, whose patches are smaller.",
+        ) from error
     return result

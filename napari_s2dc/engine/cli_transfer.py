@@ -150,7 +150,7 @@ def run_transfer(
                 "Name the scan itself.",
             )
         own, grid = embedded.of(scan.path)
-        transfers, reasons = [], []
+        transfers, used, reasons = [], [], []
         warnings: list[str] = []
         for one in atlases:
             require_same_encoder(one.embedding, own, one.path, scan.path)
@@ -165,10 +165,13 @@ def run_transfer(
                 )
             except S2DCError as error:
                 reasons.append(f"{one.path} could not be used: {error}")
+            else:
+                used.append(one)
+        # Before giving up, because they may say why.
+        for sentence in [*warnings, *(reasons if transfers else ())]:
+            tell(f"{scan.path}: {sentence}")
         if not transfers:
             raise S2DCError(f"No labels could be carried to {scan.path}.", " ".join(reasons))
-        for sentence in [*warnings, *reasons]:
-            tell(f"{scan.path}: {sentence}")
         result = transfers[0] if len(transfers) == 1 else fuse(transfers)
         if sharpen_borders:
             result = refine_borders(result, grid, own)
@@ -177,7 +180,7 @@ def run_transfer(
             result.labels.array,
             grid,
             result="label map",
-            classes_of=atlases[0].labels,
+            classes_of=used[0].labels,
         )
         if maps is not None:
             write_volume(maps[scan.path], result.confidence, grid, result="confidence map")

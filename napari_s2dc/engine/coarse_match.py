@@ -22,7 +22,9 @@ __all__ = ["coarse_to_fine", "sparse_plan"]
 
 _FACTOR = 2
 _PARTNERS = 48
-"""Coarse partners whose fine tokens are looked at."""
+"""Coarse partners at most whose fine tokens are looked at; fewer where memory is short."""
+_BYTES_PER_CANDIDATE = 40
+"""Column, score, kernel, the plan and temporaries; 38 were measured with 10 million."""
 _CELLS_AT_ONCE = 512
 
 
@@ -78,12 +80,14 @@ def coarse_to_fine(a: Embedding, b: Embedding, settings: MatchSettings) -> Match
     position_a, position_b = relative_positions(a, b, index_a, index_b)
     unit_a, unit_b = a.unit()[index_a], b.unit()[index_b]
     rows = _children(a, coarse_a)[coarse.index_a]
-    best = coarse.mass.topk(min(_PARTNERS, coarse.mass.shape[1]), dim=1).indices
+    candidate_bytes = len(index_a) * _FACTOR**3 * _BYTES_PER_CANDIDATE
+    partners = max(1, min(_PARTNERS, settings.memory_bytes // candidate_bytes))
+    best = coarse.mass.topk(min(partners, coarse.mass.shape[1]), dim=1).indices
     if coarse.candidates is not None:
         best = coarse.candidates.gather(1, best)
-    columns = _children(b, coarse_b)[coarse.index_b[best]].flatten(1)
+    columns = _children(b, coarse_b).int()[coarse.index_b[best]].flatten(1)
 
-    candidates = torch.zeros(len(index_a), columns.shape[1], dtype=torch.long)
+    candidates = torch.zeros(len(index_a), columns.shape[1], dtype=torch.int32)
     scores = torch.full(candidates.shape, -torch.inf)
     for start in range(0, len(rows), _CELLS_AT_ONCE):
         row, column = rows[start : start + _CELLS_AT_ONCE], columns[start : start + _CELLS_AT_ONCE]

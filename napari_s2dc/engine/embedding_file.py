@@ -13,7 +13,7 @@ from torch import Tensor
 
 from napari_s2dc.engine.embedding import Embedding
 from napari_s2dc.errors import S2DCError
-from napari_s2dc.files import replace_atomically
+from napari_s2dc.files import write_tensors
 
 __all__ = ["SUFFIX", "EmbeddingFileError", "load_embedding", "save_embedding"]
 
@@ -49,8 +49,6 @@ def save_embedding(embedding: Embedding, path: str | Path) -> Path:
     S2DCError
         The file cannot be written.
     """
-    from safetensors.torch import save
-
     path = Path(path)
     tensors = {
         "features": embedding.features.contiguous(),
@@ -67,10 +65,7 @@ def save_embedding(embedding: Embedding, path: str | Path) -> Path:
         "metadata": embedding.metadata,
         "checksum": _checksum(tensors),
     }
-    # In memory first: safetensors hides why its own writing failed, such as a full disk.
-    content = save(tensors, metadata={_KEY: json.dumps(facts)})
-    with replace_atomically(path) as temporary:
-        temporary.write_bytes(content)
+    write_tensors(path, tensors, {_KEY: json.dumps(facts)})
     return path
 
 

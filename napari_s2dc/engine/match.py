@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -17,6 +19,11 @@ __all__ = ["Match", "MatchSettings", "Pairs", "match_embeddings"]
 
 _BYTES_PER_PAIR = 40
 """Scores, kernel, its transpose, the plan and temporaries; 38 were measured at 8,000 × 8,000."""
+_BYTES_PER_PAIR_DOUBLE = 80
+_NO_MASS = 0.99 * LARGEST_SPREAD[torch.float32]
+"""What scores that much less than the best gets no mass that single precision tells from none."""
+_BELOW_DUSTBIN = 20.0
+"""Between tokens of which none has a partner, scores so far below leave exp(-10) to partners."""
 _ROUNDED = 1e-9
 """Share of a row's largest mass that is as good as nothing."""
 
@@ -38,13 +45,14 @@ class MatchSettings:
         Sinkhorn iterations at most, and how much mass rows and columns may be off when they stop
         earlier; a patch has a mass of 1.
     memory_bytes : int
-        Above this the scans are matched coarsely first, then within the matched neighbourhoods.
+        Above this the scans are matched coarsely first, then within as many matched neighbourhoods
+        as fit.
     """
 
     temperature: float = 0.02
-    unmatched_similarity: float = 0.6
+    unmatched_similarity: float = 0.7
     prior: float | None = 0.6
-    iterations: int = 200
+    iterations: int = 500
     tolerance: float = 1e-4
     memory_bytes: int = 3 * 2**30
 
@@ -53,11 +61,19 @@ class MatchSettings:
         """Score of matching nothing."""
         return self.unmatched_similarity / self.temperature
 
+    @property
+    def bytes_per_pair(self) -> int:
+        """Memory that the whole plan takes for each pair of patches."""
+        double = _spread(1 / self.temperature, self.dustbin) > _NO_MASS
+        return _BYTES_PER_PAIR_DOUBLE if double else _BYTES_PER_PAIR
+
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise ConfigurationError("The temperature of matching must be above 0.")
-        if self.prior is not None and not self.prior > 0:
-            raise ConfigurationError("The spatial prior must be above 0, or left out.")
+        if not 0 < self.temperature < math.inf:
+            raise ConfigurationError("The temperature of matching must be above 0, and finite.")
+        if not math.isfinite(self.unmatched_similarity):
+            raise ConfigurationError("The similarity of unmatched patches must be finite.")
+        if self.prior is not None and not 0 < self.prior < math.inf:
+            raise ConfigurationError("The spatial prior must be above 0 and finite, or left out.")
 
 
 @dataclass(frozen=True)
@@ -106,7 +122,10 @@ class Pairs:
         keep = self.confidence >= least
         if mutual:
             keep &= self.mutual
-        chosen = np.flatnonzero(keep)[:number]
+        return self.of(np.flatnonzero(keep)[:number])
+
+    def of(self, chosen: np.ndarray) -> Pairs:
+        """Return some pairs, by their places in the list or a boolean for each."""
         return Pairs(*(getattr(self, name)[chosen] for name in self.__dataclass_fields__))
 
 
@@ -159,6 +178,10 @@ class Match:
 
     def pairs(self) -> Pairs:
         """List every patch of A with its best partner."""
+        return self._pairs
+
+    @cached_property
+    def _pairs(self) -> Pairs:
         confidence, place = self.mass.max(1)
         columns = (
             place if self.candidates is None else self.candidates.gather(1, place[:, None])[:, 0]
@@ -182,12 +205,13 @@ class Match:
         """Best row of every column (m,)."""
         if self.candidates is None:
             return self.mass.argmax(0)
-        rows = torch.arange(len(self.mass))[:, None].expand_as(self.mass).flatten()
-        best = torch.full((len(self.index_b),), -1)
-        # The last writer wins, so the strongest comes last.
-        order = torch.argsort(self.mass.flatten(), stable=True)
-        best[self.candidates.flatten()[order]] = rows[order]
-        return best
+        columns, mass = self.candidates.flatten().long(), self.mass.flatten()
+        most = torch.zeros(len(self.index_b)).scatter_reduce_(0, columns, mass, "amax")
+        strongest = torch.nonzero(mass == most[columns])[:, 0]
+        rows = strongest // self.mass.shape[1]
+        # The first of several that are equally strong, as above.
+        none = torch.full((len(self.index_b),), len(self.mass))
+        return none.scatter_reduce_(0, columns[strongest], rows, "amin")
 
     def _fine(self, columns: Tensor) -> Tensor:
         """Mean position in voxels of B, by mass, within one and a half tokens of `columns`."""
@@ -273,6 +297,11 @@ def scores_between(
     return scores
 
 
+def _spread(best: float, dustbin: float) -> float:
+    """How far below the best score differences still matter."""
+    return max(_NO_MASS, best - dustbin + _BELOW_DUSTBIN)
+
+
 def plan_of(scores: Tensor, settings: MatchSettings) -> Tensor:
     """Solve for the assignment probabilities (n, m) of scores, which are overwritten.
 
@@ -283,10 +312,9 @@ def plan_of(scores: Tensor, settings: MatchSettings) -> Tensor:
     settings : MatchSettings
         Dustbin and accuracy.
     """
-    # What is that much worse gets no mass that single precision could tell from none; twice the
-    # precision would take twice the memory.
+    # Most are far enough below the best for single precision, which takes half the memory.
     best = max(float(scores.amax()), settings.dustbin)
-    scores = scores.clamp_(min=best - 0.99 * LARGEST_SPREAD[torch.float32])
+    scores = scores.clamp_(min=best - _spread(best, settings.dustbin))
     plan = assignment(
         scores[None],
         settings.dustbin,
@@ -343,7 +371,7 @@ def match_embeddings(a: Embedding, b: Embedding, settings: MatchSettings | None 
             "Embed both with the same encoder and stage.",
         )
     index_a, index_b = foreground_index(a), foreground_index(b)
-    if len(index_a) * len(index_b) * _BYTES_PER_PAIR > settings.memory_bytes:
+    if len(index_a) * len(index_b) * settings.bytes_per_pair > settings.memory_bytes:
         return coarse_to_fine(a, b, settings)
     position_a, position_b = relative_positions(a, b, index_a, index_b)
     scores = scores_between(a.unit()[index_a], b.unit()[index_b], position_a, position_b, settings)

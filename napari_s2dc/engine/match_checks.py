@@ -271,10 +271,10 @@ def mirror_warning(match: Match, mirrored: Embedding, settings: MatchSettings | 
     image. A mirrored body that is much the same on both sides, such as a brain or a thorax, is told
     from a scan of the same subject only.
     """
-    other = match_embeddings(mirrored, match.b, settings).pairs().confidence.mean()
-    own = match.pairs().confidence.mean()
+    other = float(match_embeddings(mirrored, match.b, settings).mass.amax(1).mean())
+    own = float(match.mass.amax(1).mean())
     if not own > 0 or other < _MIRROR_GAIN * own:
         return ""
-    gain = float(other / own)
+    gain = other / own
     why = f"with {match.a.name} mirrored, patches are matched {100 * (gain - 1):.0f} % more surely"
     return _mirrored(match.a, match.b, why)

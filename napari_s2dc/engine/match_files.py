@@ -13,7 +13,7 @@ from napari_s2dc import __version__
 from napari_s2dc.engine.alignment import Alignment
 from napari_s2dc.engine.embedding import Embedding
 from napari_s2dc.engine.match import Match, Pairs
-from napari_s2dc.files import replace_atomically
+from napari_s2dc.files import replace_atomically, write_tensors
 from napari_s2dc.volumes.volume import RAS_TO_ZYX_LPS
 
 __all__ = ["PAIR_COLUMNS", "affine_facts", "save_affine", "save_pairs", "save_plan"]
@@ -84,8 +84,6 @@ def save_plan(match: Match, path: str | Path) -> Path:
     S2DCError
         The file cannot be written.
     """
-    from safetensors.torch import save_file
-
     path = Path(path)
     tensors = {"index_a": match.index_a, "index_b": match.index_b, "mass": match.mass}
     if match.candidates is not None:
@@ -96,9 +94,7 @@ def save_plan(match: Match, path: str | Path) -> Path:
         "a": _grid_facts(match.a),
         "b": _grid_facts(match.b),
     }
-    content = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    with replace_atomically(path) as temporary:
-        save_file(content, temporary, metadata={PLAN_KEY: json.dumps(facts)})
+    write_tensors(path, tensors, {PLAN_KEY: json.dumps(facts)})
     return path
 
 

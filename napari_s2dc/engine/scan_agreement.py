@@ -21,6 +21,8 @@ __all__ = ["Agreement", "Level", "grid_places", "is_inside", "sample", "to_tenso
 
 MOST_VOXELS = 2_000_000
 """Blocks of a scan at most, however much larger it is than the other one."""
+_MOST_TOKENS = 20_000
+"""Tokens of a scan at most whose features are compared."""
 _KERNEL = 5
 """Side in voxels of the neighbourhood whose intensities are correlated."""
 _FLAT = 1e-2
@@ -156,14 +158,16 @@ class Agreement:
         self._correlation = LocalNormalizedCrossCorrelationLoss(
             kernel_size=_KERNEL, smooth_dr=_FLAT, reduction="none"
         )
-        tokens = torch.nonzero(self.b.foreground).float()
+        index = torch.nonzero(self.b.foreground.flatten())[:, 0]
+        index = index[:: -(-len(index) // _MOST_TOKENS)]
+        tokens = torch.stack(torch.unravel_index(index, self.b.grid), dim=1).float()
         to_token_b = _token_affine(self.b)
         self.points_mm = tokens @ to_token_b[:3, :3].mT + to_token_b[:3, 3]
         self.from_mm_a = torch.linalg.inv(_token_affine(self.a))
         tissue = self.a.foreground[None].float()
         unit_a = self.a.unit().mT.reshape(self.a.features.shape)
         self.tissue_and_unit_a = torch.cat([tissue, unit_a * tissue])
-        self.unit_b = self.b.unit()[self.b.foreground.flatten()]
+        self.unit_b = self.b.unit()[index]
         self.middle = self.points_mm.mean(0)
         self.radius = float((self.points_mm - self.middle).square().sum(1).mean().sqrt())
         self.start = to_tensor(matrix)

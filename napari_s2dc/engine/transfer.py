@@ -10,13 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from napari_s2dc.engine.alignment import (
-    LEAST_CONFIDENCE,
-    Alignment,
-    fit_alignment,
-    smooth_displacement,
-)
+from napari_s2dc.engine.alignment import LEAST_CONFIDENCE, Alignment, smooth_displacement
+from napari_s2dc.engine.embedding import Embedding
 from napari_s2dc.engine.match import Match, Pairs
+from napari_s2dc.engine.match_checks import align_pairs
 from napari_s2dc.engine.progress import Steps
 from napari_s2dc.engine.registration import Registration, RegistrationSettings, register
 from napari_s2dc.engine.scan_agreement import grid_places, is_inside, sample
@@ -39,7 +36,7 @@ class TransferSettings:
     bend_by_pairs : bool
         Bend the start by a thin-plate spline of what the pairs that agree with it leave over.
     smoothing : float
-        Of that bending; 0 goes through every pair.
+        Of that bending, whose unit of length is a patch of B; 0 goes through every pair.
     registration : RegistrationSettings
         How the start is refined; without any steps labels follow the pairs alone.
     """
@@ -62,7 +59,7 @@ class Transfer:
         0 to 1: the patch's matched mass, times how well the intensities round the voxel agree,
         times the label's share of the voxel.
     alignment : Alignment
-        Fitted to the pairs, from mm of B to mm of A: where the refinement started.
+        Fitted to the pairs, from mm of A to mm of B: the refinement started at its inverse.
     """
 
     labels: Volume
@@ -102,26 +99,27 @@ def transfer_labels(
     Raises
     ------
     S2DCError
-        Too few confident pairs.
+        Too few confident pairs, or none agree on a map.
 
     Notes
     -----
-    The affine map of the confident pairs (RANSAC) is where
-    :func:`napari_s2dc.engine.registration.register` starts. Each voxel of B takes the label with
-    the largest share of the point in A, interpolated linearly.
+    The affine map of :func:`napari_s2dc.engine.match_checks.align_pairs`, the other way round, is
+    where :func:`napari_s2dc.engine.registration.register` starts. Each voxel of B takes the label
+    with the largest share of the point in A, interpolated linearly.
     """
     settings = settings or TransferSettings()
-    pairs = match.pairs().best(least=settings.least_confidence)
-    side_mm = match.b.stride * float(np.mean(match.b.spacing_mm))
-    start = fit_alignment(pairs.mm_b, pairs.mm_a, tolerance_mm=1.5 * side_mm)
+    chosen = match.pairs().best(least=settings.least_confidence, mutual=True)
+    alignment = align_pairs(chosen, match.b, least=settings.least_confidence)
+    start = np.linalg.inv(alignment.matrix)
 
     def bending(points_mm: np.ndarray) -> np.ndarray:
-        return _left_over(pairs, start, points_mm, settings.smoothing)
+        agreeing = chosen.of(alignment.inliers)
+        return _left_over(agreeing, start, match.b, points_mm, settings.smoothing)
 
     registration = yield from register(
         (match.a, match.b),
         (image_a, image_b),
-        start.matrix,
+        start,
         bending=bending if settings.bend_by_pairs else None,
         settings=settings.registration,
     )
@@ -129,16 +127,20 @@ def transfer_labels(
     return Transfer(
         labels=Volume(found, image_b.affine, original=image_b.original, name=labels.name),
         confidence=share * _matched_share(match, image_b),
-        alignment=start,
+        alignment=alignment,
     )
 
 
 def _left_over(
-    pairs: Pairs, start: Alignment, points_mm: np.ndarray, smoothing: float
+    pairs: Pairs, start: np.ndarray, b: Embedding, points_mm: np.ndarray, smoothing: float
 ) -> np.ndarray:
-    inside = start.inliers
-    rest = pairs.mm_a[inside] - start.apply(pairs.mm_b[inside])
-    return smooth_displacement(pairs.mm_b[inside], rest, points_mm, smoothing=smoothing)
+    """Interpolate what a map from B to A leaves over of pairs, in mm, at points in mm of B."""
+    rest = pairs.mm_a - (pairs.mm_b @ start[:3, :3].T + start[:3, 3])
+    # In patches: in mm, the nearest pairs of a scan with thick slices lie in one plane.
+    to_patches = np.linalg.inv(b.affine[:3, :3]).T / b.stride
+    return smooth_displacement(
+        pairs.mm_b @ to_patches, rest, points_mm @ to_patches, smoothing=smoothing
+    )
 
 
 def _slabs(shape: Sequence[int]) -> Iterator[slice]:

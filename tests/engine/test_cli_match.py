@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import nrrd
@@ -13,9 +14,13 @@ import numpy as np
 import pytest
 
 from napari_s2dc.engine.cli import main
+from napari_s2dc.engine.match import Match
+from napari_s2dc.engine.transfer import transfer_labels
+from napari_s2dc.errors import S2DCError
 from napari_s2dc.method.encoder import SwinEncoder
 from napari_s2dc.volumes.io import find_volumes, read_volume, write_volume
 from napari_s2dc.volumes.phantom import phantom
+from napari_s2dc.volumes.volume import Volume
 
 
 @pytest.fixture(scope="module")
@@ -284,6 +289,58 @@ def test_transfer_says_what_is_doubtful_and_follows_its_options(
     arguments = [*atlas, target, "--out", str(tmp_path / "mirrored.nii.gz")]
     assert run("transfer", *arguments, encoder=checkpoint) == 0
     assert "left and right swapped" in capsys.readouterr().err
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, kind: type) -> None:
+    """Let labels of one kind of number be carried by nothing."""
+
+    def carry(match: Match, labels: Volume, *more: Any) -> Any:
+        if labels.array.dtype == kind:
+            raise S2DCError("No map agrees.")
+        return (yield from transfer_labels(match, labels, *more))
+
+    monkeypatch.setattr("napari_s2dc.engine.transfer.transfer_labels", carry)
+
+
+def test_what_is_doubtful_is_said_although_no_atlas_can_be_used(
+    scans: Path,
+    checkpoint: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    original = nibabel.load(image(scans, 1))
+    target = tmp_path / "flipped.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(np.asarray(original.dataobj)[::-1], original.affine), target)
+    refuse(monkeypatch, read_volume(labels(scans, 1), labels=True).array.dtype.type)
+    atlas = f"{image(scans, 1)}:{labels(scans, 1)}"
+    arguments = ["--atlas", atlas, str(target), "--out", str(tmp_path / "out.nii.gz")]
+    assert run("transfer", *arguments, encoder=checkpoint) == 2
+    error = capsys.readouterr().err
+    assert "left and right swapped" in error
+    assert "No labels could be carried" in error
+    assert error.count("No map agrees") == 1
+    assert not (tmp_path / "out.nii.gz").exists()
+
+
+def test_names_of_classes_are_those_of_an_atlas_that_was_used(
+    scans: Path, checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    atlases = []
+    for kind in (np.int16, np.uint8):
+        source = read_volume(labels(scans, 1), labels=True)
+        path = tmp_path / f"{kind.__name__}.seg.nrrd"
+        write_volume(path, source.array.astype(kind), source)
+        voxels, header = nrrd.read(str(path))
+        names = {"Segment0_Name": kind.__name__, "Segment0_LabelValue": "1"}
+        extent = {"Segment0_Color": "1 0 0", "Segment0_Extent": "0 1 0 1 0 1"}
+        nrrd.write(str(path), voxels, {**header, **names, **extent})
+        atlases += ["--atlas", f"{image(scans, 1)}:{path}"]
+    refuse(monkeypatch, np.int16)
+    out = tmp_path / "out.nrrd"
+    arguments = [*atlases, image(scans, 1), "--out", str(out)]
+    assert run("transfer", *arguments, encoder=checkpoint) == 0
+    assert nrrd.read_header(str(out))["Segment0_Name"] == "uint8"
 
 
 # ------------------------------------------------------------------------------ evaluate

@@ -43,3 +43,33 @@ def test_sure_labels_stay(
     transfer, image, _ = carried
     sure = replace(transfer, confidence=np.ones_like(transfer.confidence))
     assert refine_borders(sure, image, embedding) is sure
+
+
+def test_a_class_without_a_sure_voxel_stays_and_no_other_takes_its_number(
+    carried: tuple[Transfer, Volume, np.ndarray], embedding: Embedding
+) -> None:
+    transfer, image, truth = carried
+    labels = transfer.labels.array.copy()
+    labels[14:17, 20:23, 35] = 200  # between 0 and 300, at the border that is to move
+    confidence = np.where(labels == 200, 0.0, transfer.confidence)
+    small = replace(transfer, labels=image.with_array(labels), confidence=confidence)
+    refined = refine_borders(small, image, embedding).labels.array
+    np.testing.assert_array_equal(refined == 200, labels == 200)
+    others = labels != 200
+    assert (refined != truth)[others].sum() < 0.1 * (labels != truth)[others].sum()
+
+
+def test_parts_far_apart_are_decided_each_on_its_own(
+    carried: tuple[Transfer, Volume, np.ndarray], embedding: Embedding
+) -> None:
+    transfer, image, truth = carried
+    # Sure in between, so that the two borders do not touch.
+    confidence = transfer.confidence.copy()
+    confidence[:, 20:28] = 0.9
+    apart = replace(transfer, confidence=confidence)
+    refined = refine_borders(apart, image, embedding).labels.array
+    wrong = refined != truth
+    before = transfer.labels.array != truth
+    for side in (slice(0, 20), slice(28, None)):
+        assert wrong[:, side].sum() < 0.1 * before[:, side].sum()
+    np.testing.assert_array_equal(wrong[:, 20:28], before[:, 20:28])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +12,13 @@ import torch
 from napari_s2dc.engine.alignment import Alignment, fit_alignment, smooth_displacement
 from napari_s2dc.engine.coarse_match import sparse_plan
 from napari_s2dc.engine.embedding import Embedding
-from napari_s2dc.engine.match import MatchSettings, match_embeddings, plan_of
+from napari_s2dc.engine.match import Match, MatchSettings, match_embeddings, plan_of
+from napari_s2dc.engine.match_checks import assess
 from napari_s2dc.engine.progress import finish
 from napari_s2dc.engine.registration import RegistrationSettings
 from napari_s2dc.engine.transfer import Transfer, TransferSettings, fuse, transfer_labels
 from napari_s2dc.errors import ConfigurationError, S2DCError
+from napari_s2dc.method.transport import assignment
 from napari_s2dc.volumes.volume import Volume
 
 SPACING = (2.0, 1.5, 1.0)
@@ -61,13 +64,59 @@ def test_identical_scans_match_identically() -> None:
     np.testing.assert_allclose(pairs.mm_a, pairs.voxel_a * SPACING)
 
 
-def test_marginals_hold_and_no_gradient_is_kept() -> None:
-    one, two = embedding(), embedding(seed=1)
+@pytest.fixture
+def plans(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """Plans with their dustbins, as they are solved."""
+    solved: list[torch.Tensor] = []
+
+    def solve(*arguments: Any, **more: Any) -> torch.Tensor:
+        solved.append(assignment(*arguments, **more)[0])
+        return solved[-1][None]
+
+    monkeypatch.setattr("napari_s2dc.engine.match.assignment", solve)
+    return solved
+
+
+def off_by(plan: torch.Tensor) -> float:
+    """How far rows and columns of tokens, dustbin included, are from 1 at most."""
+    return max(float((plan.sum(axis)[:-1] - 1).abs().max()) for axis in (0, 1))
+
+
+@pytest.mark.parametrize("other", ["moved", "new"])
+def test_marginals_hold_and_no_gradient_is_kept(other: str, plans: list[torch.Tensor]) -> None:
+    one = embedding()
+    two = moved(one, (0, 2, -1)) if other == "moved" else embedding(seed=1)
     two.features.requires_grad_()
-    match = match_embeddings(one, two, MatchSettings(tolerance=1e-9, iterations=2000))
+    match = match_embeddings(one, two)
     assert not match.mass.requires_grad
-    assert match.mass.sum(1).max() <= 1 + 1e-4
-    assert match.mass.sum(0).max() <= 1 + 1e-4
+    assert off_by(plans[0]) < 1e-4
+
+
+@pytest.mark.parametrize("temperature", [0.02, 0.005, 0.002])
+def test_unrelated_patches_have_no_partner_however_low_the_temperature(
+    temperature: float,
+) -> None:
+    # One pair is the same; all others are at right angles.
+    unit = torch.eye(40)
+    one, two = (
+        replace(
+            embedding((2, 2, 5)),
+            features=torch.cat([unit[:1], rest]).mT.reshape(40, 2, 2, 5).half(),
+        )
+        for rest in (unit[1:20], unit[20:39])
+    )
+    match = match_embeddings(one, two, MatchSettings(temperature=temperature, prior=None))
+    assert match.mass[0, 0] > 0.9
+    assert match.mass[1:].sum(1).max() < 1e-3
+    assert match.unmatched()[0].flatten()[1:].min() > 1 - 1e-3
+
+
+def test_double_precision_counts_in_the_memory() -> None:
+    one = embedding()
+    memory = 336 * 336 * 50
+    assert match_embeddings(one, one, MatchSettings(memory_bytes=memory)).candidates is None
+    low = MatchSettings(memory_bytes=memory, temperature=0.005)
+    assert match_embeddings(one, one, low).candidates is not None
 
 
 @pytest.mark.parametrize("prior", [None, 0.5])
@@ -97,9 +146,15 @@ def test_coarse_to_fine_finds_what_the_whole_plan_finds() -> None:
         one, features=(smooth + 0.05 * torch.randn(smooth.shape, generator=generator)).half()
     )
     whole = match_embeddings(one, two)
-    parts = match_embeddings(one, two, MatchSettings(memory_bytes=400_000))
+    parts = match_embeddings(one, two, MatchSettings(memory_bytes=4_000_000))
     assert whole.candidates is None
     assert parts.candidates is not None
+    # The memory says how many partners are looked at.
+    assert parts.candidates.shape[1] < 8 * 48
+    assert parts.candidates.nbytes * 10 <= 4_000_000
+    fewer = match_embeddings(one, two, MatchSettings(memory_bytes=2_000_000))
+    assert fewer.candidates is not None
+    assert fewer.candidates.shape[1] < parts.candidates.shape[1]
 
     def accuracy(match: object) -> float:
         pairs = match.pairs()  # type: ignore[attr-defined]
@@ -109,6 +164,36 @@ def test_coarse_to_fine_finds_what_the_whole_plan_finds() -> None:
     assert accuracy(whole) > 0.8
     row = parts.row((4, 5, 6))
     assert np.unravel_index(int(row.argmax()), row.shape) == (4, 5, 6)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_of_a_sparse_plan_one_row_is_the_best_of_each_column(threads: int) -> None:
+    # All rows go to one column, with masses that differ in the last digits or not at all.
+    one = embedding((20, 20, 20))
+    index = torch.arange(8000)
+    mass = 1e-4 * (1 + torch.arange(8000.0) % 1000)[:, None]
+    match = Match(one, one, index, index, torch.full((8000, 1), 7, dtype=torch.int32), mass)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        pairs = match.pairs()
+    finally:
+        torch.set_num_threads(before)
+    assert pairs.mutual.sum() == 1
+    (best,) = pairs.token_a[pairs.mutual]
+    assert best.tolist() == [2, 9, 19]  # 999, the first of the largest
+    assert match.pairs() is pairs
+
+
+def test_mutual_pairs_of_coarse_and_whole_plans_are_the_same() -> None:
+    one, two = embedding(), embedding(seed=1)
+    whole = match_embeddings(one, two)
+    order = torch.argsort(torch.rand(whole.mass.shape), dim=1)
+    sparse = replace(whole, candidates=order.int(), mass=whole.mass.gather(1, order))
+    pairs, same = whole.pairs(), sparse.pairs()
+    assert 0 < pairs.mutual.sum() < len(pairs)
+    np.testing.assert_array_equal(pairs.mutual, same.mutual)
+    np.testing.assert_array_equal(pairs.token_b, same.token_b)
 
 
 def test_background_takes_no_part() -> None:
@@ -127,8 +212,20 @@ def test_scans_that_cannot_be_matched() -> None:
         match_embeddings(one, empty)
     with pytest.raises(S2DCError, match="different encoders"):
         match_embeddings(one, embedding(channels=12))
-    with pytest.raises(ConfigurationError, match="temperature"):
-        MatchSettings(temperature=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("temperature", (0.0, -1.0, np.nan, np.inf)),
+        ("unmatched_similarity", (np.nan, np.inf, -np.inf)),
+        ("prior", (0.0, np.nan, np.inf)),
+    ],
+)
+def test_settings_out_of_range_are_refused(name: str, values: tuple[float, ...]) -> None:
+    for value in values:
+        with pytest.raises(ConfigurationError, match=name.split("_")[-1]):
+            MatchSettings(**{name: value})
 
 
 def turned(points: np.ndarray) -> np.ndarray:
@@ -176,6 +273,57 @@ def test_smooth_displacement_follows_its_points() -> None:
     wanted = random.uniform(2, 8, (50, 3))
     found = smooth_displacement(points, bend, wanted, smoothing=0.0)
     np.testing.assert_allclose(found, np.sin(wanted / 3), atol=0.1)
+
+
+def test_neighbours_in_one_plane_are_refused_in_words() -> None:
+    flat = np.random.default_rng(0).uniform(0, 10, (100, 3)) * [0, 1, 1]
+    with pytest.raises(S2DCError, match="one plane"):
+        smooth_displacement(flat, flat, flat + 1.0)
+
+
+def test_pairs_bend_the_map_of_scans_with_thick_slices() -> None:
+    # Slices of 20 voxels' width: in mm, the nearest 64 patches lie in one slice.
+    affine = np.diag([20.0, 1.0, 1.0, 1.0])
+    one = replace(embedding((6, 12, 12)), spacing_mm=(20.0, 1.0, 1.0), affine=affine)
+    texture = np.random.default_rng(0).normal(100, 20, one.shape).astype(np.float32)
+    scan = Volume(texture, affine)
+    labels = Volume((np.indices(one.shape)[1] // 12).astype(np.uint8), affine)
+    pairs_alone = TransferSettings(bend_by_pairs=True, registration=RegistrationSettings(0, 0))
+    found = finish(
+        transfer_labels(match_embeddings(one, one), labels, scan, scan, pairs_alone)
+    ).labels.array
+    assert (found == labels.array).mean() > 0.98
+
+
+@pytest.mark.parametrize("spacings", [(0.15, 1.5), (5.0, 1.0)])
+def test_the_start_fits_scans_of_other_spacings_and_leaves_wrong_pairs_out(
+    spacings: tuple[float, float],
+) -> None:
+    one, target = (
+        replace(embedding((8, 8, 8)), spacing_mm=(side,) * 3, affine=np.diag([side] * 3 + [1.0]))
+        for side in spacings
+    )
+    two = replace(target, features=moved(embedding((8, 8, 8)), (0, 1, 0)).features)
+    match = match_embeddings(one, two)
+    # A quarter of the patches is sure of a place that is wrong, but no partner is of theirs.
+    wrong = torch.arange(0, len(match.mass), 4)
+    mass = match.mass.clone()
+    mass[wrong] = 0.0
+    mass[wrong, torch.randint(512, (len(wrong),))] = 0.9
+    match = replace(match, mass=mass)
+    texture = np.random.default_rng(0).normal(100, 20, one.shape).astype(np.float32)
+    scan, reference = (Volume(texture, each.affine) for each in (one, two))
+    labels = Volume(np.ones(one.shape, np.uint8), one.affine)
+    pairs_alone = TransferSettings(registration=RegistrationSettings(0, 0))
+    found = finish(transfer_labels(match, labels, scan, reference, pairs_alone)).alignment
+    scale = spacings[1] / spacings[0]
+    points = np.random.default_rng(0).uniform(0, 31, (50, 3))
+    expected = np.add(points, (0, 4, 0)) * spacings[1]
+    off_vox = np.abs(found.apply(points * spacings[0]) - expected) / spacings[1]
+    assert off_vox.max() < 0.5
+    assert np.linalg.det(found.matrix[:3, :3]) == pytest.approx(scale**3, rel=0.05)
+    assert found.matrix.tolist() == assess(match).alignment.matrix.tolist()  # type: ignore[union-attr]
+    assert found.inliers.sum() > 0.9 * 384 * 7 / 8
 
 
 def test_labels_are_carried_and_fused() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,3 +78,16 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     pairs = match_embeddings(embedding(), embedding()).pairs()
     with pytest.raises(S2DCError, match="Cannot write"):
         save_pairs(pairs, tmp_path / "file" / "pairs.csv")
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    match = match_embeddings(embedding(), embedding())
+    with pytest.raises(S2DCError, match="No space left"):
+        save_plan(match, tmp_path / "plan.safetensors")
+    assert not list(tmp_path.iterdir())

@@ -13,6 +13,7 @@ from scipy import ndimage
 from napari_s2dc.engine.embedding import Embedding
 from napari_s2dc.engine.progress import finish
 from napari_s2dc.engine.registration import Registration, RegistrationSettings, register
+from napari_s2dc.engine.scan_agreement import Agreement
 from napari_s2dc.errors import ConfigurationError
 from napari_s2dc.volumes.phantom import phantom
 from napari_s2dc.volumes.volume import Volume
@@ -166,3 +167,19 @@ def test_settings_out_of_range_are_refused() -> None:
     for wrong in ({"affine_steps": -1}, {"stiffness": -0.1}, {"feature_weight": -1.0}):
         with pytest.raises(ConfigurationError):
             RegistrationSettings(**wrong)  # type: ignore[arg-type]
+
+
+def test_of_many_tokens_a_part_that_covers_the_scan_is_compared(
+    torso: tuple[Volume, Volume], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = features_of(torso[0])
+    whole = Agreement((features, features), np.eye(4), 1.0)
+    assert len(whole.points_mm) == len(whole.unit_b) == 5 * 6 * 6
+    monkeypatch.setattr("napari_s2dc.engine.scan_agreement._MOST_TOKENS", 50)
+    part = Agreement((features, features), np.eye(4), 1.0)
+    assert 40 <= len(part.points_mm) == len(part.unit_b) <= 50
+    for place, unit in zip(part.points_mm, part.unit_b, strict=True):
+        (same,) = torch.nonzero((whole.points_mm == place).all(1))[:, 0]
+        assert torch.equal(whole.unit_b[same], unit)
+    extent = [points.amax(0) - points.amin(0) for points in (part.points_mm, whole.points_mm)]
+    assert bool((extent[0] >= 0.7 * extent[1]).all())

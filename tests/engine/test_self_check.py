@@ -51,8 +51,15 @@ def test_places_are_where_the_image_shows_them(
     found = [float((axis * weight).sum() / weight.sum()) for axis in axes]
     expected = known.place_vox[np.ravel_multi_index(token, embedding.grid)]
     np.testing.assert_allclose(found, expected, atol=0.75)
+    turns_z = known.affine.matrix[0, 1:3].abs().max()
+    shift_z = float(known.affine.matrix[0, 3])
     if in_plane:
-        assert expected[0] != pytest.approx(centre[0] + 1, abs=0.5)
+        assert turns_z == shift_z == 0
+        assert known.affine.matrix[1:3, 0].abs().max() == 0
+        assert known.affine.matrix[1:3, 1:3].flatten()[1:3].abs().max() > 0.01
+    else:
+        assert turns_z > 0.01
+        assert abs(shift_z) > 0.01
 
 
 def test_the_partner_is_the_token_at_the_place(known: KnownView) -> None:

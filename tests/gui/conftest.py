@@ -6,7 +6,10 @@ import contextlib
 import gc
 import os
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +19,16 @@ import pytest
 os.environ.setdefault("NAPARI_CONFIG", "")
 pytest.importorskip("napari")
 
+from qtpy.QtCore import QObject
+
 from napari_s2dc._reader import layer_data
 from napari_s2dc.engine.loading import load_engine
+from napari_s2dc.engine.progress import Progress
 from napari_s2dc.widgets.placement import geometry_of
 from napari_s2dc.widgets.preferences import Preferences
+from napari_s2dc.widgets.threads import busy
 from napari_s2dc.widgets.workbench import Workbench
+from napari_s2dc.widgets.workers import Jobs
 
 SHAPE = (32, 48, 48)
 
@@ -97,6 +105,86 @@ def window(qapp: Any) -> Iterator[Any]:
 
 
 @pytest.fixture
+def qtbot(qtbot: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Wait for as long as a machine needs that has much else to do."""
+    wait_until = qtbot.waitUntil
+
+    def patiently(ready: Callable[[], Any], *, timeout: int = 0) -> None:
+        wait_until(ready, timeout=max(timeout, 60_000))
+
+    monkeypatch.setattr(qtbot, "waitUntil", patiently)
+    return qtbot
+
+
+@pytest.fixture
+def no_cache(own_folders: Preferences, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every embedding a real one."""
+    from napari_s2dc.widgets import embed_actions
+
+    nothing = replace(own_folders, cache_limit_bytes=0)
+    monkeypatch.setattr(embed_actions, "preferences", lambda: nothing)
+
+
+@pytest.fixture
+def slow_windows(no_cache: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """Hold every embedding after its first window until it is let go (or cancelled)."""
+    from napari_s2dc.engine import encode
+
+    go = threading.Event()
+    real = encode.run_windows
+
+    def held(*arguments: Any, **more: Any) -> Any:
+        running = real(*arguments, **more)
+        yield next(running)
+        while not go.wait(0.005):
+            yield 1
+        return (yield from running)
+
+    monkeypatch.setattr(encode, "run_windows", held)
+    yield go.set
+    go.set()
+
+
+@pytest.fixture
+def held() -> Iterator[threading.Event]:
+    """Hold whatever waits for it, until the test has ended at the latest."""
+    go = threading.Event()
+    yield go
+    go.set()
+
+
+@pytest.fixture
+def jobs(qtbot: Any, window: Any) -> Iterator[Jobs]:
+    """Give jobs without a workbench, in a viewer that notes them."""
+    parent = QObject()
+    jobs = Jobs(parent)
+    yield jobs
+    jobs.cancel_all()
+    threads_at_rest(qtbot)
+
+
+def steps(count: int, closed: list[bool] | None = None) -> Callable[[], Iterator[Progress]]:
+    """Make an engine function of some steps, which notes that it was closed."""
+
+    def make() -> Iterator[Progress]:
+        try:
+            for number in range(count):
+                time.sleep(0.002)
+                yield Progress(number + 1, count, "windows")
+            return "result"
+        finally:
+            if closed is not None:
+                closed.append(True)
+
+    return make
+
+
+def threads_at_rest(qtbot: Any) -> None:
+    """Wait until no thread works any more: it would do so into the next test."""
+    qtbot.waitUntil(lambda: busy() == 0)
+
+
+@pytest.fixture
 def viewer(window: Any, qtbot: Any) -> Iterator[Any]:
     """Give a viewer without layers and docks."""
     yield window
@@ -108,6 +196,7 @@ def viewer(window: Any, qtbot: Any) -> Iterator[Any]:
             widget.deleteLater()
     window.layers.clear()
     window.dims.ndisplay = 2
+    threads_at_rest(qtbot)
     qtbot.wait(20)
 
 
@@ -124,8 +213,13 @@ def new_viewer(qtbot: Any) -> Iterator[Callable[[], Any]]:
 
     yield make
     for viewer in opened:
+        with contextlib.suppress(RuntimeError, ReferenceError):
+            for widget in viewer.window.dock_widgets.values():
+                if isinstance(widget, Workbench):
+                    widget.jobs.cancel_all()
         with contextlib.suppress(RuntimeError):  # the test has closed it
             viewer.close()
+    threads_at_rest(qtbot)
     qtbot.wait(50)
 
 

@@ -150,7 +150,7 @@ def test_the_sliders_choose_pairs_and_the_colour_means_something(
     tab.number.setValue(len(pairs))
     tab.mutual.setChecked(False)
     assert len(lines.data) == len(pairs)
-    least = float(np.median(pairs.confidence))
+    least = float(np.quantile(pairs.confidence, 0.9))
     tab.confidence.setValue(round(least, 2))
     assert len(lines.data) == int((pairs.confidence >= round(least, 2)).sum()) < len(pairs)
     tab.number.setValue(0)

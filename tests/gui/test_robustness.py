@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from qtpy.QtCore import QThreadPool
 
 from napari_s2dc.engine.embed import EmbedSettings, embed_volume
 from napari_s2dc.engine.progress import finish
@@ -22,7 +19,7 @@ from napari_s2dc.widgets import embed_actions
 from napari_s2dc.widgets import workbench as workbench_module
 from napari_s2dc.widgets.preferences import Preferences
 from napari_s2dc.widgets.workbench import Workbench
-from tests.gui.conftest import add_phantom, embed, open_workbench
+from tests.gui.conftest import add_phantom, embed, open_workbench, threads_at_rest
 
 MB = 2**20
 
@@ -43,32 +40,6 @@ def idle(workbench: Workbench) -> bool:
     return not workbench.jobs._running
 
 
-@pytest.fixture
-def no_cache(own_folders: Preferences, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make every embedding a real one."""
-    nothing = replace(own_folders, cache_limit_bytes=0)
-    monkeypatch.setattr(embed_actions, "preferences", lambda: nothing)
-
-
-@pytest.fixture
-def slow_windows(no_cache: None, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Hold every embedding after its first window until it is let go (or cancelled)."""
-    from napari_s2dc.engine import encode
-
-    go = threading.Event()
-    real = encode.run_windows
-
-    def held(*arguments: Any, **more: Any) -> Any:
-        running = real(*arguments, **more)
-        yield next(running)
-        while not go.wait(0.005):
-            yield 1
-        return (yield from running)
-
-    monkeypatch.setattr(encode, "run_windows", held)
-    return go.set
-
-
 # ---------------------------------------------------------------------------- cancelling
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
 def test_cancelling_at_any_moment_leaks_nothing(
@@ -82,17 +53,19 @@ def test_cancelling_at_any_moment_leaks_nothing(
         workbench.jobs.cancel_all()
         qtbot.waitUntil(lambda: idle(workbench), timeout=20_000)
 
+    embed(workbench, scan, qtbot)
     for number in range(10):  # until pools of threads and memory are filled
         cancel_after(12 * number)
-    things, memory, threads = live_things(), resident_bytes(), threading.active_count()
+    things, memory = live_things(), resident_bytes()
     for number in range(50):
         cancel_after((7 * number) % 120)
+    threads_at_rest(qtbot)
+    qtbot.waitUntil(lambda: len(workbench.jobs.children()) <= 1)
     assert live_things() <= things + 10  # 50 runs that kept one each would be 50
-    assert threading.active_count() <= threads + 2  # Qt's pool keeps its threads a while
-    assert resident_bytes() - memory < 50 * MB  # about 1 to 15: every thread has its own heap
-    assert len(workbench.jobs.children()) <= 1
-    assert len(viewer.layers) <= 2  # the colours of a run that was through
-    embed(workbench, scan, qtbot)
+    assert resident_bytes() - memory < 100 * MB  # about 1 to 15: every thread has its own heap
+    assert len(viewer.layers) == 2  # the scan and its colours
+    workbench.embed_tab.embed_button.click()
+    qtbot.waitUntil(lambda: idle(workbench))
     network = workbench.session.encoder.network
     settings = EmbedSettings(window_vox=32, device="cpu")
     source = workbench.session.embedded(scan).source
@@ -100,15 +73,13 @@ def test_cancelling_at_any_moment_leaks_nothing(
     assert torch.equal(workbench.session.embedded(scan).embedding.features, expected.features)
 
 
-def test_cancel_is_prompt(
+def test_cancel_does_not_wait_for_the_other_windows(
     workbench: Workbench, scan: Any, qtbot: Any, slow_windows: Callable[[], None]
 ) -> None:
     with qtbot.waitSignal(workbench.jobs.progressed, timeout=30_000):
         workbench.embed_tab.embed_button.click()
     workbench.task_bar.cancel_button.click()
-    started = time.perf_counter()
-    qtbot.waitUntil(lambda: idle(workbench), timeout=30_000)
-    assert time.perf_counter() - started < 5  # milliseconds, on a machine with nothing else to do
+    qtbot.waitUntil(lambda: idle(workbench))  # without the other windows, which are held back
     assert workbench.session.embedded(scan) is None
     assert workbench.session.overlays.find(scan, "colours") is None
     assert workbench.embed_tab.embed_button.isEnabled()
@@ -162,8 +133,7 @@ def test_the_viewer_may_be_closed_during_every_kind_of_job(
         (tab.map_button if start == "consistency" else workbench.embed_tab.clusters_button).click()
     assert not idle(workbench)
     viewer.close()
-    pool = QThreadPool.globalInstance()
-    qtbot.waitUntil(lambda: pool.activeThreadCount() == 0, timeout=60_000)
+    threads_at_rest(qtbot)
     qtbot.wait(100)  # errors in slots would fail the test here
 
 

