@@ -26,6 +26,7 @@ from napari_s2dc.engine.loading import load_engine
 from napari_s2dc.engine.progress import Progress
 from napari_s2dc.widgets.placement import geometry_of
 from napari_s2dc.widgets.preferences import Preferences
+from napari_s2dc.widgets.probe_mouse import REPLACE, ProbePoint
 from napari_s2dc.widgets.threads import busy
 from napari_s2dc.widgets.workbench import Workbench
 from napari_s2dc.widgets.workers import Jobs
@@ -298,12 +299,16 @@ def embed(workbench: Workbench, layer: Any, qtbot: Any) -> None:
     qtbot.waitUntil(lambda: not workbench.jobs.is_running("scatter"), timeout=60_000)
 
 
-def probe_at(workbench: Workbench, layer: Any, voxel: tuple[float, ...], qtbot: Any) -> None:
-    """Click a voxel while probing, and wait for the panel."""
-    from napari_s2dc.widgets.probe_mouse import REPLACE, ProbePoint
+def point(layer: Any, voxel: tuple[float, ...], kind: str = REPLACE, dragged: bool = False) -> Any:
+    """Give what a click on a voxel asks for, in a slice."""
+    return ProbePoint(tuple(layer.data_to_world(voxel)), kind, None, [1, 2], False, dragged)
 
-    world = tuple(layer.data_to_world(voxel))
-    workbench.probing.probe(ProbePoint(world, REPLACE, None, [1, 2], False, False))
+
+def probe_at(
+    workbench: Workbench, layer: Any, voxel: tuple[float, ...], qtbot: Any, kind: str = REPLACE
+) -> None:
+    """Click a voxel while probing, and wait for the panel."""
+    workbench.probing.probe(point(layer, voxel, kind))
     qtbot.waitUntil(lambda: not workbench.probing._panel.isActive())
 
 
