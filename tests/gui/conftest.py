@@ -21,11 +21,12 @@ pytest.importorskip("napari")
 
 from qtpy.QtCore import QObject
 
+import napari_s2dc
 from napari_s2dc._reader import layer_data
 from napari_s2dc.engine.loading import load_engine
 from napari_s2dc.engine.progress import Progress
 from napari_s2dc.widgets.placement import geometry_of
-from napari_s2dc.widgets.preferences import Preferences
+from napari_s2dc.widgets.preferences import PLUGIN, Preferences
 from napari_s2dc.widgets.probe_mouse import REPLACE, ProbePoint
 from napari_s2dc.widgets.threads import busy
 from napari_s2dc.widgets.workbench import Workbench
@@ -199,6 +200,17 @@ def viewer(window: Any, qtbot: Any) -> Iterator[Any]:
     window.dims.ndisplay = 2
     threads_at_rest(qtbot)
     qtbot.wait(20)
+
+
+@pytest.fixture
+def plugin(viewer: Any) -> Any:
+    """Give a viewer that knows the plugin, as when it is installed."""
+    from npe2 import PluginManager, PluginManifest
+
+    if PLUGIN not in PluginManager.instance():
+        manifest = Path(napari_s2dc.__file__).parent / "napari.yaml"
+        PluginManager.instance().register(PluginManifest.from_file(manifest))
+    return viewer
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from npe2 import PluginManager
 
 import napari_s2dc
 from napari_s2dc.widgets.preferences import PLUGIN, Preferences
@@ -17,19 +16,6 @@ from napari_s2dc.widgets.workbench import Workbench
 from tests.gui.conftest import add_phantom
 
 MANIFEST = yaml.safe_load((Path(napari_s2dc.__file__).parent / "napari.yaml").read_text())
-
-
-@pytest.fixture
-def plugin(viewer: Any) -> Any:
-    """Open a viewer that has the plugin registered, as it is installed."""
-    manager = PluginManager.instance()
-    if PLUGIN not in manager:
-        manager.register(
-            __import__("npe2").PluginManifest.from_file(
-                Path(napari_s2dc.__file__).parent / "napari.yaml"
-            )
-        )
-    return viewer
 
 
 def test_every_menu_is_one_that_plugins_may_fill() -> None:

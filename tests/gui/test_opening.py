@@ -7,9 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from npe2 import PluginManager, PluginManifest
 
-import napari_s2dc
 from napari_s2dc.errors import VolumeError
 from napari_s2dc.volumes.io import read_volume
 from napari_s2dc.volumes.phantom import LABELS
@@ -25,15 +23,6 @@ from tests.volumes.files import (
 )
 
 
-@pytest.fixture
-def viewer(viewer: Any) -> Any:
-    """Give a viewer that knows the plugin, as when it is installed."""
-    if PLUGIN not in PluginManager.instance():
-        manifest = Path(napari_s2dc.__file__).parent / "napari.yaml"
-        PluginManager.instance().register(PluginManifest.from_file(manifest))
-    return viewer
-
-
 @pytest.mark.parametrize(
     ("name", "write"),
     [
@@ -44,9 +33,9 @@ def viewer(viewer: Any) -> Any:
         ("series", write_dicom),
     ],
 )
-def test_every_format_opens_in_mm(name: str, write: Any, viewer: Any, tmp_path: Path) -> None:
+def test_every_format_opens_in_mm(name: str, write: Any, plugin: Any, tmp_path: Path) -> None:
     path = write(tmp_path / name, content("int16"), AFFINES["lps"])
-    (layer,) = viewer.open(path, plugin=PLUGIN)
+    (layer,) = plugin.open(path, plugin=PLUGIN)
     volume = read_volume(path)
     np.testing.assert_array_equal(layer.data, volume.array)
     np.testing.assert_allclose(layer.scale, volume.spacing_mm)
@@ -55,31 +44,31 @@ def test_every_format_opens_in_mm(name: str, write: Any, viewer: Any, tmp_path: 
     assert layer.axis_labels == ("z", "y", "x")
 
 
-def test_a_broken_file_is_told_in_a_sentence(viewer: Any, tmp_path: Path) -> None:
+def test_a_broken_file_is_told_in_a_sentence(plugin: Any, tmp_path: Path) -> None:
     (tmp_path / "scan.nii").write_text("no scan")
     with pytest.raises(VolumeError, match=r"scan\.nii"):
-        viewer.open(tmp_path / "scan.nii", plugin=PLUGIN)
-    assert not viewer.layers
+        plugin.open(tmp_path / "scan.nii", plugin=PLUGIN)
+    assert not plugin.layers
 
 
 @pytest.mark.parametrize("key", ["phantom_pair_ct", "phantom_pair_mr"])
-def test_the_phantoms_open_with_named_labels(key: str, viewer: Any) -> None:
-    viewer.open_sample(PLUGIN, key)
-    image, labels, *second = viewer.layers
+def test_the_phantoms_open_with_named_labels(key: str, plugin: Any) -> None:
+    plugin.open_sample(PLUGIN, key)
+    image, labels, *second = plugin.layers
     assert [layer.visible for layer in second] == [False, False]
     assert set(labels.features["name"]) == {"background", *LABELS.values()}
     assert image.data.shape == labels.data.shape
     assert set(np.unique(labels.data)) <= {0, *LABELS}
 
 
-def test_labels_drawn_on_an_opened_scan_are_saved_on_its_grid(viewer: Any, tmp_path: Path) -> None:
+def test_labels_drawn_on_an_opened_scan_are_saved_on_its_grid(plugin: Any, tmp_path: Path) -> None:
     import nibabel
 
     path = write_nifti(tmp_path / "scan.nii.gz", content("int16"), AFFINES["oblique permuted"])
-    (scan,) = viewer.open(path, plugin=PLUGIN)
+    (scan,) = plugin.open(path, plugin=PLUGIN)
     drawn = np.zeros(scan.data.shape, np.uint8)
     drawn[1:3, 1:3, 1:3] = 2
-    labels = viewer.add_labels(
+    labels = plugin.add_labels(
         drawn, scale=scan.scale, translate=scan.translate, metadata=dict(scan.metadata)
     )
     (written,) = labels.save(str(tmp_path / "drawn.nii.gz"), plugin=PLUGIN)

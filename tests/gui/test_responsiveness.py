@@ -14,7 +14,7 @@ def test_nothing_heavy_before_painting_and_gaps_are_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    prepare((64, 96, 96), tmp_path)
+    prepare((32, 48, 48), tmp_path)
     assert "import" in alone("light", tmp_path)
     found = alone("workbench", tmp_path)
     assert found["heavy"] == [[], []]  # after napari's start, and when the workbench was painted
