@@ -69,8 +69,7 @@ def make_pictures(
         viewer.reset_view()
         shoot("matched")
         tab.pointing.click()
-        base._click(viewer, one, _telling_place(matching))
-        base._until(lambda: tab.jump_button.isEnabled(), 30, "the click was answered")
+        base._click(viewer, one, _telling_place(matching), tab.jump_button.isEnabled)
         _find(viewer, "matched patches").visible = False
         shoot("row")
         tab.pointing.click()
@@ -117,7 +116,7 @@ def _has_encoder(workbench: Workbench, wanted: Path | None) -> bool:
 def _match(workbench: Workbench) -> None:
     workbench.match_tab.match_button.click()
     base._until(lambda: not workbench.jobs.is_running("match"), 300, "the match is there")
-    base._until(lambda: workbench.matching.scans is not None, 5, "the match is shown")
+    base._until(lambda: workbench.matching.scans is not None, 60, "the match is shown")
     base._until(lambda: not workbench.jobs.is_running("mirror"), 300, "left and right are checked")
 
 

@@ -84,31 +84,31 @@ def make_pictures(
             workbench.encoders.load_encoder(encoder.parent.name, str(encoder))
         _until(lambda: workbench.session.encoder is not None, 120, "the encoder was read")
         layer = workbench.header.volume.layer
-        _until(lambda: workbench.embed_tab.plan.text() != "", 30, "the plan is known")
+        _until(lambda: workbench.embed_tab.plan.text() != "", 120, "the plan is known")
         shoot("opened")
         _embed(workbench, layer)
         shoot("embedded")
         workbench.embed_tab.clusters_button.click()
         overlays = workbench.session.overlays
-        _until(lambda: overlays.find(layer, "clusters") is not None, 60, "clusters are shown")
+        _until(lambda: overlays.find(layer, "clusters") is not None, 300, "clusters are shown")
         workbench.embed_tab.colouring.setCurrentIndex(1)
         overlays.find(layer, "colours").visible = False
         shoot("clusters")
         overlays.find(layer, "clusters").visible = False
         workbench.tabs.setCurrentIndex(1)
         workbench.probe_tab.probe_button.click()
-        _click(viewer, layer, _inside_an_organ(layer))
-        _until(lambda: workbench.probe_tab.nearest.count() > 0, 30, "the click was answered")
+        nearest = workbench.probe_tab.nearest
+        _click(viewer, layer, _inside_an_organ(layer), lambda: nearest.count() > 0)
         consistency = workbench.probe_tab.consistency
-        _until(lambda: "nearby" in consistency.text(), 120, "the patch's consistency is known")
+        _until(lambda: "nearby" in consistency.text(), 300, "the patch's consistency is known")
         shoot("probed")
         workbench.probe_tab.preview.click()
-        _until(lambda: overlays.find(layer, "structure") is not None, 60, "a structure is shown")
+        _until(lambda: overlays.find(layer, "structure") is not None, 300, "a structure is shown")
         overlays.find(layer, "similarity").visible = False
         threshold = workbench.probe_tab.threshold
         before = overlays.find(layer, "structure").data.sum()
         threshold.setValue((threshold.value() + 1) / 2)
-        _until(lambda: overlays.find(layer, "structure").data.sum() < before, 60, "it shrank")
+        _until(lambda: overlays.find(layer, "structure").data.sum() < before, 300, "it shrank")
         workbench.tabs.currentWidget().ensureWidgetVisible(workbench.probe_tab.map_button)
         shoot("structure")
         workbench.probe_tab.add_button.click()
@@ -172,7 +172,7 @@ def _embed(workbench: Workbench, layer: Any) -> None:
     workbench.embed_tab.embed_button.click()
     overlays = workbench.session.overlays
     _until(lambda: overlays.find(layer, "colours") is not None, 300, "colours are shown")
-    _until(lambda: not workbench.jobs.is_running("scatter"), 60, "dots are placed")
+    _until(lambda: not workbench.jobs.is_running("scatter"), 300, "dots are placed")
 
 
 def _inside_an_organ(layer: Any) -> tuple[int, int, int]:
@@ -183,8 +183,22 @@ def _inside_an_organ(layer: Any) -> tuple[int, int, int]:
     return z, y, int(soft[len(soft) // 4]) if len(soft) else x
 
 
-def _click(viewer: Any, layer: Any, voxel: tuple[int, int, int]) -> None:
-    """Press and release the mouse on a voxel of the slice that is shown."""
+def _click(
+    viewer: Any, layer: Any, voxel: tuple[int, int, int], answered: Callable[[], bool]
+) -> None:
+    """Press and release the mouse on a voxel of the slice that is shown, until that is answered.
+
+    A click that comes before the window has drawn the slice goes to another place.
+    """
+    for _ in range(20):
+        _click_once(viewer, layer, voxel)
+        with contextlib.suppress(TimeoutError):
+            _until(answered, 6, "the click was answered")
+            return
+    raise TimeoutError("clicked 20 times in vain")
+
+
+def _click_once(viewer: Any, layer: Any, voxel: tuple[int, int, int]) -> None:
     world = np.asarray(layer.data_to_world(voxel))
     viewer.dims.set_point(0, float(world[0]))
     canvas = _canvas()

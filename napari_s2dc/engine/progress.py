@@ -21,7 +21,8 @@ class Progress:
     done : int
         Parts finished.
     total : int
-        Parts there are; it may change on the way, for example when windows have to be smaller.
+        Parts there are; it may change on the way, for example when windows have to be smaller. 0
+        while they cannot be counted.
     what : str
         Name of the parts, plural: ``"windows"``, ``"views"``.
     """

@@ -12,7 +12,7 @@ from napari_s2dc.errors import VolumeError
 from napari_s2dc.widgets.embed_tab import EmbedTab
 from napari_s2dc.widgets.encoder_actions import EncoderActions
 from napari_s2dc.widgets.header import Header
-from napari_s2dc.widgets.preferences import preferences
+from napari_s2dc.widgets.preferences import Preferences, preferences
 from napari_s2dc.widgets.session import Embedded, LoadedEncoder, Session
 from napari_s2dc.widgets.volumes_of_layers import problem_of, snapshot
 from napari_s2dc.widgets.workers import Jobs
@@ -127,32 +127,30 @@ class EmbedActions(QObject):
 
             return str(save_embedding(embedded.embedding, path))
 
-        self._jobs.run(
-            f"save {path}",
-            "Saving",
-            save,
-            lambda written: self._tell(f"Saved {written}."),
-            quiet=True,
-        )
+        self._jobs.write("Saving", save, lambda written: self._tell(f"Saved {written}."))
 
     def show_cache_size(self) -> None:
         """Look up in a thread how much is kept on disk."""
-        self._with_cache(lambda cache: None)
+        look = _in_cache(preferences(), lambda cache: None)
+        self._jobs.run("cache", "Cache", look, self._show_cache, quiet=True)
 
     def _clear_cache(self) -> None:
-        self._with_cache(lambda cache: cache.clear())
-
-    def _with_cache(self, act: Callable[[EmbeddingCache], None]) -> None:
-        place = preferences()
-
-        def run() -> int:
-            from napari_s2dc.engine.cache import EmbeddingCache
-
-            cache = EmbeddingCache(place.cache_folder, place.cache_limit_bytes)
-            act(cache)
-            return cache.size_bytes()
-
-        self._jobs.run("cache", "Cache", run, self._show_cache, quiet=True)
+        self._jobs.cancel("cache")  # its answer would be that of before
+        clear = _in_cache(preferences(), lambda cache: cache.clear())
+        self._jobs.write("Clearing the cache", clear, self._show_cache)
 
     def _show_cache(self, size_bytes: int) -> None:
         self._tab.show_cache(size_bytes, self._cache_problem)
+
+
+def _in_cache(place: Preferences, act: Callable[[EmbeddingCache], None]) -> Callable[[], int]:
+    """Give a function for a thread that does something with the cache and returns its bytes."""
+
+    def run() -> int:
+        from napari_s2dc.engine.cache import EmbeddingCache
+
+        cache = EmbeddingCache(place.cache_folder, place.cache_limit_bytes)
+        act(cache)
+        return cache.size_bytes()
+
+    return run

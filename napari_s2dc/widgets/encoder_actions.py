@@ -55,7 +55,8 @@ class EncoderActions(QObject):
         self._soon = QTimer(self)
         self._soon.setSingleShot(True)
         self._soon.setInterval(_PLAN_MS)
-        self._soon.timeout.connect(self.update_plan)
+        self._soon.timeout.connect(self._plan_now)
+        self._look_again = False
         header.encoder_chosen.connect(self.load_encoder)
         header.details_wanted.connect(self._show_details)
         header.settings_changed.connect(self.update_plan)
@@ -92,7 +93,14 @@ class EncoderActions(QObject):
         self._followed = []
 
     def _plan_soon(self, _: object = None) -> None:
+        self._look_again = self._tab.region.currentData() == IN_VIEW
         self._soon.start()
+
+    def _plan_now(self) -> None:
+        self.update_plan()
+        if self._look_again:  # what the view shows is known only once it is drawn, maybe late
+            self._look_again = False
+            self._soon.start()
 
     def list_encoders(self) -> None:
         """Show which encoders are at hand, without reading them."""

@@ -323,13 +323,7 @@ class MatchActions(QObject):
                 raise S2DCError("The confident pairs agree on no map, so there is none to write.")
             return str(save_affine(found.alignment, path, **names))
 
-        self._jobs.run(
-            f"export {path}",  # never in the place of another file's
-            "Exporting",
-            write,
-            lambda written: self._tell(f"Saved {written}."),
-            quiet=True,
-        )
+        self._jobs.write("Exporting", write, lambda written: self._tell(f"Saved {written}."))
 
 
 def _alike(one: str, other: str) -> int:

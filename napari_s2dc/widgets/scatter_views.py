@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 from qtpy.QtCore import QObject
@@ -21,6 +21,10 @@ from napari_s2dc.widgets.workers import Jobs
 
 if TYPE_CHECKING:
     from napari.layers import Layer
+
+    from napari_s2dc.engine.colours import ColourBasis
+    from napari_s2dc.engine.embedding import Embedding
+    from napari_s2dc.engine.progress import Steps
 
 __all__ = ["ScatterViews"]
 
@@ -89,6 +93,7 @@ class ScatterViews(QObject):
         self._features, self._tell = features, tell
         self._dots: _Dots | None = None
         self._umaps: WeakKeyDictionary[Any, np.ndarray] = WeakKeyDictionary()
+        self._being_laid_out: ref[Any] | None = None
         header.volume_changed.connect(self._on_volume)
         session.embedding_changed.connect(self._on_volume)
         features.coloured.connect(self.draw)
@@ -117,7 +122,9 @@ class ScatterViews(QObject):
     def _clear(self) -> None:
         """Show no dots: those of another scan would be taken for this one's."""
         self._jobs.cancel("scatter")
-        self._jobs.cancel("umap")
+        _, embedded = self._chosen()
+        if embedded is None or not self._is_being_laid_out(embedded.embedding):
+            self._jobs.cancel("umap")
         self._dots = None
         self._tab.scatter.show_points(np.zeros((0, 2)), np.zeros((0, 3)))
 
@@ -134,35 +141,48 @@ class ScatterViews(QObject):
         if len(tokens) > most:
             random = np.random.default_rng(0)
             tokens = np.sort(random.choice(tokens, most, replace=False))
-        triple, seed = self._tab.triple.value() - 1, preferences().seed
-        known = self._umaps.get(embedding) if by_umap else None
+        self._jobs.cancel("scatter")
+        points = self._umaps.get(embedding) if by_umap else None
+        if by_umap and points is None:
+            self._lay_out(embedding, basis, tokens)  # calls again
+            return
+        triple = self._tab.triple.value() - 1
 
         def place() -> tuple[np.ndarray, np.ndarray]:
             colours = basis.colours(embedding, triple).reshape(-1, 3)[tokens]
-            points = basis.coordinates(embedding)[tokens]
-            if by_umap and known is None:
-                from napari_s2dc.engine.umap_layout import umap_layout
-
-                points = umap_layout(embedding.unit()[tokens].numpy(), points, seed)
-            return points if known is None else known, colours
+            return basis.coordinates(embedding)[tokens] if points is None else points, colours
 
         def done(found: tuple[np.ndarray, np.ndarray]) -> None:
-            points, colours = found
-            if by_umap:
-                self._umaps[embedding] = points
             now, shown = self._chosen()
             if shown is embedded and now is layer:
-                self._dots = _Dots(layer, embedded, tokens, points, colours)
+                self._dots = _Dots(layer, embedded, tokens, *found)
                 self._colour()
 
-        self._jobs.cancel("scatter")
-        self._jobs.cancel("umap")
-        if by_umap and known is None:
-            self._jobs.run(
-                "umap", f"UMAP of {len(tokens):,} patches (the first takes longest)", place, done
-            )
-        else:
-            self._jobs.run("scatter", "Placing dots", place, done, quiet=True)
+        self._jobs.run("scatter", "Placing dots", place, done, quiet=True)
+
+    def _lay_out(self, embedding: Embedding, basis: ColourBasis, tokens: np.ndarray) -> None:
+        """Make the layout of an embedding, once: it cannot be stopped, and only one is made."""
+        if self._is_being_laid_out(embedding):
+            return
+        self._being_laid_out = ref(embedding)
+        seed = preferences().seed
+
+        def lay_out() -> Steps[np.ndarray]:
+            from napari_s2dc.engine.umap_layout import umap_layout
+
+            start = basis.coordinates(embedding)[tokens]
+            return (yield from umap_layout(embedding.unit()[tokens].numpy(), start, seed))
+
+        def done(points: np.ndarray) -> None:
+            self._umaps[embedding] = points
+            self.draw()
+
+        title = f"UMAP of {len(tokens):,} patches (the first takes longest)"
+        self._jobs.run("umap", title, lay_out, done)
+
+    def _is_being_laid_out(self, embedding: Embedding) -> bool:
+        known = None if self._being_laid_out is None else self._being_laid_out()
+        return known is embedding and self._jobs.is_due("umap")
 
     # --------------------------------------------------------------------------- colours
     def _colour(self, _: object = None) -> None:

@@ -38,9 +38,10 @@ from napari_s2dc.widgets.scrolling import Scrolling
 from napari_s2dc.widgets.session import session_of
 from napari_s2dc.widgets.shortcuts import register as register_shortcuts
 from napari_s2dc.widgets.structure_actions import StructureActions
+from napari_s2dc.widgets.task_bar import TaskBar
 from napari_s2dc.widgets.transfer_actions import TransferActions
 from napari_s2dc.widgets.volumes_of_layers import problem_of, type_of
-from napari_s2dc.widgets.workers import Jobs, TaskBar
+from napari_s2dc.widgets.workers import Jobs
 
 if TYPE_CHECKING:
     from napari.layers import Layer

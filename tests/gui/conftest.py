@@ -7,6 +7,7 @@ import gc
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,13 +19,17 @@ import pytest
 os.environ.setdefault("NAPARI_CONFIG", "")
 pytest.importorskip("napari")
 
-from qtpy.QtCore import QThreadPool
+from qtpy.QtCore import QObject
 
 from napari_s2dc._reader import layer_data
 from napari_s2dc.engine.loading import load_engine
+from napari_s2dc.engine.progress import Progress
 from napari_s2dc.widgets.placement import geometry_of
 from napari_s2dc.widgets.preferences import Preferences
+from napari_s2dc.widgets.probe_mouse import REPLACE, ProbePoint
+from napari_s2dc.widgets.threads import busy
 from napari_s2dc.widgets.workbench import Workbench
+from napari_s2dc.widgets.workers import Jobs
 
 SHAPE = (32, 48, 48)
 
@@ -141,10 +146,43 @@ def slow_windows(no_cache: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
     go.set()
 
 
+@pytest.fixture
+def held() -> Iterator[threading.Event]:
+    """Hold whatever waits for it, until the test has ended at the latest."""
+    go = threading.Event()
+    yield go
+    go.set()
+
+
+@pytest.fixture
+def jobs(qtbot: Any, window: Any) -> Iterator[Jobs]:
+    """Give jobs without a workbench, in a viewer that notes them."""
+    parent = QObject()
+    jobs = Jobs(parent)
+    yield jobs
+    jobs.cancel_all()
+    threads_at_rest(qtbot)
+
+
+def steps(count: int, closed: list[bool] | None = None) -> Callable[[], Iterator[Progress]]:
+    """Make an engine function of some steps, which notes that it was closed."""
+
+    def make() -> Iterator[Progress]:
+        try:
+            for number in range(count):
+                time.sleep(0.002)
+                yield Progress(number + 1, count, "windows")
+            return "result"
+        finally:
+            if closed is not None:
+                closed.append(True)
+
+    return make
+
+
 def threads_at_rest(qtbot: Any) -> None:
     """Wait until no thread works any more: it would do so into the next test."""
-    pool = QThreadPool.globalInstance()
-    qtbot.waitUntil(lambda: pool.activeThreadCount() == 0)
+    qtbot.waitUntil(lambda: busy() == 0)
 
 
 @pytest.fixture
@@ -261,12 +299,16 @@ def embed(workbench: Workbench, layer: Any, qtbot: Any) -> None:
     qtbot.waitUntil(lambda: not workbench.jobs.is_running("scatter"), timeout=60_000)
 
 
-def probe_at(workbench: Workbench, layer: Any, voxel: tuple[float, ...], qtbot: Any) -> None:
-    """Click a voxel while probing, and wait for the panel."""
-    from napari_s2dc.widgets.probe_mouse import REPLACE, ProbePoint
+def point(layer: Any, voxel: tuple[float, ...], kind: str = REPLACE, dragged: bool = False) -> Any:
+    """Give what a click on a voxel asks for, in a slice."""
+    return ProbePoint(tuple(layer.data_to_world(voxel)), kind, None, [1, 2], False, dragged)
 
-    world = tuple(layer.data_to_world(voxel))
-    workbench.probing.probe(ProbePoint(world, REPLACE, None, [1, 2], False, False))
+
+def probe_at(
+    workbench: Workbench, layer: Any, voxel: tuple[float, ...], qtbot: Any, kind: str = REPLACE
+) -> None:
+    """Click a voxel while probing, and wait for the panel."""
+    workbench.probing.probe(point(layer, voxel, kind))
     qtbot.waitUntil(lambda: not workbench.probing._panel.isActive())
 
 

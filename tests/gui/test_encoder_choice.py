@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from napari_s2dc.widgets.workbench import Workbench
-from tests.gui.conftest import add_phantom
+from tests.gui.conftest import add_phantom, threads_at_rest
 
 
 def test_an_encoder_opened_at_once_is_not_displaced(
@@ -19,8 +19,9 @@ def test_an_encoder_opened_at_once_is_not_displaced(
     viewer.window.add_dock_widget(workbench, name="Workbench")
     qtbot.waitUntil(workbench.isVisible, timeout=10_000)
     workbench.encoders.load_encoder("own", str(own))
-    workbench.encoders.load_chosen_encoder()  # as the workbench does a moment after it is shown
-    qtbot.waitUntil(lambda: workbench.session.encoder is not None, timeout=60_000)
-    qtbot.wait(400)
+    workbench._warm_up()  # as a moment after it is shown; reads the encoder that was chosen
+    qtbot.waitUntil(lambda: workbench.session.encoder is not None)
+    workbench._warm_up()
+    threads_at_rest(qtbot)
     assert workbench.session.encoder.name == "own"
     assert workbench.header.encoder.currentText() == "own"

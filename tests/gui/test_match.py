@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +20,7 @@ from napari_s2dc.widgets.workbench import Workbench
 from tests.gui.conftest import SHAPE, add_labels, embed, match, named
 
 
-def state_of(layer: Any) -> dict[str, Any]:
+def state_of(layer: Any, viewer: Any) -> dict[str, Any]:
     """Everything of a user's layer that must come back."""
     return {
         **{name: np.array(value).tolist() for name, value in geometry_of(layer).items()},
@@ -27,7 +28,7 @@ def state_of(layer: Any) -> dict[str, Any]:
         "opacity": layer.opacity,
         "name": layer.name,
         "data": id(layer.data),
-        "selected": layer in layer._test_viewer.layers.selection,
+        "selected": layer in viewer.layers.selection,
     }
 
 
@@ -75,11 +76,9 @@ def test_long_names_do_not_widen_the_panel(
 def test_side_by_side_comes_and_goes_without_a_trace(
     pair: Workbench, scan: Any, other: Any, viewer: Any, qtbot: Any
 ) -> None:
-    for layer in viewer.layers:
-        object.__setattr__(layer, "_test_viewer", viewer)
     users = [scan, other]
     colours = [pair.session.overlays.find(layer, "colours") for layer in users]
-    before = [state_of(layer) for layer in users]
+    before = [state_of(layer, viewer) for layer in users]
     hidden_before = [layer.visible for layer in colours]
     match(pair, qtbot)
     beside = named(viewer, "side by side")
@@ -90,19 +89,19 @@ def test_side_by_side_comes_and_goes_without_a_trace(
     assert beside.extent.world[0, 2] > scan.extent.world[1, 2]
     np.testing.assert_allclose(np.array(beside.scale), np.array(other.scale))
     pair.match_tab.beside.click()
-    assert [state_of(layer) for layer in users] == before
+    assert [state_of(layer, viewer) for layer in users] == before
     assert [layer.visible for layer in colours] == hidden_before
     assert not [layer for layer in viewer.layers if layer.name.endswith("side by side")]
     pair.match_tab.beside.click()
     assert not other.visible
     pair.hide()
-    assert [state_of(layer) for layer in users] == before
+    assert [state_of(layer, viewer) for layer in users] == before
     assert all(not layer.name.endswith("matched patches") for layer in viewer.layers)
     pair.show()
     qtbot.waitUntil(lambda: not other.visible, timeout=5000)
     viewer.layers.remove(scan)
     qtbot.waitUntil(lambda: pair.matching.scans is None, timeout=60_000)
-    assert state_of(other) == before[1]
+    assert state_of(other, viewer) == before[1]
     assert "was removed" in pair.message.text()
     assert not [layer for layer in viewer.layers if layer.name.endswith("matched patches")]
 
@@ -257,12 +256,26 @@ def test_the_self_check_prints_the_known_truth(
     assert len([layer for layer in viewer.layers if "random view" in layer.name]) == 1
 
 
-def test_cancelling_leaves_no_match(pair: Workbench, viewer: Any, qtbot: Any) -> None:
+def test_cancelling_leaves_no_match(
+    pair: Workbench, viewer: Any, qtbot: Any, held: Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from napari_s2dc.engine import self_check
+
+    own, inside = self_check.self_check, Event()
+
+    def slow(*given: Any, **more: Any) -> Any:
+        inside.set()
+        assert held.wait(60)
+        return (yield from own(*given, **more))
+
+    monkeypatch.setattr(self_check, "self_check", slow)
     pair.match_tab.reference.choose(None)
     layers = list(viewer.layers)
     pair.match_tab.match_button.click()
+    qtbot.waitUntil(inside.is_set)
     pair.jobs.cancel("match")
-    qtbot.waitUntil(lambda: not pair.jobs.is_running("match"), timeout=60_000)
+    held.set()
+    qtbot.waitUntil(lambda: not pair.jobs.is_running("match"))
     assert pair.matching.scans is None
     assert list(viewer.layers) == layers
 

@@ -15,14 +15,6 @@ from tests.gui.conftest import add_labels, match, named
 WAIT_MS = 60_000
 
 
-@pytest.fixture
-def held() -> Iterator[Event]:
-    """Hold whatever waits for it, until the test has ended at the latest."""
-    go = Event()
-    yield go
-    go.set()
-
-
 # --------------------------------------------------------------------------- another match
 def test_a_match_stays_until_the_next_one_has_come(
     matched: Workbench, viewer: Any, qtbot: Any, held: Event, monkeypatch: pytest.MonkeyPatch

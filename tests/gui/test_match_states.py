@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from napari_s2dc.widgets.commands import open_tab
 from napari_s2dc.widgets.placement import geometry_of
 from napari_s2dc.widgets.workbench import Workbench
-from tests.gui.conftest import add_labels, named, open_workbench, probe_at
+from tests.gui.conftest import add_labels, named, open_workbench, probe_at, threads_at_rest
 
 
 # ---------------------------------------------------------------------------------- the mouse
@@ -89,15 +90,31 @@ def test_the_finest_level_of_labels_is_carried(
 
 
 def test_a_cancelled_transfer_leaves_nothing(
-    matched: Workbench, scan: Any, viewer: Any, qtbot: Any
+    matched: Workbench,
+    scan: Any,
+    viewer: Any,
+    qtbot: Any,
+    held: Event,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    from napari_s2dc.engine import transfer
+
+    own, inside = transfer.transfer_labels, Event()
+
+    def slow(*given: Any, **more: Any) -> Any:
+        inside.set()
+        assert held.wait(60)
+        return (yield from own(*given, **more))
+
+    monkeypatch.setattr(transfer, "transfer_labels", slow)
     matched.match_tab.labels.choose(add_labels(viewer, scan))
     before = list(viewer.layers)
     matched.match_tab.transfer_button.click()
-    assert matched.jobs.is_running("transfer")
+    qtbot.waitUntil(inside.is_set)
     matched.jobs.cancel("transfer")
-    qtbot.waitUntil(lambda: not matched.jobs.is_running("transfer"), timeout=60_000)
-    qtbot.wait(50)
+    held.set()
+    qtbot.waitUntil(lambda: not matched.jobs.is_running("transfer"))
+    threads_at_rest(qtbot)
     assert list(viewer.layers) == before
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from napari.settings import get_settings
 from napari.utils.action_manager import action_manager
 from qtpy.QtCore import Qt
@@ -43,10 +44,15 @@ def test_a_key_that_cannot_do_anything_says_why(workbench: Any, viewer: Any, sca
     assert "Embed a volume first" in workbench.message.text()
 
 
-def test_a_key_chosen_by_the_user_is_kept(workbench: Any, monkeypatch: Any) -> None:
+def test_a_key_chosen_by_the_user_is_kept(workbench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     shortcuts = dict(get_settings().shortcuts.shortcuts)
     monkeypatch.setattr(get_settings().shortcuts, "shortcuts", {**shortcuts, PROBE: ["Control-J"]})
-    before = list(action_manager._shortcuts[PROBE])
-    register()
-    assert action_manager._shortcuts[PROBE] == before
-    assert key_hint(PROBE) == " (Ctrl+J)"
+    ours = action_manager.unbind_shortcut(PROBE)
+    assert ours
+    try:
+        register()
+        assert not action_manager._shortcuts[PROBE]  # napari binds what is in its settings
+        assert key_hint(PROBE) == " (Ctrl+J)"
+    finally:
+        for key in ours:
+            action_manager.bind_shortcut(PROBE, key)

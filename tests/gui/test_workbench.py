@@ -14,19 +14,7 @@ import wrapt
 from napari_s2dc.widgets.probe_mouse import ADD, NOT, REPLACE, ProbePoint
 from napari_s2dc.widgets.session import session_of
 from napari_s2dc.widgets.workbench import Workbench
-from tests.gui.conftest import add_phantom, embed, open_workbench, threads_at_rest
-
-
-def point(layer: Any, voxel: tuple[float, ...], kind: str = REPLACE, dragged: bool = False) -> Any:
-    world = tuple(layer.data_to_world(voxel))
-    return ProbePoint(world, kind, None, [1, 2], False, dragged)
-
-
-def probe(
-    workbench: Workbench, layer: Any, voxel: tuple[float, ...], qtbot: Any, **more: Any
-) -> None:
-    workbench.probing.probe(point(layer, voxel, **more))
-    qtbot.waitUntil(lambda: not workbench.probing._panel.isActive())
+from tests.gui.conftest import add_phantom, embed, open_workbench, point, probe_at, threads_at_rest
 
 
 # ------------------------------------------------------------------------------- opening
@@ -182,7 +170,7 @@ def test_the_lasso_highlights_patches_and_a_click_marks_a_dot(
     assert selected.data.sum() == 2
     scatter.lassoed.emit(np.zeros_like(chosen))
     assert embedded.session.overlays.find(scan, "selected") is None
-    probe(embedded, scan, (16, 24, 24), qtbot)
+    probe_at(embedded, scan, (16, 24, 24), qtbot)
     assert scatter._marked >= 0
     token = np.unravel_index(int(embedded.scatter.tokens[scatter._marked]), (4, 6, 6))
     assert token == (2, 3, 3)
@@ -220,7 +208,7 @@ def test_save_embedding_writes_what_python_reads(
 
 # ------------------------------------------------------------------------------- probing
 def test_a_click_lights_up_its_own_place(embedded: Workbench, scan: Any, qtbot: Any) -> None:
-    probe(embedded, scan, (20, 20, 28), qtbot)
+    probe_at(embedded, scan, (20, 20, 28), qtbot)
     heat = embedded.session.overlays.find(scan, "similarity")
     hottest = np.unravel_index(int(heat.data.argmax()), heat.data.shape)
     assert hottest == (2, 2, 3)
@@ -236,7 +224,7 @@ def test_a_click_lights_up_its_own_place(embedded: Workbench, scan: Any, qtbot: 
 def test_the_heat_follows_a_drag_in_the_same_layer(
     embedded: Workbench, scan: Any, qtbot: Any
 ) -> None:
-    probe(embedded, scan, (20, 20, 20), qtbot)
+    probe_at(embedded, scan, (20, 20, 20), qtbot)
     heat = embedded.session.overlays.find(scan, "similarity")
     for x in range(20, 44, 4):
         embedded.probing.probe(point(scan, (20, 20, x), dragged=True))
@@ -245,10 +233,10 @@ def test_the_heat_follows_a_drag_in_the_same_layer(
 
 
 def test_a_click_outside_changes_nothing(embedded: Workbench, scan: Any, qtbot: Any) -> None:
-    probe(embedded, scan, (20, 20, 20), qtbot)
+    probe_at(embedded, scan, (20, 20, 20), qtbot)
     before = embedded.session.overlays.find(scan, "similarity").data.copy()
     for voxel in [(-3, 20, 20), (20, 48.6, 20), (500, 500, 500)]:
-        probe(embedded, scan, voxel, qtbot)
+        probe_at(embedded, scan, voxel, qtbot)
         assert "outside" in embedded.message.text()
     np.testing.assert_array_equal(embedded.session.overlays.find(scan, "similarity").data, before)
 
@@ -258,9 +246,9 @@ def test_more_places_and_places_that_do_not_belong(
 ) -> None:
     from napari_s2dc.engine.probe import similarity_map
 
-    probe(embedded, scan, (20, 20, 20), qtbot)
-    probe(embedded, scan, (12, 28, 28), qtbot, kind=ADD)
-    probe(embedded, scan, (20, 36, 20), qtbot, kind=NOT)
+    probe_at(embedded, scan, (20, 20, 20), qtbot)
+    probe_at(embedded, scan, (12, 28, 28), qtbot, kind=ADD)
+    probe_at(embedded, scan, (20, 36, 20), qtbot, kind=NOT)
     embedding = embedded.session.embedded(scan).embedding
     wanted = similarity_map(embedding, [(2, 2, 2), (1, 3, 3)], [(2, 4, 2)]).numpy()
     heat = embedded.session.overlays.find(scan, "similarity")
@@ -271,7 +259,7 @@ def test_more_places_and_places_that_do_not_belong(
 
 
 def test_the_list_jumps(embedded: Workbench, scan: Any, viewer: Any, qtbot: Any) -> None:
-    probe(embedded, scan, (20, 20, 20), qtbot)
+    probe_at(embedded, scan, (20, 20, 20), qtbot)
     tab = embedded.probe_tab
     tab.nearest.itemClicked.emit(tab.nearest.item(2))
     token = embedded.probing._nearest[2]
@@ -287,7 +275,7 @@ def test_probing_across_two_volumes(
 ) -> None:
     second = add_phantom(viewer, 2, translate=(0, 0, 400))
     embed(embedded, second, qtbot)
-    probe(embedded, scan, (20, 20, 20), qtbot)
+    probe_at(embedded, scan, (20, 20, 20), qtbot)
     other = embedded.session.overlays.find(second, "similarity")
     from napari_s2dc.engine.probe import query_of, similarity_to
 
@@ -300,7 +288,7 @@ def test_probing_across_two_volumes(
     embedded.probe_tab.others.setChecked(False)
     assert embedded.session.overlays.find(second, "similarity") is None
     # a click in the other volume makes that one the home
-    probe(embedded, second, (20, 20, 20), qtbot)
+    probe_at(embedded, second, (20, 20, 20), qtbot)
     assert embedded.probing.home is second
 
 
@@ -310,7 +298,7 @@ def test_the_structure_is_previewed_and_written_undoably(
     tab = embedded.probe_tab
     assert not tab.add_button.isEnabled()
     assert "Probe a patch first" in tab.add_button.toolTip()
-    probe(embedded, scan, (20, 20, 20), qtbot)
+    probe_at(embedded, scan, (20, 20, 20), qtbot)
     tab.preview.setChecked(True)
     qtbot.waitUntil(
         lambda: embedded.session.overlays.find(scan, "structure") is not None, timeout=20_000
@@ -347,7 +335,7 @@ def test_the_consistency_map_is_shown_and_read(embedded: Workbench, scan: Any, q
     assert np.nanmax(values) <= 1
     token = tuple(int(part) for part in np.argwhere(np.isfinite(values))[0])
     data = embedded.session.embedded(scan).data_of_token(token)
-    probe(embedded, scan, tuple(data), qtbot)
+    probe_at(embedded, scan, tuple(data), qtbot)
     mean, rest = tab.consistency.text().split(" ± ")
     assert float(mean) == pytest.approx(float(values[token]), abs=0.006)
     assert "of the map" in rest
@@ -361,12 +349,11 @@ def test_the_consistency_of_a_patch_needs_no_map(
     foreground = embedded.session.embedded(scan).embedding.foreground.numpy()
     token = tuple(int(part) for part in np.argwhere(foreground)[len(np.argwhere(foreground)) // 2])
     data = embedded.session.embedded(scan).data_of_token(token)
-    probe(embedded, scan, tuple(data), qtbot)
-    assert tab.consistency.text() == "…"
+    probe_at(embedded, scan, tuple(data), qtbot)
     qtbot.waitUntil(lambda: "views nearby" in tab.consistency.text(), timeout=30_000)
     assert -1 <= float(tab.consistency.text().split()[0]) <= 1
     # a drag does not compute, and clearing stops what runs
-    probe(embedded, scan, (20, 20, 20), qtbot)
+    probe_at(embedded, scan, (20, 20, 20), qtbot)
     tab.clear_button.click()
     assert tab.consistency.text() == "–"
     qtbot.wait(600)
@@ -375,13 +362,13 @@ def test_the_consistency_of_a_patch_needs_no_map(
 
 
 def test_clicked_places_are_marked(embedded: Workbench, scan: Any, viewer: Any, qtbot: Any) -> None:
-    probe(embedded, scan, (20, 20, 20), qtbot)
-    probe(embedded, scan, (12, 28, 28), qtbot, kind=ADD)
-    probe(embedded, scan, (20, 36, 20), qtbot, kind=NOT)
+    probe_at(embedded, scan, (20, 20, 20), qtbot)
+    probe_at(embedded, scan, (12, 28, 28), qtbot, kind=ADD)
+    probe_at(embedded, scan, (20, 36, 20), qtbot, kind=NOT)
     marks = embedded.session.overlays.find(scan, "clicked")
     np.testing.assert_allclose(marks.data, [[20, 20, 20], [12, 28, 28], [20, 36, 20]])
     assert [str(symbol) for symbol in marks.symbol] == ["cross", "cross", "x"]
-    probe(embedded, scan, (20, 20, 24), qtbot)
+    probe_at(embedded, scan, (20, 20, 24), qtbot)
     marks = embedded.session.overlays.find(scan, "clicked")
     np.testing.assert_allclose(marks.data, [[20, 20, 24]])
     embedded.probe_tab.clear_button.click()
@@ -393,7 +380,7 @@ def test_places_of_foreign_layers_have_names_of_axes(
 ) -> None:
     foreign = viewer.add_image(np.asarray(scan.data), name="foreign", scale=scan.scale)
     embed(workbench, foreign, qtbot)
-    probe(workbench, foreign, (20, 20, 20), qtbot)
+    probe_at(workbench, foreign, (20, 20, 20), qtbot)
     assert workbench.probe_tab.place.text().startswith("z ")
 
 
@@ -494,7 +481,7 @@ def test_a_drag_in_3d_probes_on_tissue_and_turns_the_view_beside_it(
 def test_the_probed_layer_may_be_removed(
     embedded: Workbench, scan: Any, viewer: Any, qtbot: Any
 ) -> None:
-    probe(embedded, scan, (20, 20, 20), qtbot)
+    probe_at(embedded, scan, (20, 20, 20), qtbot)
     embedded.probe_tab.preview.setChecked(True)
     viewer.layers.remove(scan)
     embedded.probing._update_panel()

@@ -2,42 +2,14 @@ from __future__ import annotations
 
 import gc
 import threading
-import time
-import warnings
-from collections.abc import Iterator
+from threading import Event
 from typing import Any
 
-import pytest
-from qtpy.QtCore import QObject
 from qtpy.QtWidgets import QWidget
 
-from napari_s2dc.engine.progress import Progress
 from napari_s2dc.errors import S2DCError
-from napari_s2dc.widgets.workers import Jobs, TaskBar, time_left
-from tests.gui.conftest import threads_at_rest
-
-
-@pytest.fixture
-def jobs(qtbot: Any, window: Any) -> Iterator[Jobs]:  # napari notes workers with a viewer
-    parent = QObject()
-    jobs = Jobs(parent)
-    yield jobs
-    jobs.cancel_all()
-    qtbot.waitUntil(lambda: not jobs._running, timeout=10_000)
-
-
-def steps(count: int, closed: list[bool] | None = None) -> Any:
-    def make() -> Iterator[Progress]:
-        try:
-            for number in range(count):
-                time.sleep(0.002)
-                yield Progress(number + 1, count, "windows")
-            return "result"
-        finally:
-            if closed is not None:
-                closed.append(True)
-
-    return make
+from napari_s2dc.widgets.workers import Jobs
+from tests.gui.conftest import steps, threads_at_rest
 
 
 def test_result_and_progress_arrive_in_the_main_thread(jobs: Jobs, qtbot: Any) -> None:
@@ -91,7 +63,8 @@ def test_cancelling_at_any_moment_leaves_nothing(jobs: Jobs, qtbot: Any) -> None
         qtbot.waitUntil(lambda count=number: len(ended) == count + 1)
     assert results == []
     threads_at_rest(qtbot)
-    qtbot.waitUntil(lambda: len(jobs.children()) <= 1)
+    assert len(closed) <= 50
+    assert not jobs._unfinished
 
 
 def test_a_newer_job_takes_the_place_of_the_older(jobs: Jobs, qtbot: Any) -> None:
@@ -108,74 +81,96 @@ def test_the_owner_may_go_while_a_job_runs(qtbot: Any, window: Any) -> None:
     results: list[Any] = []
     parent = QWidget()
     jobs = Jobs(parent)
-    jobs.run("embed", "Embedding", steps(40, closed), results.append)
+    jobs.run("embed", "Embedding", steps(100_000, closed), results.append)
     qtbot.wait(20)
     parent.deleteLater()
     del parent, jobs
     gc.collect()
-    qtbot.waitUntil(lambda: bool(closed), timeout=10_000)
-    qtbot.wait(50)
+    threads_at_rest(qtbot)
+    assert closed == [True]
     assert results == []
 
 
-def test_warnings_of_libraries_do_not_pop_up(jobs: Jobs, qtbot: Any) -> None:
+def test_a_quick_job_does_not_wait_for_long_ones(jobs: Jobs, qtbot: Any, held: Event) -> None:
+    for number in range(4):
+        jobs.run(f"long {number}", "Embedding", lambda: held.wait(60), lambda out: None)
+    results: list[int] = []
+    jobs.run("quick", "Finding colours", lambda: 1, results.append, quiet=True)
+    qtbot.waitUntil(lambda: results == [1])
+    assert jobs.is_running("long 3")
+
+
+def test_a_cancelled_job_runs_until_it_ends_but_is_not_due(jobs: Jobs, held: Event) -> None:
+    assert not jobs.is_due("match")
+    jobs.run("match", "Matching", lambda: held.wait(60), lambda out: None)
+    assert jobs.is_due("match")
+    jobs.cancel("match")
+    assert jobs.is_running("match")
+    assert not jobs.is_due("match")
+
+
+# ------------------------------------------------------------------------------- what writes
+def test_writers_are_all_done_in_their_order(jobs: Jobs, qtbot: Any, held: Event) -> None:
+    written: list[int] = []
+    told: list[int] = []
+
+    def write(number: int) -> int:
+        assert held.wait(60)
+        written.append(number)
+        return number
+
+    for number in range(5):
+        jobs.write("Exporting", lambda number=number: write(number), told.append)
+    jobs.cancel_all()
+    held.set()
+    qtbot.waitUntil(lambda: told == [0, 1, 2, 3, 4])
+    assert written == told
+
+
+def test_what_writes_ends_after_its_owner_and_its_errors_are_shown(
+    qtbot: Any, window: Any, held: Event
+) -> None:
     from napari.utils.notifications import notification_manager
 
-    results: list[Any] = []
-    before = len(notification_manager.records)
+    written: list[int] = []
+    told: list[int] = []
 
-    def noisy() -> int:
-        warnings.warn("a library changed its mind", UserWarning, stacklevel=1)
+    def write() -> int:
+        assert held.wait(60)
+        written.append(1)
         return 1
 
-    jobs.run("embed", "Embedding", noisy, results.append)
-    qtbot.waitUntil(lambda: bool(results))
-    assert len(notification_manager.records) == before
+    def fail() -> None:
+        raise S2DCError("The disk is full.")
 
-
-def test_overlapping_jobs_leave_pythons_warnings_as_they_were(jobs: Jobs, qtbot: Any) -> None:
-    before = warnings.showwarning, list(warnings.filters)
-    gates = {name: threading.Event() for name in ("first", "second")}
-    for name, gate in gates.items():
-        jobs.run(name, name, lambda wait=gate.wait: wait(60), lambda out: None)
-    qtbot.waitUntil(lambda: warnings.showwarning is not before[0])
-    for name, gate in gates.items():
-        gate.set()
-        qtbot.waitUntil(lambda ended=name: not jobs.is_running(ended))
+    parent = QWidget()
+    jobs = Jobs(parent)
+    jobs.write("Exporting", write, told.append)
+    jobs.write("Exporting", fail, told.append)
+    parent.deleteLater()
+    gone: list[bool] = []
+    parent.destroyed.connect(lambda: gone.append(True))
+    qtbot.waitUntil(lambda: bool(gone))
+    held.set()
     threads_at_rest(qtbot)
-    assert (warnings.showwarning, list(warnings.filters)) == before
+    assert written == [1]
+    assert told == []
+    assert notification_manager.records[-1].message == "Exporting: The disk is full."
 
 
-def test_a_quick_job_does_not_wait_for_long_ones(jobs: Jobs, qtbot: Any) -> None:
-    gate = threading.Event()
-    for number in range(4):
-        jobs.run(f"long {number}", "Embedding", lambda: gate.wait(60), lambda out: None)
-    results: list[int] = []
-    jobs.run("quick", "Exporting", lambda: 1, results.append, quiet=True)
-    try:
-        qtbot.waitUntil(lambda: results == [1])
-        assert jobs.is_running("long 3")
-    finally:
-        gate.set()
-
-
-def test_the_bar_shows_what_runs_and_cancels_it(jobs: Jobs, qtbot: Any) -> None:
-    bar = TaskBar(jobs)
-    qtbot.addWidget(bar)
-    assert not bar.isVisibleTo(None)
+# ------------------------------------------------------------------------- what napari knows
+def test_napari_lists_jobs_and_may_cancel_all_but_writers(
+    jobs: Jobs, qtbot: Any, window: Any, held: Event
+) -> None:
+    known = window.window._qt_window._window._task_status_manager
+    written: list[bool] = []
     jobs.run("embed", "Embedding torso", steps(100_000), lambda out: None)
-    qtbot.waitUntil(lambda: "left" in bar.text.text() and bar.isVisible())
-    assert bar.text.text().startswith("Embedding torso: ")
-    assert " of 100000 windows, " in bar.text.text()
-    bar.cancel_button.click()
-    assert not bar.cancel_button.isEnabled()
-    qtbot.waitUntil(lambda: not bar.isVisible())
-    assert not jobs.is_running("embed")
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(0.2, "1 s left"), (41.6, "42 s left"), (200, "3 min left"), (9000, "2.5 h left")],
-)
-def test_time_left_in_words(seconds: float, words: str) -> None:
-    assert time_left(seconds) == words
+    jobs.write("Exporting", lambda: held.wait(60), written.append)
+    words = "\n".join(known.get_status())
+    assert "Executing Embedding torso" in words
+    assert "Executing Exporting" in words
+    known.cancel_all()  # as when its window is closed
+    qtbot.waitUntil(lambda: not jobs.is_running("embed"))
+    held.set()
+    qtbot.waitUntil(lambda: written == [True])
+    assert not known.is_busy()
