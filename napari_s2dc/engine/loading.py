@@ -25,11 +25,13 @@ _MODULES = (
     "napari_s2dc.engine.cache",
     "napari_s2dc.engine.colours",
     "napari_s2dc.engine.consistency",
+    "napari_s2dc.engine.probe",
     "napari_s2dc.engine.structure",
     "monai.data.utils",
     "monai.networks.nets.swin_unetr",
     "sklearn.cluster",
     "sklearn.decomposition",
+    "torch._dynamo",  # by the first call of an operator of our own
 )
 _SWITCH_SECONDS = 5e-4
 

@@ -42,6 +42,27 @@ print(done, 2 in collections, young < 10_000, gc.get_freeze_count(),
     assert _python(code) == "[True, True] False True 0 True"
 
 
+def test_embedding_imports_nothing_large_any_more() -> None:
+    code = """
+import sys
+from napari_s2dc.engine.loading import load_engine
+load_engine()
+from napari_s2dc.engine.embed import EmbedSettings, embed_volume
+from napari_s2dc.engine.probe import sharpe_map
+from napari_s2dc.engine.progress import finish
+from napari_s2dc.method.encoder import SwinEncoder
+from napari_s2dc.volumes.phantom import phantom
+network = SwinEncoder.from_size("tiny", window_size=4)
+network.metadata["preprocessing"] = {"preset": "ct_wide"}
+scan, _ = phantom((32, 32, 32), seed=0)
+before = set(sys.modules)
+embedding = finish(embed_volume(scan, network, EmbedSettings(window_vox=32, device="cpu")))
+sharpe_map(embedding)
+print(len(set(sys.modules) - before))
+"""
+    assert int(_python(code)) < 20  # 800 where torch's compiler came with the first window
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_library_is_there_before_torch_is() -> None:
     code = """
