@@ -109,8 +109,13 @@ def _convolution(convolution: nn.Module, x: Tensor) -> Tensor:
     """Apply a convolution, on the CPU always by oneDNN.
 
     torch leaves images of few values to a path that is three times slower. What it decides by
-    cannot be set, but tensors in oneDNN's own layout are not asked.
+    cannot be set, but tensors in oneDNN's own layout are not asked. Under autocast on the CPU,
+    convolutions stay in float32: in bfloat16 the gradient of a small one's kernel is now and then
+    NaN, from memory that oneDNN 3 in torch 2.13 does not fill.
     """
+    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        with torch.autocast("cpu", enabled=False):
+            return cast(Tensor, convolution(x.float()))
     left_out = (
         (x.device.type, x.dtype, len(x)) == ("cpu", torch.float32, 1)
         and x.shape[:4].numel() <= _FEW_VALUES

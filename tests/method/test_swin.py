@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from monai.networks.nets.swin_unetr import SwinTransformer
 
+from napari_s2dc.engine.allocator import keep_large_buffers
+from napari_s2dc.method.encoder import SwinEncoder
 from napari_s2dc.method.swin import FastSwinTransformer
 
 CASES = [
@@ -140,3 +144,17 @@ def test_autocast_is_near_single_precision() -> None:
     for mine, reference in zip(half, expected, strict=True):
         assert (mine - reference).norm() <= 0.05 * reference.norm()
     assert all(gradient.isfinite().all() for gradient in _gradients(ours).values())
+
+
+def test_gradients_under_autocast_do_not_depend_on_what_memory_held() -> None:
+    keep_large_buffers()
+    encoder = SwinEncoder.from_size("tiny", window_size=4)
+    for _ in range(2):
+        # Freed at once, and not given back to the system.
+        for count in (100, 1000, 10**4, 10**5, 10**6):
+            [torch.full((count,), math.nan, dtype=torch.bfloat16) for _ in range(20)]
+            [torch.full((count,), math.nan) for _ in range(20)]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            stages = encoder(torch.rand(2, 1, 32, 32, 32))
+        torch.stack([stage.float().square().mean() for stage in stages]).sum().backward()
+    assert all(bool(weight.grad.isfinite().all()) for weight in encoder.parameters())
