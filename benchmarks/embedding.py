@@ -81,7 +81,6 @@ def report(options: argparse.Namespace) -> str:
     from napari_s2dc.engine.cache import EmbeddingCache, embed_cached
     from napari_s2dc.engine.embed import EmbedSettings, embed_volume, normalised, plan
     from napari_s2dc.engine.progress import finish
-    from napari_s2dc.engine.windows import stage_features
     from napari_s2dc.method.encoder import SwinEncoder
 
     torch.manual_seed(0)
@@ -126,7 +125,7 @@ def report(options: argparse.Namespace) -> str:
 
     # Memory of the first time, before the allocator has any to use again; time of the second.
     _, memory = peak_during(ours)
-    single = one_window(lambda crop: stage_features(encoder, crop, STAGE))
+    single = one_window(lambda crop: encoder.stage(crop, STAGE))
     seconds, _ = peak_during(ours)
     if not bool((found["ours"] != 0).any(0).all()):
         raise RuntimeError("Ours left windows out that MONAI's inferer encodes.")

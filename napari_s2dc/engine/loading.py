@@ -31,7 +31,6 @@ _MODULES = (
     "monai.networks.nets.swin_unetr",
     "sklearn.cluster",
     "sklearn.decomposition",
-    "torch._dynamo",  # by the first call of an operator of our own
 )
 _SWITCH_SECONDS = 5e-4
 

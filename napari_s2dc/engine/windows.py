@@ -12,29 +12,9 @@ from torch import Tensor
 from napari_s2dc.engine.window_plan import WindowPlan
 from napari_s2dc.method.encoder import SwinEncoder
 
-__all__ = ["Scale", "run_windows", "stage_features"]
+__all__ = ["Scale", "run_windows"]
 
 Scale = Callable[[np.ndarray], np.ndarray]
-
-
-def stage_features(encoder: SwinEncoder, windows: Tensor, stage: int) -> Tensor:
-    """Features of one stage, without the time for the layers behind it.
-
-    Parameters
-    ----------
-    encoder : SwinEncoder
-        Encoder.
-    windows : Tensor (B, 1, Z, Y, X)
-        Normalised to [0, 1].
-    stage : int
-        Stage, 0 to 4.
-
-    Returns
-    -------
-    Tensor (B, C, Z / stride, Y / stride, X / stride)
-        Equal to ``encoder(windows)[stage]``.
-    """
-    return encoder.stage(windows, stage)
 
 
 class _Blend:
@@ -157,7 +137,7 @@ def run_windows(
             starts = plan.starts[first : first + windows_at_once]
             with torch.no_grad():
                 windows = torch.stack([_cut(image, start, plan.window, scale) for start in starts])
-                features = stage_features(encoder, windows.to(device), plan.stage).float()
+                features = encoder.stage(windows.to(device), plan.stage).float()
                 features = (features * weight_there).cpu()
             for start, weighted in zip(starts, features, strict=True):
                 blend.add([place // plan.stride for place in start], weighted)

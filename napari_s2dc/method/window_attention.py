@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -46,7 +44,7 @@ def window_attention(
       queries they are left out.
     """
     if qkv.device.type == "cpu":
-        return cast(Tensor, blockwise_attention(qkv, qkv_bias, table, side, shifted))
+        return blockwise_attention(qkv, qkv_bias, table, side, shifted)
     return fused_attention(qkv, qkv_bias, table, side, shifted)
 
 

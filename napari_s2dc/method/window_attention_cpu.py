@@ -94,7 +94,6 @@ class _Attention:
                 yield h, b, scores
 
 
-@torch.library.custom_op("napari_s2dc::blockwise_attention", mutates_args=(), device_types="cpu")
 def blockwise_attention(
     qkv: Tensor, qkv_bias: Tensor, table: Tensor, side: int, shifted: bool
 ) -> Tensor:
@@ -110,6 +109,11 @@ def blockwise_attention(
     Tensor (B, Z, Y, X, C)
         As there.
     """
+    mixed: Tensor = torch.ops.napari_s2dc.blockwise_attention(qkv, qkv_bias, table, side, shifted)
+    return mixed
+
+
+def _attend(qkv: Tensor, qkv_bias: Tensor, table: Tensor, side: int, shifted: bool) -> Tensor:
     heads = table.shape[1]
     batch, depth, height, width, triple = qkv.shape
     result = qkv.new_empty(batch, depth, height, width, triple // 3)
@@ -128,12 +132,10 @@ def blockwise_attention(
     return result
 
 
-@blockwise_attention.register_fake
-def _(qkv: Tensor, qkv_bias: Tensor, table: Tensor, side: int, shifted: bool) -> Tensor:
+def _attend_shape(qkv: Tensor, qkv_bias: Tensor, table: Tensor, side: int, shifted: bool) -> Tensor:
     return qkv.new_empty(*qkv.shape[:-1], qkv.shape[-1] // 3)
 
 
-@torch.library.custom_op("napari_s2dc::blockwise_gradients", mutates_args=(), device_types="cpu")
 def _gradients(
     incoming: Tensor, qkv: Tensor, qkv_bias: Tensor, table: Tensor, side: int, shifted: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -181,8 +183,7 @@ def _gradients(
     return d_qkv, d_qkv_bias, d_table.t().contiguous()
 
 
-@_gradients.register_fake
-def _(
+def _gradients_shape(
     incoming: Tensor, qkv: Tensor, qkv_bias: Tensor, table: Tensor, side: int, shifted: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     return qkv.new_empty(qkv.shape), torch.empty_like(qkv_bias), torch.empty_like(table)
@@ -194,8 +195,22 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:
-    gradients = _gradients(incoming, *ctx.saved_tensors, ctx.side, ctx.shifted)
+    gradients = torch.ops.napari_s2dc.blockwise_gradients(
+        incoming, *ctx.saved_tensors, ctx.side, ctx.shifted
+    )
     return (*gradients, None, None)
 
 
-blockwise_attention.register_autograd(_backward, setup_context=_remember)
+# Operators, so that a compiler sees one call. torch.library.custom_op would do the same, but its
+# first call imports the compiler, which takes seconds.
+_library = torch.library.Library("napari_s2dc", "DEF")
+for _name, _function, _shape in (
+    ("blockwise_attention", _attend, _attend_shape),
+    ("blockwise_gradients", _gradients, _gradients_shape),
+):
+    _library.define(_name + torch.library.infer_schema(_function, mutates_args=()))
+    _library.impl(_name, _function, "CPU")
+    torch.library.register_fake(f"napari_s2dc::{_name}", _shape, lib=_library)
+torch.library.register_autograd(
+    "napari_s2dc::blockwise_attention", _backward, setup_context=_remember, lib=_library
+)

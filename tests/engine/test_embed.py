@@ -18,7 +18,7 @@ from napari_s2dc.engine.embed import Embedding, EmbedSettings, embed, embed_volu
 from napari_s2dc.engine.embedding import to_voxels
 from napari_s2dc.engine.progress import Progress, finish
 from napari_s2dc.engine.window_plan import WindowPlan, plan_windows
-from napari_s2dc.engine.windows import run_windows, stage_features
+from napari_s2dc.engine.windows import run_windows
 from napari_s2dc.errors import ConfigurationError, S2DCError, VolumeError
 from napari_s2dc.method.encoder import EncoderConfig, SwinEncoder
 from napari_s2dc.volumes.phantom import phantom
@@ -46,7 +46,7 @@ def test_a_stage_is_that_of_the_whole_encoder(use_v2: bool) -> None:
     image = torch.rand(2, 1, 32, 32, 64)
     with torch.no_grad():
         for stage, expected in enumerate(encoder(image)):
-            torch.testing.assert_close(stage_features(encoder, image, stage), expected)
+            torch.testing.assert_close(encoder.stage(image, stage), expected)
 
 
 @pytest.mark.parametrize(
@@ -370,12 +370,13 @@ def small_memory(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """Stand for a graphics processor: two windows at once, and room for 32 voxels a side only."""
     seen: list[tuple[int, ...]] = []
     cpu = torch.device("cpu")
+    stage_of = SwinEncoder.stage
 
     def features(encoder: SwinEncoder, windows: torch.Tensor, stage: int) -> torch.Tensor:
         seen.append(tuple(windows.shape))
         if len(windows) > 1 or max(windows.shape[2:]) > 32:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return stage_features(encoder, windows, stage)
+        return stage_of(encoder, windows, stage)
 
     real = encoding._attempts
 
@@ -384,7 +385,7 @@ def small_memory(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
         return [replace(way, device=cpu) for way in ways]
 
     monkeypatch.setattr(encoding, "_attempts", attempts)
-    monkeypatch.setattr("napari_s2dc.engine.windows.stage_features", features)
+    monkeypatch.setattr(SwinEncoder, "stage", features)
     return seen
 
 
@@ -429,7 +430,7 @@ def test_no_memory_at_all_is_one_sentence(
     def features(*_: object) -> torch.Tensor:
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] can't allocate memory")
 
-    monkeypatch.setattr("napari_s2dc.engine.windows.stage_features", features)
+    monkeypatch.setattr(SwinEncoder, "stage", features)
     with pytest.raises(S2DCError, match="not enough memory"):
         finish(embed_volume(torso, tiny, settings))
 
@@ -440,7 +441,7 @@ def test_other_errors_of_the_encoder_pass(
     def features(*_: object) -> torch.Tensor:
         raise RuntimeError("shape mismatch")
 
-    monkeypatch.setattr("napari_s2dc.engine.windows.stage_features", features)
+    monkeypatch.setattr(SwinEncoder, "stage", features)
     with pytest.raises(RuntimeError, match="shape mismatch"):
         finish(embed_volume(torso, tiny, settings))
     assert tiny.training

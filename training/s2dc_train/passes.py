@@ -7,12 +7,12 @@ again when the backward pass comes to them, so that loss and gradient are those 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -145,7 +145,7 @@ def memory_budget(asked_gb: float, device: torch.device) -> float:
 
 def _machine_bytes() -> float:
     """Memory of this machine, or of the control group if that has less."""
-    total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    total = float(psutil.virtual_memory().total)
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.is_file() else ""
     return min(total, float(text)) if text.isdigit() else total
