@@ -11,7 +11,7 @@ and the one for CT as ``benchmarks.probing`` says.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -51,11 +51,19 @@ def last_scan(folder: Path) -> Volume:
     return read_volume(sorted((folder / "imagesTr").iterdir())[-1])
 
 
+def scans(
+    options: argparse.Namespace, ct: SwinEncoder, mouse: SwinEncoder
+) -> Iterator[tuple[str, Volume, SwinEncoder]]:
+    """Give the name of every set, its last scan and the encoder for it."""
+    for name in (*CT_SETS, MOUSE_SET):
+        yield name, last_scan(options.data / name), mouse if name == MOUSE_SET else ct
+
+
 def truth_part(options: argparse.Namespace, ct: SwinEncoder, mouse: SwinEncoder) -> str:
     """Match with known truth on every set."""
     tables = [
-        known_truth(name, last_scan(options.data / name), encoder, options.views)
-        for name, encoder in (*((name, ct) for name in CT_SETS), (MOUSE_SET, mouse))
+        known_truth(name, scan, encoder, options.views)
+        for name, scan, encoder in scans(options, ct, mouse)
     ]
     return "\n\n".join(
         [
@@ -73,8 +81,8 @@ def truth_part(options: argparse.Namespace, ct: SwinEncoder, mouse: SwinEncoder)
 def dustbin_part(options: argparse.Namespace, ct: SwinEncoder, mouse: SwinEncoder) -> str:
     """Accuracy against departures found, on the views that the default was chosen on."""
     rows = []
-    for name, encoder in (*((name, ct) for name in CT_SETS), (MOUSE_SET, mouse)):
-        rows += dustbin(name, last_scan(options.data / name), encoder, range(TUNING_VIEWS))
+    for name, scan, encoder in scans(options, ct, mouse):
+        rows += dustbin(name, scan, encoder, range(TUNING_VIEWS))
     return "\n\n".join(
         [
             f"{TUNING_VIEWS} views of each scan, half of them in-plane, by --unmatched-similarity. "

@@ -8,11 +8,12 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from benchmarks.matching_truth import departures, random_views
 from benchmarks.report import table
 from napari_s2dc.engine.embed import EmbedSettings, embed_volume
 from napari_s2dc.engine.match import MatchSettings, match_embeddings
 from napari_s2dc.engine.progress import finish
-from napari_s2dc.engine.self_check import KnownView, judge, known_view
+from napari_s2dc.engine.self_check import KnownView, judge
 from napari_s2dc.method.encoder import SwinEncoder
 from napari_s2dc.volumes.volume import Volume
 
@@ -55,29 +56,16 @@ def dustbin(
     seeds : sequence of int
         Of the views; every second one is in-plane.
     """
-    settings = EmbedSettings()
-    embedding = finish(embed_volume(volume, encoder, settings))
-    whole = [
-        finish(
-            known_view(
-                volume, encoder, settings, in_plane=seed % 2 == 0, seed=seed, embedding=embedding
-            )
-        )
-        for seed in seeds
-    ]
+    embedding = finish(embed_volume(volume, encoder, EmbedSettings()))
+    whole = [known for _, known in random_views(volume, encoder, embedding, seeds)]
     rows = []
     for kind, views in (("whole", whole), ("cut", [cut(known) for known in whole])):
         for similarity in SIMILARITIES:
             matching = MatchSettings(unmatched_similarity=similarity)
             checks = [judge(one, match_embeddings(one.scan, one.view, matching)) for one in views]
-            gone = sum(check.gone for check in checks)
-            found = sum(check.dustbin_found * check.gone for check in checks if check.gone)
-            right = np.mean([check.dustbin_right for check in checks])
+            found, wrong = departures(checks)
             accuracy = np.mean([check.accuracy for check in checks])
-            share = f"{found / gone:.2f} of {gone}" if gone else "none left"
-            rows.append(
-                [name, kind, f"{similarity:g}", f"{accuracy:.3f}", share, f"{1 - right:.3f}"]
-            )
+            rows.append([name, kind, f"{similarity:g}", f"{accuracy:.3f}", found, f"{wrong:.3f}"])
     return rows
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.descriptors import mind, raw_patches
 from benchmarks.report import table
-from napari_s2dc.engine.embed import EmbedSettings, embed_volume
+from napari_s2dc.engine.embed import Embedding, EmbedSettings, embed_volume
 from napari_s2dc.engine.match import (
     Match,
     MatchSettings,
@@ -82,15 +82,44 @@ FIRST_SEED = 100
 """Temperature, prior and dustbin were chosen on views of seeds 0 to 5."""
 
 
-def _dustbin(checks: list[SelfCheck]) -> str:
-    """Share of the patches that left the picture and were left without a partner."""
-    known = [check for check in checks if check.gone]
-    gone = sum(check.gone for check in known)
-    if not gone:
-        return "none left"
-    found = sum(check.dustbin_found * check.gone for check in known) / gone
-    wrong = 1 - np.mean([check.dustbin_right for check in checks])
-    return f"{found:.2f} of {gone} ({wrong:.3f} wrong)"
+def random_views(
+    volume: Volume, encoder: SwinEncoder, embedding: Embedding, seeds: Iterable[int]
+) -> Iterator[tuple[bool, KnownView]]:
+    """Give random views of a scan, and whether each is in-plane, which every second one is.
+
+    Parameters
+    ----------
+    volume : Volume
+        Scan.
+    encoder : SwinEncoder
+        Embeds the views.
+    embedding : Embedding
+        Of the scan, by the default settings.
+    seeds : iterable of int
+        One for each view; even ones are in-plane.
+    """
+    for seed in seeds:
+        in_plane = seed % 2 == 0
+        steps = known_view(
+            volume, encoder, EmbedSettings(), in_plane=in_plane, seed=seed, embedding=embedding
+        )
+        yield in_plane, finish(steps)
+
+
+def departures(checks: Sequence[SelfCheck]) -> tuple[str, float]:
+    """Judge how the dustbin did over several views.
+
+    Returns
+    -------
+    found : str
+        Share of the patches that left the picture that were left without a partner.
+    wrong : float
+        Share of all patches decided wrong between partner and none, mean over the views.
+    """
+    gone = sum(check.gone for check in checks)
+    found = sum(check.dustbin_found * check.gone for check in checks if check.gone)
+    wrong = 1 - float(np.mean([check.dustbin_right for check in checks]))
+    return f"{found / gone:.2f} of {gone}" if gone else "none left", wrong
 
 
 def known_truth(name: str, volume: Volume, encoder: SwinEncoder, views: int) -> str:
@@ -107,19 +136,16 @@ def known_truth(name: str, volume: Volume, encoder: SwinEncoder, views: int) -> 
     views : int
         Random views; every second one is in-plane.
     """
-    settings = EmbedSettings()
-    embedding = finish(embed_volume(volume, encoder, settings))
+    embedding = finish(embed_volume(volume, encoder, EmbedSettings()))
     found: dict[tuple[bool, str], list[SelfCheck]] = {}
-    for seed in range(FIRST_SEED, FIRST_SEED + views):
-        in_plane = seed % 2 == 0
-        known = finish(
-            known_view(volume, encoder, settings, in_plane=in_plane, seed=seed, embedding=embedding)
-        )
+    seeds = range(FIRST_SEED, FIRST_SEED + views)
+    for in_plane, known in random_views(volume, encoder, embedding, seeds):
         for way, match in WAYS.items():
             found.setdefault((in_plane, way), []).append(judge(known, match(known, volume)))
     rows = []
     for (in_plane, way), checks in found.items():
         accuracy = [check.accuracy for check in checks]
+        noticed, wrong = departures(checks)
         rows.append(
             [
                 "in-plane" if in_plane else "3D",
@@ -127,7 +153,7 @@ def known_truth(name: str, volume: Volume, encoder: SwinEncoder, views: int) -> 
                 f"{np.mean(accuracy):.3f} ± {np.std(accuracy):.3f}",
                 f"{np.mean([check.median_mm for check in checks]):.2f}",
                 f"{np.mean([check.mean_mm for check in checks]):.2f}",
-                _dustbin(checks),
+                f"{noticed} ({wrong:.3f} wrong)",
             ]
         )
     patches = int(embedding.foreground.sum())

@@ -65,7 +65,7 @@ def make_pictures(
         tab.moving.choose(one)
         tab.reference.choose(two)
         _match(workbench)
-        tab.number.setValue(200)
+        tab.pairs.number.setValue(200)
         viewer.reset_view()
         shoot("matched")
         tab.pointing.click()

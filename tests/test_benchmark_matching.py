@@ -12,9 +12,10 @@ import torch
 
 from benchmarks import probing
 from benchmarks.descriptors import mind, raw_patches
+from benchmarks.matching_dustbin import SIMILARITIES, cut, dustbin
 from benchmarks.matching_plans import pot_one_by_one, solvers
 from benchmarks.matching_subjects import Subject, centred, judged, through_plan
-from benchmarks.matching_truth import WAYS, known_truth
+from benchmarks.matching_truth import WAYS, known_truth, random_views
 from benchmarks.probing_scans import gather
 from benchmarks.transport import features
 from napari_s2dc.engine.embed import EmbedSettings, embed_volume
@@ -61,6 +62,28 @@ def test_known_truth_has_a_row_for_every_way(subject: Subject, encoder: SwinEnco
     text = known_truth("phantom", subject.image, encoder, 2)
     rows = [line for line in text.splitlines() if line.startswith(("| in-plane", "| 3D"))]
     assert len(rows) == 2 * len(WAYS)
+
+
+def test_a_cut_view_keeps_partners_that_both_still_show(
+    subject: Subject, encoder: SwinEncoder
+) -> None:
+    ((in_plane, known),) = random_views(subject.image, encoder, subject.embedding, [0])
+    assert in_plane
+    piece = cut(known)
+    own, has = piece.scan.foreground.flatten(), piece.partner >= 0
+    had = known.partner >= 0
+    assert 0 < has.sum() < had.sum()
+    assert piece.view.foreground.flatten()[piece.partner[has]].all()
+    assert torch.equal(piece.partner[has], known.partner[has])
+    assert not (piece.gone & (has | ~own)).any()
+    assert (has | piece.gone)[own & had].all()
+    assert piece.gone.sum() > (known.gone & own).sum()
+
+
+def test_the_dustbin_has_a_row_for_every_similarity(subject: Subject, encoder: SwinEncoder) -> None:
+    rows = dustbin("phantom", subject.image, encoder, [0])
+    assert [row[1] for row in rows] == ["whole"] * len(SIMILARITIES) + ["cut"] * len(SIMILARITIES)
+    assert all(0 <= float(row[3]) <= 1 and 0 <= float(row[5]) <= 1 for row in rows)
 
 
 def test_pot_solves_the_same_problem() -> None:

@@ -84,7 +84,7 @@ class EmbedActions(QObject):
         loaded = self._session.encoder
         cache_place = preferences()
 
-        def steps() -> Generator[Any, None, tuple[Embedded, EmbeddingCache]]:
+        def steps() -> Generator[Any, None, tuple[Embedded, int, str]]:
             from napari_s2dc.engine.cache import EmbeddingCache, embed_cached
             from napari_s2dc.engine.probe import sharpe_map
             from napari_s2dc.method.encoder import SwinEncoder
@@ -99,12 +99,12 @@ class EmbedActions(QObject):
             embedding = yield from embed_cached(volume, encoder.network, chosen, cache)
             embedding.unit()  # here, not at the first click
             sharpe_map(embedding)
-            return Embedded(embedding, source, encoder, chosen), cache
+            embedded = Embedded(embedding, source, encoder, chosen)
+            return embedded, cache.size_bytes(), cache.problem
 
-        def done(found: tuple[Embedded, EmbeddingCache]) -> None:
-            embedded, cache = found
-            self._cache_problem = cache.problem
-            self._show_cache(cache.size_bytes())
+        def done(found: tuple[Embedded, int, str]) -> None:
+            embedded, size_bytes, self._cache_problem = found
+            self._show_cache(size_bytes)
             if self._session.encoder is None:
                 self._session.encoder = embedded.encoder
             if layer is None or not self._session.has(layer):

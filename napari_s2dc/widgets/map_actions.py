@@ -50,8 +50,7 @@ class MapActions(QObject):
 
     def update(self) -> None:
         """Say what the button will do, or why it cannot."""
-        own = self._layer()
-        others = [layer for layer in self._session.moved_layers() if layer is not own]
+        own, others = self._layer(), self._others()
         self._tab.show_back(f"Undo the map of {others[-1].name}" if others else "")
         if own is not None and own in self._session.moved_layers():
             self._tab.show_apply(f"Undo the map of {own.name}", "", applied=True)
@@ -73,6 +72,11 @@ class MapActions(QObject):
             return plain(scans.moving)
         return next(reversed(self._session.moved_layers()), None)
 
+    def _others(self) -> list[Any]:
+        """Give the layers that maps have moved, but for that of the button."""
+        own = self._layer()
+        return [layer for layer in self._session.moved_layers() if layer is not own]
+
     def _on_button(self, on: bool) -> None:
         if on:
             self._tab.beside.setChecked(False)  # over the reference is where it goes
@@ -83,8 +87,7 @@ class MapActions(QObject):
         self.update()
 
     def _on_back(self) -> None:
-        own = self._layer()
-        others = [layer for layer in self._session.moved_layers() if layer is not own]
+        others = self._others()
         if others:
             self._undo(others[-1])
         self.update()

@@ -150,11 +150,11 @@ class MatchLayers:
         return np.asarray(where[0])
 
     # ---------------------------------------------------------------------------------- showing
-    def show_pairs(self, choice: PairChoice) -> int:
-        """Draw the chosen pairs as segments and give their number."""
+    def show_pairs(self, choice: PairChoice) -> None:
+        """Draw the chosen pairs as segments."""
         scans = self._scans
         if scans is None:
-            return 0
+            return
         best = scans.pairs.best(choice.number, least=choice.least, mutual=choice.mutual)
         a, b = scans.first, scans.second(self._beside)
         # In tokens of A, so that a segment is in sight in every slice of its patch.
@@ -175,7 +175,6 @@ class MatchLayers:
             layer.data = lines
         if len(lines):
             layer.edge_color = colours
-        return len(best)
 
     def show_unmatched(self, on: bool) -> None:
         """Tint the patches of both scans by how much has no partner, or take the tint away."""

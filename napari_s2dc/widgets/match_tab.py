@@ -116,8 +116,6 @@ class MatchTab(QWidget):
         self.pairs.form.addRow(self.unmatched)
         self.pairs.form.addRow(self.beside)
         self.pairs.changed.connect(self.pairs_changed)
-        self.number, self.confidence = self.pairs.number, self.pairs.confidence
-        self.mutual, self.colour, self.bar = self.pairs.mutual, self.pairs.colour, self.pairs.bar
 
         self.pointing = QPushButton("Show where a patch goes")
         self.pointing.setCheckable(True)

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from napari_s2dc.errors import VolumeError
-from napari_s2dc.widgets.volumes_of_layers import LayerSnapshot, type_of
+from napari_s2dc.widgets.volumes_of_layers import LayerSnapshot, type_of, world_matrix
 
 if TYPE_CHECKING:
     from napari.layers import Layer
 
     from napari_s2dc.engine.embed_settings import Region
 
-__all__ = ["can_bound", "finder_round", "region_round", "region_shown", "words"]
+__all__ = ["can_bound", "finder_round", "region_shown", "words"]
 
 _LEAST_VOX = 32
 """The encoder's smallest window; a smaller region would be filled up with nothing."""
@@ -68,8 +68,11 @@ def region_shown(layer: Layer, source: LayerSnapshot, displayed: tuple[int, ...]
     return _on_level(low, high, source)
 
 
-def region_round(layer: Layer, bounds: Layer, source: LayerSnapshot) -> Region | None:
-    """Give the box round all shapes or labels of another layer.
+def finder_round(layer: Layer, bounds: Layer, source: LayerSnapshot) -> Callable[[], Region | None]:
+    """Give a function that finds the box round all shapes or labels of another layer.
+
+    Looking through labels takes long, so it is to be called in a thread, which must not touch
+    layers: everything else that is needed of them is noted here.
 
     Parameters
     ----------
@@ -83,22 +86,9 @@ def region_round(layer: Layer, bounds: Layer, source: LayerSnapshot) -> Region |
 
     Returns
     -------
-    tuple of (first, end), or None
-        Voxels of the level along z, y and x; None for all of them.
-
-    Raises
-    ------
-    VolumeError
-        The layer is empty, or lies beside the scan.
-    """
-    return finder_round(layer, bounds, source)()
-
-
-def finder_round(layer: Layer, bounds: Layer, source: LayerSnapshot) -> Callable[[], Region | None]:
-    """Give a function that finds what :func:`region_round` gives, to be called in a thread.
-
-    Looking through labels takes long, and a thread must not touch layers: everything else that is
-    needed of them is noted here.
+    callable
+        Gives (first, end) along z, y and x in voxels of the level, None for all of them; raises
+        VolumeError where the layer is empty, or lies beside the scan.
     """
     name, shapes = str(bounds.name), type_of(bounds) == "shapes"
     if shapes:
@@ -106,7 +96,7 @@ def finder_round(layer: Layer, bounds: Layer, source: LayerSnapshot) -> Callable
         painted = None
     else:
         drawn, painted = [], bounds.data
-    to_world, to_data = _matrix(bounds.data_to_world, bounds.ndim), _matrix(layer.world_to_data, 3)
+    to_world, to_data = world_matrix(bounds), np.linalg.inv(world_matrix(layer))
     size = np.asarray(source.shape) * source.factors
     middle = layer.data_to_world((size - 1) / 2)
 
@@ -151,15 +141,6 @@ def _corners(painted: Any) -> list[tuple[float, ...]]:
             return []
         sides.append((places[0] - 0.5, places[-1] + 0.5))
     return list(itertools.product(*sides))
-
-
-def _matrix(transform: Callable[[Any], Any], ndim: int) -> np.ndarray:
-    """Matrix (ndim + 1, ndim + 1) of an affine transform of napari's."""
-    matrix = np.eye(ndim + 1)
-    matrix[:-1, -1] = transform((0.0,) * ndim)
-    for axis, step in enumerate(np.eye(ndim)):
-        matrix[:-1, axis] = np.asarray(transform(tuple(step))) - matrix[:-1, -1]
-    return matrix
 
 
 def _on_level(low: np.ndarray, high: np.ndarray, source: LayerSnapshot) -> Region | None:

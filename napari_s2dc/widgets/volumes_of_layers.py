@@ -235,12 +235,12 @@ def type_of(layer: Layer) -> str:
 
 
 def world_matrix(layer: Layer) -> np.ndarray:
-    """Matrix (4, 4) from data coordinates of a 3D layer to world coordinates."""
-    origin = np.asarray(layer.data_to_world((0.0, 0.0, 0.0)), dtype=np.float64)
-    matrix = np.eye(4)
-    matrix[:3, 3] = origin
-    for axis, unit in enumerate(np.eye(3)):
-        matrix[:3, axis] = np.asarray(layer.data_to_world(tuple(unit))) - origin
+    """Matrix (ndim + 1, ndim + 1) from data coordinates of a layer to world coordinates."""
+    origin = np.asarray(layer.data_to_world((0.0,) * layer.ndim), dtype=np.float64)
+    matrix = np.eye(layer.ndim + 1)
+    matrix[:-1, -1] = origin
+    for axis, unit in enumerate(np.eye(layer.ndim)):
+        matrix[:-1, axis] = np.asarray(layer.data_to_world(tuple(unit))) - origin
     return matrix
 
 

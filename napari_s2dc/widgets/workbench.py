@@ -202,8 +202,7 @@ class Workbench(QWidget):
         source = self.header.volume.layer
         return (
             source is not None
-            and self._is_labels(layer)
-            and not self.session.overlays.is_overlay(layer)
+            and self._is_atlas(layer)
             and isinstance(layer.data, np.ndarray)
             and layer.data.shape == (source.data[0] if source.multiscale else source.data).shape
         )

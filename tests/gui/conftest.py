@@ -156,6 +156,26 @@ def held() -> Iterator[threading.Event]:
 
 
 @pytest.fixture
+def hold(
+    held: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Any, str], threading.Event]:
+    """Make a function of a module wait for `held`; gives an event that says that it does."""
+
+    def hold(module: Any, name: str) -> threading.Event:
+        own, inside = getattr(module, name), threading.Event()
+
+        def waiting(*given: Any, **more: Any) -> Any:
+            inside.set()
+            assert held.wait(60)
+            return own(*given, **more)
+
+        monkeypatch.setattr(module, name, waiting)
+        return inside
+
+    return hold
+
+
+@pytest.fixture
 def jobs(qtbot: Any, window: Any) -> Iterator[Jobs]:
     """Give jobs without a workbench, in a viewer that notes them."""
     parent = QObject()

@@ -121,7 +121,7 @@ def test_segments_join_the_places_that_match(
 ) -> None:
     scans = matched.matching.scans
     lines = named(viewer, "matched patches")
-    best = scans.pairs.best(matched.match_tab.number.value(), mutual=True)
+    best = scans.pairs.best(matched.match_tab.pairs.number.value(), mutual=True)
     assert len(lines.data) == len(best) > 5
     beside = named(viewer, "side by side")
     for line, pair in zip(lines.data[:5], range(5), strict=True):
@@ -139,22 +139,22 @@ def test_the_sliders_choose_pairs_and_the_colour_means_something(
 ) -> None:
     tab, pairs = matched.match_tab, matched.matching.scans.pairs
     lines = named(viewer, "matched patches")
-    tab.number.setValue(4)
+    tab.pairs.number.setValue(4)
     assert len(lines.data) == 4
     first = np.array(lines.edge_color)
     assert first.shape == (4, 4)
-    tab.colour.setCurrentIndex(tab.colour.findData(BY_PLACE))
-    assert not tab.bar.isVisibleTo(tab)
+    tab.pairs.colour.setCurrentIndex(tab.pairs.colour.findData(BY_PLACE))
+    assert not tab.pairs.bar.isVisibleTo(tab)
     assert (np.array(lines.edge_color) != first).any()
-    tab.number.setValue(len(pairs))
-    tab.mutual.setChecked(False)
+    tab.pairs.number.setValue(len(pairs))
+    tab.pairs.mutual.setChecked(False)
     assert len(lines.data) == len(pairs)
     least = float(np.quantile(pairs.confidence, 0.9))
-    tab.confidence.setValue(round(least, 2))
+    tab.pairs.confidence.setValue(round(least, 2))
     assert len(lines.data) == int((pairs.confidence >= round(least, 2)).sum()) < len(pairs)
-    tab.number.setValue(0)
+    tab.pairs.number.setValue(0)
     assert len(lines.data) == 0
-    tab.number.setValue(3)
+    tab.pairs.number.setValue(3)
     assert len(named(viewer, "matched patches").data) == 3
 
 
@@ -257,18 +257,11 @@ def test_the_self_check_prints_the_known_truth(
 
 
 def test_cancelling_leaves_no_match(
-    pair: Workbench, viewer: Any, qtbot: Any, held: Event, monkeypatch: pytest.MonkeyPatch
+    pair: Workbench, viewer: Any, qtbot: Any, held: Event, hold: Any
 ) -> None:
     from napari_s2dc.engine import self_check
 
-    own, inside = self_check.self_check, Event()
-
-    def slow(*given: Any, **more: Any) -> Any:
-        inside.set()
-        assert held.wait(60)
-        return (yield from own(*given, **more))
-
-    monkeypatch.setattr(self_check, "self_check", slow)
+    inside = hold(self_check, "self_check")
     pair.match_tab.reference.choose(None)
     layers = list(viewer.layers)
     pair.match_tab.match_button.click()

@@ -17,17 +17,11 @@ WAIT_MS = 60_000
 
 # --------------------------------------------------------------------------- another match
 def test_a_match_stays_until_the_next_one_has_come(
-    matched: Workbench, viewer: Any, qtbot: Any, held: Event, monkeypatch: pytest.MonkeyPatch
+    matched: Workbench, viewer: Any, qtbot: Any, held: Event, hold: Any
 ) -> None:
     from napari_s2dc.engine import match as engine
 
-    own = engine.match_embeddings
-
-    def slow(*given: Any) -> Any:
-        assert held.wait(WAIT_MS / 1000)
-        return own(*given)
-
-    monkeypatch.setattr(engine, "match_embeddings", slow)
+    hold(engine, "match_embeddings")
     first = matched.matching.scans
     matched.match_tab.match_button.click()
     assert matched.jobs.is_running("match")
@@ -82,7 +76,7 @@ def test_segments_end_where_a_scan_was_moved_to(
         matched.match_tab.beside.click()
     scans, lines = matched.matching.scans, named(viewer, "matched patches")
     shown = other if which == "reference" else named(viewer, "side by side")
-    best = scans.pairs.best(matched.match_tab.number.value(), mutual=True)
+    best = scans.pairs.best(matched.match_tab.pairs.number.value(), mutual=True)
 
     def off() -> float:
         ends = [lines.data_to_world(start + along) for start, along in lines.data]
@@ -129,14 +123,14 @@ def test_every_layer_has_a_map_of_its_own(
 # ---------------------------------------------------------------------------------- choices
 def test_the_number_of_pairs_stays_what_the_user_chose(matched: Workbench, qtbot: Any) -> None:
     tab = matched.match_tab
-    tab.number.setValue(7)
+    tab.pairs.number.setValue(7)
     match(matched, qtbot)
-    assert tab.number.value() == 7
+    assert tab.pairs.number.value() == 7
     tab.show_match("", 0)
     tab.show_match("three pairs", 3)
-    assert tab.number.value() == 3
+    assert tab.pairs.number.value() == 3
     tab.show_match("many pairs", 900)
-    assert tab.number.value() == 7
+    assert tab.pairs.number.value() == 7
 
 
 def test_temperatures_near_the_default_can_be_set(workbench: Workbench) -> None:

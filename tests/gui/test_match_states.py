@@ -90,23 +90,11 @@ def test_the_finest_level_of_labels_is_carried(
 
 
 def test_a_cancelled_transfer_leaves_nothing(
-    matched: Workbench,
-    scan: Any,
-    viewer: Any,
-    qtbot: Any,
-    held: Event,
-    monkeypatch: pytest.MonkeyPatch,
+    matched: Workbench, scan: Any, viewer: Any, qtbot: Any, held: Event, hold: Any
 ) -> None:
     from napari_s2dc.engine import transfer
 
-    own, inside = transfer.transfer_labels, Event()
-
-    def slow(*given: Any, **more: Any) -> Any:
-        inside.set()
-        assert held.wait(60)
-        return (yield from own(*given, **more))
-
-    monkeypatch.setattr(transfer, "transfer_labels", slow)
+    inside = hold(transfer, "transfer_labels")
     matched.match_tab.labels.choose(add_labels(viewer, scan))
     before = list(viewer.layers)
     matched.match_tab.transfer_button.click()
@@ -205,9 +193,10 @@ def test_removing_the_copy_ends_side_by_side(
 
 def test_controls_that_cannot_be_used_say_why(workbench: Workbench) -> None:
     embed, probe, tab = workbench.embed_tab, workbench.probe_tab, workbench.match_tab
+    pairs = tab.pairs
     for controls, why in (
         ((embed.triple, embed.clusters, embed.dots, embed.colouring), "Embed the volume first"),
-        ((tab.number, tab.confidence, tab.mutual, tab.colour), "Match two scans first"),
+        ((pairs.number, pairs.confidence, pairs.mutual, pairs.colour), "Match two scans first"),
         ((tab.unmatched, tab.beside, tab.export_button), "Match two scans first"),
         ((probe.clear_button,), "Click a place first"),
         ((probe.otsu, probe.threshold), "first"),

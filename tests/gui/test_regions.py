@@ -11,7 +11,7 @@ import pytest
 from napari_s2dc.errors import VolumeError
 from napari_s2dc.widgets.embed_tab import IN_BOX, IN_VIEW
 from napari_s2dc.widgets.placement import geometry_of
-from napari_s2dc.widgets.regions import can_bound, region_round, region_shown, words
+from napari_s2dc.widgets.regions import can_bound, finder_round, region_shown, words
 from napari_s2dc.widgets.volumes_of_layers import snapshot
 from tests.gui.conftest import embed, probe_at
 
@@ -34,7 +34,7 @@ def test_a_rectangle_in_a_slice_means_all_slices(viewer: Any, image: Any) -> Non
     corners = [(20, 10, 30), (20, 10, 79), (20, 59, 79), (20, 59, 30)]
     box = rectangle(viewer, image, corners)
     assert can_bound(box)
-    assert region_round(image, box, snapshot(image)) == ((0, 40), (10, 60), (30, 80))
+    assert finder_round(image, box, snapshot(image))() == ((0, 40), (10, 60), (30, 80))
 
 
 def test_shapes_in_two_slices_give_a_box_between_them(viewer: Any, image: Any) -> None:
@@ -43,13 +43,13 @@ def test_shapes_in_two_slices_give_a_box_between_them(viewer: Any, image: Any) -
         for z in (4, 37)
     ]
     box = viewer.add_shapes(both, shape_type="polygon")
-    assert region_round(image, box, snapshot(image)) == ((4, 38), (10, 60), (30, 80))
+    assert finder_round(image, box, snapshot(image))() == ((4, 38), (10, 60), (30, 80))
 
 
 def test_two_dimensional_shapes_lie_in_the_plane_of_y_and_x(viewer: Any, image: Any) -> None:
     world = np.array([image.data_to_world((0, y, x))[1:] for y, x in [(10, 30), (59, 79)]])
     box = viewer.add_shapes([world], shape_type="line")
-    assert region_round(image, box, snapshot(image)) == ((0, 40), (10, 60), (30, 80))
+    assert finder_round(image, box, snapshot(image))() == ((0, 40), (10, 60), (30, 80))
 
 
 def test_labels_give_their_bounding_box_on_any_grid(viewer: Any, image: Any) -> None:
@@ -59,20 +59,20 @@ def test_labels_give_their_bounding_box_on_any_grid(viewer: Any, image: Any) -> 
     place = {"scale": (6, 1, 2), "translate": np.add(image.translate, (1.5, 0, 0))}
     labels = viewer.add_labels(painted, name="paint", **place)
     assert can_bound(labels)
-    assert region_round(image, labels, snapshot(image)) == ((4, 38), (20, 60), (40, 90))
+    assert finder_round(image, labels, snapshot(image))() == ((4, 38), (20, 60), (40, 90))
     labels.data = np.zeros_like(painted)
     with pytest.raises(VolumeError, match="paint is empty"):
-        region_round(image, labels, snapshot(image))
+        finder_round(image, labels, snapshot(image))()
     far = viewer.add_labels(np.ones((4, 4, 4), np.uint8), name="far", translate=(900, 0, 0))
     with pytest.raises(VolumeError, match="far lies beside scan"):
-        region_round(image, far, snapshot(image))
+        finder_round(image, far, snapshot(image))()
 
 
 def test_a_small_region_grows_to_a_window_within_the_scan(viewer: Any, image: Any) -> None:
     painted = np.zeros((40, 80, 100), np.uint8)
     painted[38, 40, 2] = 1
     labels = viewer.add_labels(painted, scale=image.scale, translate=image.translate)
-    region = region_round(image, labels, snapshot(image))
+    region = finder_round(image, labels, snapshot(image))()
     assert region is not None
     assert [end - first for first, end in region] == [32, 32, 32]
     assert region[0] == (8, 40)
@@ -87,9 +87,9 @@ def test_coarse_levels_have_regions_in_their_own_voxels(viewer: Any) -> None:
     painted = np.zeros((80, 80, 80), np.uint8)
     painted[8:76, :, :] = 1
     labels = viewer.add_labels(painted)
-    assert region_round(image, labels, snapshot(image, 1)) == ((4, 38), (0, 40), (0, 40))
+    assert finder_round(image, labels, snapshot(image, 1))() == ((4, 38), (0, 40), (0, 40))
     labels.data = np.ones_like(painted)
-    assert region_round(image, labels, snapshot(image, 1)) is None  # the whole scan
+    assert finder_round(image, labels, snapshot(image, 1))() is None  # the whole scan
 
 
 def test_what_the_view_shows(viewer: Any, image: Any, qtbot: Any) -> None:
