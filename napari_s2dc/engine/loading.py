@@ -28,7 +28,7 @@ _MODULES = (
     "napari_s2dc.engine.probe",
     "napari_s2dc.engine.structure",
     "monai.data.utils",
-    "monai.networks.nets.swin_unetr",
+    "napari_s2dc.method.swin",
     "sklearn.cluster",
     "sklearn.decomposition",
 )

@@ -15,11 +15,10 @@ from torch.nn import functional as F
 
 from napari_s2dc.engine import encode as encoding
 from napari_s2dc.engine.embed import Embedding, EmbedSettings, embed, embed_volume, plan
-from napari_s2dc.engine.embedding import to_voxels
 from napari_s2dc.engine.progress import Progress, finish
 from napari_s2dc.engine.window_plan import WindowPlan, plan_windows
 from napari_s2dc.engine.windows import run_windows
-from napari_s2dc.errors import ConfigurationError, S2DCError, VolumeError
+from napari_s2dc.errors import ConfigurationError, VolumeError
 from napari_s2dc.method.encoder import EncoderConfig, SwinEncoder
 from napari_s2dc.volumes.phantom import phantom
 from napari_s2dc.volumes.preprocess import foreground_mask, normalize
@@ -360,146 +359,6 @@ def test_a_missing_device_is_one_sentence(
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ConfigurationError, match="no CUDA device"):
         finish(embed_volume(torso, tiny, replace(settings, device="cuda")))
-
-
-# --- out of memory -------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def small_memory(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """Stand for a graphics processor: two windows at once, and room for 32 voxels a side only."""
-    seen: list[tuple[int, ...]] = []
-    cpu = torch.device("cpu")
-    stage_of = SwinEncoder.stage
-
-    def features(encoder: SwinEncoder, windows: torch.Tensor, stage: int) -> torch.Tensor:
-        seen.append(tuple(windows.shape))
-        if len(windows) > 1 or max(windows.shape[2:]) > 32:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return stage_of(encoder, windows, stage)
-
-    real = encoding._attempts
-
-    def attempts(_: torch.device, settings: EmbedSettings) -> list[Any]:
-        ways = real(torch.device("cuda"), settings)
-        return [replace(way, device=cpu) for way in ways]
-
-    monkeypatch.setattr(encoding, "_attempts", attempts)
-    monkeypatch.setattr(SwinEncoder, "stage", features)
-    return seen
-
-
-def test_without_memory_windows_get_smaller(
-    torso: Volume, tiny: SwinEncoder, small_memory: list[tuple[int, ...]]
-) -> None:
-    settings = EmbedSettings(window_vox=64, device="cpu")
-    found = finish(embed_volume(torso, tiny, settings))
-    assert [shape[0] for shape in small_memory[:3]] == [1, 1, 1]
-    assert found.metadata["window_vox"] == 32
-    assert "windows of 32 were used" in found.metadata["notice"]
-    expected = embed(
-        normalize(torso.array, "ct_wide"), tiny, stage=2, window_vox=32, windows_at_once=1
-    )
-    torch.testing.assert_close(found.features.float(), expected, rtol=1e-3, atol=1e-3)
-    assert tiny.training
-
-
-def test_without_memory_fewer_windows_run_at_once(
-    torso: Volume, tiny: SwinEncoder, small_memory: list[tuple[int, ...]]
-) -> None:
-    found = finish(embed_volume(torso, tiny, EmbedSettings(window_vox=32, device="cpu")))
-    assert [shape[0] for shape in small_memory] == [4, 1, 1, 1, 1]
-    assert found.metadata["notice"] == ""
-    assert found.metadata["window_vox"] == 32
-
-
-def test_the_last_way_is_the_cpu() -> None:
-    ways = encoding._attempts(torch.device("cuda"), EmbedSettings(window_vox=96))
-    assert [(way.device.type, way.window_vox) for way in ways] == [
-        ("cuda", 96),
-        ("cuda", 96),
-        ("cuda", 64),
-        ("cpu", 96),
-    ]
-    assert "CPU was used" in ways[-1].notice
-
-
-def test_no_memory_at_all_is_one_sentence(
-    torso: Volume, tiny: SwinEncoder, settings: EmbedSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def features(*_: object) -> torch.Tensor:
-        raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] can't allocate memory")
-
-    monkeypatch.setattr(SwinEncoder, "stage", features)
-    with pytest.raises(S2DCError, match="not enough memory"):
-        finish(embed_volume(torso, tiny, settings))
-
-
-def test_other_errors_of_the_encoder_pass(
-    torso: Volume, tiny: SwinEncoder, settings: EmbedSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def features(*_: object) -> torch.Tensor:
-        raise RuntimeError("shape mismatch")
-
-    monkeypatch.setattr(SwinEncoder, "stage", features)
-    with pytest.raises(RuntimeError, match="shape mismatch"):
-        finish(embed_volume(torso, tiny, settings))
-    assert tiny.training
-
-
-# --- where tokens lie ----------------------------------------------------------------------------
-
-
-def test_voxels_and_tokens_agree(embedding: Embedding) -> None:
-    for token in ((0, 0, 0), (3, 5, 2)):
-        assert embedding.token_of_voxel(embedding.voxel_of_token(token)) == token
-        assert embedding.token_of_mm(embedding.mm_of_token(token)) == token
-    assert embedding.voxel_of_token((0, 1, 2)) == (3.5, 11.5, 19.5)
-    # 4 and 3 mm voxels from (-50, 20, 70)
-    assert embedding.mm_of_token((0, 1, 2)) == pytest.approx((-36.0, 54.5, 128.5))
-
-
-@pytest.mark.parametrize(
-    ("voxel", "token"),
-    [
-        ((0, 0, 0), (0, 0, 0)),
-        ((-0.5, 0, 0), (0, 0, 0)),
-        ((-0.51, 0, 0), None),
-        ((7.49, 7.5, 8), (0, 1, 1)),
-        ((31.4, 47, 47), (3, 5, 5)),
-        ((31.5, 47, 47), None),
-        ((float("nan"), 0, 0), None),
-    ],
-)
-def test_a_point_outside_has_no_token(
-    embedding: Embedding, voxel: tuple[float, ...], token: tuple[int, ...] | None
-) -> None:
-    assert embedding.token_of_voxel(voxel) == token
-
-
-def test_unit_features_are_in_the_order_of_tokens(embedding: Embedding) -> None:
-    unit = embedding.unit()
-    assert unit.shape == (4 * 6 * 6, 48)
-    torch.testing.assert_close(unit.norm(dim=1), torch.ones(144))
-    feature = embedding.features[:, 2, 3, 4].float()
-    torch.testing.assert_close(unit[(2 * 6 + 3) * 6 + 4], feature / feature.norm())
-    assert embedding.unit() is unit
-
-
-def test_values_of_tokens_are_interpolated_between_their_centres() -> None:
-    ramp = torch.arange(4.0)[:, None, None].expand(4, 3, 3)
-    voxels = to_voxels(ramp, (30, 20, 24), 8)
-    assert voxels.shape == (30, 20, 24)
-    centres = np.arange(30)[4:28]
-    np.testing.assert_allclose(voxels[4:28, 5, 5], (centres - 3.5) / 8, atol=1e-5)
-
-
-def test_unknown_values_stay_unknown_and_do_not_spread() -> None:
-    values = torch.ones(3, 3, 3)
-    values[0] = torch.nan
-    voxels = to_voxels(values, (24, 24, 24), 8)
-    assert np.isnan(voxels[:8]).all()
-    np.testing.assert_allclose(voxels[8:], 1.0, atol=1e-6)
 
 
 def test_an_mr_scan_is_told_by_its_values(tiny: SwinEncoder, settings: EmbedSettings) -> None:

@@ -23,7 +23,7 @@ from napari_s2dc.errors import S2DCError
 from napari_s2dc.method.encoder import SwinEncoder
 from napari_s2dc.volumes.phantom import phantom
 from napari_s2dc.volumes.volume import Volume
-from tests.engine.test_match import embedding, moved
+from tests.engine.random_features import embedding, moved
 
 
 def with_spacing(one: Embedding, factor: float) -> Embedding:

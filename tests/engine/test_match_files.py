@@ -23,7 +23,7 @@ from napari_s2dc.engine.match_files import (
     save_plan,
 )
 from napari_s2dc.errors import S2DCError
-from tests.engine.test_match import embedding
+from tests.engine.random_features import embedding
 
 
 def test_pairs_are_a_table(tmp_path: Path) -> None:

@@ -158,3 +158,13 @@ def write_dicom(
         dataset.PixelData = array[:, :, index].T.astype("<i2").tobytes()
         dataset.save_as(name, enforce_file_format=True)
     return folder
+
+
+WRITERS = {
+    "scan.nii": write_nifti,
+    "scan.nii.gz": write_nifti,
+    "scan.nrrd": write_nrrd,
+    "scan.mha": write_mha,
+    "scan.mgh": write_mgh,
+    "scan.mgz": write_mgh,
+}

@@ -1,0 +1,99 @@
+"""Windows where there is little memory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from napari_s2dc.engine import encode as encoding
+from napari_s2dc.engine.embed import EmbedSettings, embed, embed_volume
+from napari_s2dc.engine.progress import finish
+from napari_s2dc.errors import S2DCError
+from napari_s2dc.method.encoder import SwinEncoder
+from napari_s2dc.volumes.preprocess import normalize
+from napari_s2dc.volumes.volume import Volume
+
+
+@pytest.fixture
+def small_memory(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Stand for a graphics processor: two windows at once, and room for 32 voxels a side only."""
+    seen: list[tuple[int, ...]] = []
+    cpu = torch.device("cpu")
+    stage_of = SwinEncoder.stage
+
+    def features(encoder: SwinEncoder, windows: torch.Tensor, stage: int) -> torch.Tensor:
+        seen.append(tuple(windows.shape))
+        if len(windows) > 1 or max(windows.shape[2:]) > 32:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return stage_of(encoder, windows, stage)
+
+    real = encoding._attempts
+
+    def attempts(_: torch.device, settings: EmbedSettings) -> list[Any]:
+        ways = real(torch.device("cuda"), settings)
+        return [replace(way, device=cpu) for way in ways]
+
+    monkeypatch.setattr(encoding, "_attempts", attempts)
+    monkeypatch.setattr(SwinEncoder, "stage", features)
+    return seen
+
+
+def test_without_memory_windows_get_smaller(
+    torso: Volume, tiny: SwinEncoder, small_memory: list[tuple[int, ...]]
+) -> None:
+    settings = EmbedSettings(window_vox=64, device="cpu")
+    found = finish(embed_volume(torso, tiny, settings))
+    assert [shape[0] for shape in small_memory[:3]] == [1, 1, 1]
+    assert found.metadata["window_vox"] == 32
+    assert "windows of 32 were used" in found.metadata["notice"]
+    expected = embed(
+        normalize(torso.array, "ct_wide"), tiny, stage=2, window_vox=32, windows_at_once=1
+    )
+    torch.testing.assert_close(found.features.float(), expected, rtol=1e-3, atol=1e-3)
+    assert tiny.training
+
+
+def test_without_memory_fewer_windows_run_at_once(
+    torso: Volume, tiny: SwinEncoder, small_memory: list[tuple[int, ...]]
+) -> None:
+    found = finish(embed_volume(torso, tiny, EmbedSettings(window_vox=32, device="cpu")))
+    assert [shape[0] for shape in small_memory] == [4, 1, 1, 1, 1]
+    assert found.metadata["notice"] == ""
+    assert found.metadata["window_vox"] == 32
+
+
+def test_the_last_way_is_the_cpu() -> None:
+    ways = encoding._attempts(torch.device("cuda"), EmbedSettings(window_vox=96))
+    assert [(way.device.type, way.window_vox) for way in ways] == [
+        ("cuda", 96),
+        ("cuda", 96),
+        ("cuda", 64),
+        ("cpu", 96),
+    ]
+    assert "CPU was used" in ways[-1].notice
+
+
+def test_no_memory_at_all_is_one_sentence(
+    torso: Volume, tiny: SwinEncoder, settings: EmbedSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def features(*_: object) -> torch.Tensor:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] can't allocate memory")
+
+    monkeypatch.setattr(SwinEncoder, "stage", features)
+    with pytest.raises(S2DCError, match="not enough memory"):
+        finish(embed_volume(torso, tiny, settings))
+
+
+def test_other_errors_of_the_encoder_pass(
+    torso: Volume, tiny: SwinEncoder, settings: EmbedSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def features(*_: object) -> torch.Tensor:
+        raise RuntimeError("shape mismatch")
+
+    monkeypatch.setattr(SwinEncoder, "stage", features)
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        finish(embed_volume(torso, tiny, settings))
+    assert tiny.training
