@@ -237,6 +237,11 @@ def _token(embedding: Embedding, text: str) -> Token:
             f"The point {text.strip()} lies outside {embedding.name}.",
             f"Its voxels reach to {last}; mm are to superior, posterior and left.",
         )
+    if not bool(embedding.features[:, token[0], token[1], token[2]].any()):
+        raise ConfigurationError(
+            f"The point {text.strip()} lies in the air of {embedding.name}, which is not embedded.",
+            "Name a point in tissue.",
+        )
     return token
 
 

@@ -150,6 +150,20 @@ def test_maps_in_the_folder_of_the_scans_are_not_taken_for_scans(
     assert find_scans(DataConfig(path=str(folder))) == [ScanEntry(folder / f"scan{ending}")]
 
 
+def test_a_point_in_air_is_refused(
+    checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image, _ = phantom((32, 40, 48), seed=1)
+    voxels = np.pad(image.array, ((0, 0), (0, 0), (0, 96)), constant_values=-1000)
+    path = tmp_path / "scan.nii"
+    nibabel.save(nibabel.Nifti1Image(voxels.transpose(2, 1, 0)[::-1, ::-1], np.eye(4)), path)
+    out = str(tmp_path / "heat.nii.gz")
+    options = ["--out", out, "--encoder", checkpoint]
+    assert main(["probe", str(path), "--point", "16,20,140", *options]) == 2
+    assert "lies in the air of scan" in capsys.readouterr().err
+    assert main(["probe", str(path), "--point", "16,20,24", *options]) == 0
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
