@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari_s2dc.engine.cli_scans import ScanFile, bare_name, over_scans, tell
-from napari_s2dc.errors import S2DCError
+from napari_s2dc.errors import ConfigurationError, S2DCError
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["EVALUATE_SUMMARY", "evaluate_parser", "run_evaluate"]
 
-EVALUATE_SUMMARY = "Compare label maps with references: Dice and 95 % Hausdorff distance in mm."
+EVALUATE_SUMMARY = (
+    "Compare label maps with references: Dice, 95 % Hausdorff distance in mm, surface Dice."
+)
 
 _LABEL_MAP = "label map"
 _LABEL_ENDING = ".labels"
@@ -33,45 +35,60 @@ def evaluate_parser() -> ArgumentParser:
         help="The true label map, or a folder whose files have the same names.",
     )
     parser.add_argument(
+        "--tolerance",
+        type=float | None,
+        default=None,
+        metavar="MM",
+        help="How far surfaces may be apart, in mm, and still count as equal in the surface Dice; "
+        "without it the longest side of a voxel of the reference.",
+    )
+    parser.add_argument(
         "--json", action="store_true", help="Print JSON instead of text, for other programs."
     )
     return parser
 
 
-def run_evaluate(found: str, reference: str, json: bool) -> int:
+def run_evaluate(found: str, reference: str, tolerance: float | None, json: bool) -> int:
     """Compare label maps and return the exit code: 0, or 2 when none could be used."""
     from napari_s2dc.engine.evaluate import evaluate_labels, mean_of
     from napari_s2dc.volumes.io import read_volume
 
+    if tolerance is not None and not tolerance >= 0:
+        raise ConfigurationError(f"--tolerance must be 0 mm or more, not {tolerance:g}.")
     cases, references = _cases(Path(found), Path(reference))
-    dice, distance = [], []
+    results: list[Evaluation] = []
 
     def work(case: ScanFile, truth: Path) -> dict[str, Any]:
-        result = evaluate_labels(
-            read_volume(case.path, labels=True), read_volume(truth, labels=True)
-        )
-        dice.append(result.mean_dice)
-        distance.append(result.mean_hd95_mm)
+        found, reference = (read_volume(path, labels=True) for path in (case.path, truth))
+        result = evaluate_labels(found, reference, tolerance)
+        results.append(result)
         if not json:
             _print(case, truth, result)
         return {
             "reference": str(truth),
             "mean_dice": result.mean_dice,
             "mean_hd95_mm": _or_none(result.mean_hd95_mm),
+            "mean_surface_dice": result.mean_surface_dice,
+            "tolerance_mm": result.tolerance_mm,
             "classes": [score.as_dict() for score in result.classes],
         }
 
     outcome = over_scans(cases, references, work)
     for facts in outcome.done:
         del facts["out"]  # nothing is written
+    dice = mean_of([result.mean_dice for result in results])
+    distance = mean_of([result.mean_hd95_mm for result in results])
+    surface = mean_of([result.mean_surface_dice for result in results])
     if json:
         outcome.print_json(
-            mean_dice=_or_none(mean_of(dice)), mean_hd95_mm=_or_none(mean_of(distance))
+            mean_dice=_or_none(dice),
+            mean_hd95_mm=_or_none(distance),
+            mean_surface_dice=_or_none(surface),
         )
-    elif len(dice) > 1:
+    elif len(results) > 1:
         print(
-            f"Mean of {len(dice)} label maps: Dice {mean_of(dice):.3f}, "
-            f"HD95 {mean_of(distance):.2f} mm"
+            f"Mean of {len(results)} label maps: Dice {dice:.3f}, HD95 {distance:.2f} mm, "
+            f"surface Dice {surface:.3f}"
         )
     return outcome.exit_code
 
@@ -82,14 +99,18 @@ def _or_none(value: float) -> float | None:
 
 def _print(case: ScanFile, truth: Path, result: Evaluation) -> None:
     print(f"{case.path} against {truth}")
-    print("  class    Dice   HD95 mm   voxels  reference")
+    print("  class    Dice   HD95 mm  surface   voxels  reference")
     for score in result.classes:
         distance = "-" if score.hd95_mm != score.hd95_mm else f"{score.hd95_mm:.2f}"
         print(
-            f"  {score.label:>5}  {score.dice:6.3f}  {distance:>8}  {score.voxels:>7}  "
-            f"{score.reference_voxels:>9}"
+            f"  {score.label:>5}  {score.dice:6.3f}  {distance:>8}  {score.surface_dice:7.3f}  "
+            f"{score.voxels:>7}  {score.reference_voxels:>9}"
         )
-    print(f"   mean  {result.mean_dice:6.3f}  {result.mean_hd95_mm:8.2f}")
+    print(
+        f"   mean  {result.mean_dice:6.3f}  {result.mean_hd95_mm:8.2f}  "
+        f"{result.mean_surface_dice:7.3f}"
+    )
+    print(f"  surface: surface Dice at a tolerance of {result.tolerance_mm:.4g} mm")
     if result.missed:
         print(f"  only in one of the two: {', '.join(map(str, result.missed))}")
 

@@ -391,3 +391,14 @@ def test_evaluate_says_what_it_cannot_compare(
     table = capsys.readouterr().out
     assert "HD95 mm" in table
     assert "mean" in table
+    assert "at a tolerance of 3 mm" in table
+    pair = [labels(scans, 1), labels(scans, 2)]
+    assert main(["evaluate", *pair, "--tolerance", "500", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["scans"][0]["tolerance_mm"] == 500
+    # All that both have is within half a metre.
+    shares = [one["surface_dice"] for one in facts["scans"][0]["classes"]]
+    assert set(shares) <= {0.0, 1.0}
+    assert facts["mean_surface_dice"] == pytest.approx(np.mean(shares))
+    assert main(["evaluate", *pair, "--tolerance", "-1"]) == 2
+    assert "--tolerance must be 0 mm or more" in capsys.readouterr().err

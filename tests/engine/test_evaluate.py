@@ -41,6 +41,7 @@ def test_equal_maps_are_perfect() -> None:
     assert [score.label for score in result.classes] == [4, 9]
     assert result.mean_dice == 1
     assert result.mean_hd95_mm == 0
+    assert result.mean_surface_dice == 1
     assert result.missed == ()
 
 
@@ -48,13 +49,14 @@ def test_a_class_of_one_map_alone_counts_as_zero_and_has_no_distance() -> None:
     found, truth = cube((0, 0, 0)), cube((0, 0, 0))
     truth[15, 15, 15] = 7
     result = evaluate_labels(volume(found), volume(truth))
-    assert result.mean_dice == pytest.approx(0.5)
+    assert result.mean_dice == result.mean_surface_dice == pytest.approx(0.5)
     assert result.mean_hd95_mm == 0
     assert result.missed == (7,)
     assert result.classes[1].as_dict() == {
         "label": 7,
         "dice": 0.0,
         "hd95_mm": None,
+        "surface_dice": 0.0,
         "voxels": 0,
         "reference_voxels": 1,
     }
@@ -68,6 +70,29 @@ def test_what_cannot_be_compared_is_one_sentence() -> None:
         evaluate_labels(one, volume(cube((0, 0, 0)), (3.0, 2.0, 1.1)))
     with pytest.raises(S2DCError, match="other than background"):
         evaluate_labels(volume(cube((0, 0, 0)) * 0), volume(cube((0, 0, 0)) * 0))
+
+
+@pytest.mark.parametrize(("axis", "side_mm"), [(0, 3.0), (1, 2.0), (2, 1.0)])
+def test_surfaces_within_the_tolerance_count_as_equal(axis: int, side_mm: float) -> None:
+    shifted = [0, 0, 0]
+    shifted[axis] = 1
+    one, other = volume(cube((0, 0, 0))), volume(cube(tuple(shifted)))  # type: ignore[arg-type]
+    assert evaluate_labels(one, other, side_mm).mean_surface_dice == 1
+    (score,) = evaluate_labels(one, other, 0.9 * side_mm).classes
+    # The two faces that moved are off: of a box 18 x 12 x 6 mm, corners cut, their share.
+    faces = np.array([12 * 6, 18 * 6, 18 * 12])
+    assert score.surface_dice == pytest.approx(1 - faces[axis] / faces.sum(), abs=0.07)
+
+
+def test_the_tolerance_is_the_longest_side_of_a_voxel() -> None:
+    one, other = volume(cube((0, 0, 0))), volume(cube((1, 0, 0)))
+    result = evaluate_labels(one, other)
+    assert result.tolerance_mm == 3.0
+    assert result.mean_surface_dice == 1
+    assert evaluate_labels(one, volume(cube((2, 0, 0)))).mean_surface_dice < 1
+    for wrong in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(S2DCError, match="makes no sense"):
+            evaluate_labels(one, other, wrong)
 
 
 def test_the_mean_leaves_out_what_is_not_known() -> None:
