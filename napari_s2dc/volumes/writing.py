@@ -23,6 +23,7 @@ def write_volume(
     like: Volume,
     *,
     result: str = "",
+    by: str = "",
     classes_of: Volume | None = None,
 ) -> Path:
     """Write an array on the original grid of the scan it was made from.
@@ -41,6 +42,8 @@ def write_volume(
     result : str
         What the array is where it is no scan, such as ``"similarity map"``: noted in the header,
         so that :func:`napari_s2dc.volumes.results.result_in` knows the file again.
+    by : str
+        What made the result, noted beside it for :func:`napari_s2dc.volumes.results.maker_of`.
     classes_of : Volume, optional
         Label map whose names and colours of classes are written too. NRRD has them, as 3D Slicer
         writes them; NIfTI does not.
@@ -67,9 +70,9 @@ def write_volume(
     try:
         with replace_atomically(path) as partial:
             if file_format == "nifti":
-                _write_nifti(partial, array, grid, result)
+                _write_nifti(partial, array, grid, result, by)
             else:
-                _write_nrrd(partial, array, grid, result, _class_fields(classes_of))
+                _write_nrrd(partial, array, grid, result, by, _class_fields(classes_of))
     except VolumeError:
         raise
     except S2DCError as error:
@@ -103,7 +106,9 @@ def _storable(path: Path, array: np.ndarray) -> np.ndarray:
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
-def _write_nifti(path: Path, array: np.ndarray, grid: OriginalGeometry, result: str) -> None:
+def _write_nifti(
+    path: Path, array: np.ndarray, grid: OriginalGeometry, result: str, by: str
+) -> None:
     import nibabel
 
     if grid.format == "nifti" and "header" in grid.header:
@@ -119,7 +124,7 @@ def _write_nifti(path: Path, array: np.ndarray, grid: OriginalGeometry, result: 
         if not np.allclose(image.get_qform(), grid.affine, atol=1e-4):
             image.set_qform(None, code=0)  # a shear has no quaternion
         image.header.set_xyzt_units("mm")
-    mark_nifti(image.header, result)
+    mark_nifti(image.header, result, by)
     nibabel.save(image, path)
 
 
@@ -140,6 +145,7 @@ def _write_nrrd(
     array: np.ndarray,
     grid: OriginalGeometry,
     result: str,
+    by: str,
     classes: dict[str, Any],
 ) -> None:
     import nrrd
@@ -159,5 +165,5 @@ def _write_nrrd(
             "space origin": lps[:3, 3],
         }
     fields.update(classes)
-    mark_nrrd(fields, result)
+    mark_nrrd(fields, result, by)
     nrrd.write(str(path), array, header=fields, index_order="F")
