@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def write_volume(
     *,
     result: str = "",
     by: str = "",
-    classes_of: Volume | None = None,
+    segments: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write an array on the original grid of the scan it was made from.
 
@@ -44,9 +45,9 @@ def write_volume(
         so that :func:`napari_s2dc.volumes.results.result_in` knows the file again.
     by : str
         What made the result, noted beside it for :func:`napari_s2dc.volumes.results.maker_of`.
-    classes_of : Volume, optional
-        Label map whose names and colours of classes are written too. NRRD has them, as 3D Slicer
-        writes them; NIfTI does not.
+    segments : mapping, optional
+        Header fields that name the classes of a label map, of
+        :func:`napari_s2dc.volumes.segments.segment_fields`. NRRD has them; NIfTI does not.
 
     Returns
     -------
@@ -72,7 +73,7 @@ def write_volume(
             if file_format == "nifti":
                 _write_nifti(partial, array, grid, result, by)
             else:
-                _write_nrrd(partial, array, grid, result, by, _class_fields(classes_of))
+                _write_nrrd(partial, array, grid, result, by, segments or {})
     except VolumeError:
         raise
     except S2DCError as error:
@@ -128,25 +129,13 @@ def _write_nifti(
     nibabel.save(image, path)
 
 
-def _class_fields(labels: Volume | None) -> dict[str, Any]:
-    """Fields of a NRRD segmentation that name its classes; those of its own grid are left out."""
-    original = None if labels is None else labels.original
-    if original is None or original.format != "nrrd":
-        return {}
-    return {
-        name: value
-        for name, value in original.header["header"].items()
-        if name.startswith("Segment") and "Extent" not in name
-    }
-
-
 def _write_nrrd(
     path: Path,
     array: np.ndarray,
     grid: OriginalGeometry,
     result: str,
     by: str,
-    classes: dict[str, Any],
+    segments: Mapping[str, Any],
 ) -> None:
     import nrrd
 
@@ -164,6 +153,6 @@ def _write_nrrd(
             "space directions": lps[:3, :3].T,
             "space origin": lps[:3, 3],
         }
-    fields.update(classes)
+    fields.update(segments)
     mark_nrrd(fields, result, by)
     nrrd.write(str(path), array, header=fields, index_order="F")
