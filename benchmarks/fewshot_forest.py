@@ -13,7 +13,7 @@ from napari_s2dc.volumes.preprocess import normalize
 from napari_s2dc.volumes.volume import Volume
 
 TREES = 100
-VOXELS = 40_000
+VOXELS = 100_000
 """Most voxels that a forest learns from, over all scans."""
 
 
