@@ -1,4 +1,4 @@
-"""Segmentation after a few labels on real scans: volumes, strokes, and how quickly it answers.
+"""Segmentation after a few labels on real scans: whole volumes, or strokes on one.
 
 The encoders must have been trained before, without labels and without the tests:
 
@@ -33,7 +33,6 @@ def mouse_part(options: argparse.Namespace) -> str:
         MOUSE,
         options.mouse,
         ways=options.ways,
-        minutes=options.minutes or 2.0,
         runs=options.runs,
         jobs=options.jobs,
     )
@@ -46,7 +45,6 @@ def hippocampus_part(options: argparse.Namespace) -> str:
         HIPPOCAMPUS,
         options.hippocampus,
         ways=[way for way in options.ways if way != "label transfer"],
-        minutes=options.minutes or 1.25,
         runs=options.runs,
         jobs=options.jobs,
     )
@@ -57,7 +55,7 @@ def strokes_part(options: argparse.Namespace) -> str:
     return organs_section(
         options.data / "totalseg_ct",
         options.ct,
-        ways=[way for way in options.ways if way in ("Quick", "random forest")],
+        ways=[way for way in options.ways if way != "label transfer"],
         runs=options.runs,
         jobs=options.jobs,
     )
@@ -79,7 +77,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--mouse", type=Path, required=True, help="encoder for mouse_brain")
     parser.add_argument("--hippocampus", type=Path, required=True, help="encoder for hippocampus")
     parser.add_argument("--ct", type=Path, required=True, help="encoder for CT")
-    parser.add_argument("--minutes", type=float, help="of each training, instead of the part's own")
     parser.add_argument("--runs", type=Path, default=Path("runs/fewshot"), help="finished runs")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, each in one thread")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="rows")
@@ -87,7 +84,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--write", action="store_true", help="put it into docs/benchmarks.md")
     options = parser.parse_args(arguments)
     for name in options.parts:
-        facts = machine(torch.device("cpu"))
+        facts = (
+            f"{machine(torch.device('cpu'))} Runs finished earlier are read from their files: the "
+            "load was not measured then."
+        )
         command = (
             "    python -m benchmarks.fewshot DATA --mouse MOUSE/encoder.safetensors --hippocampus "
             f"HIPPOCAMPUS/encoder.safetensors --ct CT/encoder.safetensors --parts {name} --write"

@@ -143,6 +143,6 @@ def organs_section(
         f"{LENGTH_VOX[0]} to {LENGTH_VOX[1]} voxels where there is room ({voxels} voxels in all "
         f"with seed {SEEDS[0]}). Dice on all other voxels, mean ± standard deviation over "
         f"{len(SEEDS)} draws of the strokes. The labels are TotalSegmentator's, not a person's. "
-        "The encoder never saw this scan or another of this patient; seconds of one thread."
+        "Seconds are processor time of one thread."
     )
     return "\n\n".join([text, table(["organ", *ways], rows)])

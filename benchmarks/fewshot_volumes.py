@@ -11,20 +11,18 @@ from statistics import mean, stdev
 
 import numpy as np
 
+from benchmarks.fewshot_forest import VOXELS
 from benchmarks.fewshot_runs import Memo, Result, Run, results_of
 from benchmarks.fewshot_splits import SEEDS, LabelledSet, names_in, require_unseen, split_of
-from benchmarks.fewshot_ways import TRAINED_BY_STEPS, WAYS, Case
+from benchmarks.fewshot_ways import WAYS, Case
 from benchmarks.report import table
 from napari_s2dc.engine.evaluate import evaluate_labels
-from napari_s2dc.engine.fewshot_settings import FewshotSettings, FinetuneSettings
+from napari_s2dc.engine.fewshot_settings import FewshotSettings
 from napari_s2dc.engine.labelled_scans import LabelledScan
 from napari_s2dc.method.encoder import SwinEncoder
 from napari_s2dc.volumes.io import read_volume
 
-_COMPARED = (
-    ("Swin UNETR, pretrained", "Swin UNETR, from scratch"),
-    ("Quick", "random forest"),
-)
+_COMPARED = (("label transfer", "random forest"),)
 _MEMO = Memo()
 
 
@@ -49,23 +47,18 @@ class VolumesWork:
         How it is split.
     encoder : Path
         Pretrained on all but the tests, without labels.
-    steps : int
-        Of every training of a Swin UNETR.
     """
 
     folder: Path
     data: LabelledSet
     encoder: Path
-    steps: int
 
     def __call__(self, run: Run) -> Result:
         """Do a run in this process."""
         split = split_of(names_in(self.folder), self.data, run.seed)
         scans = [read_scan(self.folder, name) for name in split.labelled[: run.shots]]
         begun = _MEMO.now()
-        settings = FewshotSettings(
-            zero="background", seed=run.seed, finetune=FinetuneSettings(steps=self.steps)
-        )
+        settings = FewshotSettings(zero="background", seed=run.seed)
         segment = WAYS[run.way](Case(scans, self.encoder, settings), _MEMO)
         training = _MEMO.now() - begun
         dice, distance, seconds = [], [], []
@@ -142,7 +135,6 @@ def volumes_section(
     encoder: Path,
     *,
     ways: Sequence[str],
-    minutes: float,
     runs: Path,
     jobs: int,
 ) -> str:
@@ -158,8 +150,6 @@ def volumes_section(
         Pretrained on all but the tests.
     ways : sequence of str
         Keys of ``WAYS``.
-    minutes : float
-        Processor time of one thread that a training may take.
     runs : Path
         Folder of what is finished.
     jobs : int
@@ -167,27 +157,26 @@ def volumes_section(
     """
     names = names_in(folder)
     require_unseen(SwinEncoder.from_checkpoint(encoder).metadata, names, data)
-    steps = 0
     wanted = [
         Run(data.name, way, number, seed) for way in ways for number in data.shots for seed in SEEDS
     ]
     digest = hashlib.sha256(encoder.read_bytes()).hexdigest()
-
-    def conditions(run: Run) -> dict[str, str | int]:
-        return {"encoder": digest} | ({"steps": steps} if run.way in TRAINED_BY_STEPS else {})
-
-    work = VolumesWork(folder, data, encoder, steps)
-    results = results_of(wanted, work, runs, conditions, jobs)
+    work = VolumesWork(folder, data, encoder)
+    results = results_of(wanted, work, runs, lambda _: {"encoder": digest}, jobs)
     pool = len(names) - data.tests
     text = (
         f"{data.name}: {', '.join(map(str, data.shots))} labelled of the {pool} scans that the "
         f"encoder was pretrained on without labels; tests are the other {data.tests}, which no "
         f"training saw. Mean over the classes and the tests, then mean ± standard deviation over "
         f"{len(SEEDS)} seeds, each with scans of its own, the smaller choice within the larger. "
-        f"Every training had {minutes:g} minutes of one thread's processor time: as many steps "
-        f"of the Swin UNETRs as take that long ({steps}); what shows fewer seconds was finished. "
-        "Seconds of one thread, features and reading of intensities included."
+        "Seconds are processor time of one thread, embeddings and filters included. The forest "
+        f"learns from {VOXELS} voxels of the labelled scans, or all where there are fewer."
     )
-    return "\n\n".join(
-        [text, result_table(results, ways, data.shots), comparisons(results, ways, data.shots)]
-    )
+    if "label transfer" in ways:
+        text += (
+            " How long the registration of label transfer goes on and its weights were chosen on "
+            "some pairs of these scans, tests among them."
+        )
+    compared = comparisons(results, ways, data.shots)
+    parts = [text, result_table(results, ways, data.shots), compared]
+    return "\n\n".join(part for part in parts if part)

@@ -32,7 +32,7 @@ class Case:
     encoder : Path
         Pretrained on scans of the kind, without labels.
     settings : FewshotSettings
-        What label 0 means, the seed, and how long a Swin UNETR is trained.
+        What label 0 means, and the seed of everything random.
     """
 
     scans: Sequence[LabelledScan]
@@ -106,6 +106,3 @@ WAYS: dict[str, Way] = {
     "random forest": random_forest,
 }
 """By the name of their row."""
-
-TRAINED_BY_STEPS = frozenset(way for way in WAYS if way.startswith("Swin UNETR"))
-"""Ways that are trained for as many steps as their settings say."""

@@ -125,11 +125,11 @@ def test_finished_runs_are_not_done_again(tmp_path: Path) -> None:
 def test_tables_and_comparisons_are_over_seeds() -> None:
     results = {
         Run("set", way, 1, seed): Result([0.5 + gain + seed / 10] * 2, [1.0, float("nan")], 60, 2)
-        for way, gain in (("Quick", 0.1), ("random forest", 0.0))
+        for way, gain in (("label transfer", 0.1), ("random forest", 0.0))
         for seed in range(3)
     }
-    rows = result_table(results, ["Quick", "random forest"], [1]).splitlines()
+    rows = result_table(results, ["label transfer", "random forest"], [1]).splitlines()
     assert "0.700 ± 0.100" in rows[2]
     assert "0.600 ± 0.100" in rows[3]
-    sentence = comparisons(results, ["Quick", "random forest"], [1])
+    sentence = comparisons(results, ["label transfer", "random forest"], [1])
     assert "+10.0 with 1 labelled (seeds +10.0, +10.0, +10.0)" in sentence
