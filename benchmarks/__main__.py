@@ -67,7 +67,7 @@ BENCHMARKS: dict[str, tuple[Benchmark, ...]] = {
 }
 """What is run on each device, the quickest first."""
 
-NEED_MORE = ("learning", "probing", "matching")
+NEED_MORE = ("learning", "probing", "matching", "fewshot")
 """Benchmarks that need trained encoders or scans; each has a command of its own."""
 
 

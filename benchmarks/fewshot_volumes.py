@@ -1,0 +1,182 @@
+"""Few labelled volumes: every way on the same splits, judged on scans that nothing was told of."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from statistics import mean, stdev
+
+import numpy as np
+
+from benchmarks.fewshot_forest import VOXELS
+from benchmarks.fewshot_runs import Memo, Result, Run, results_of
+from benchmarks.fewshot_splits import SEEDS, LabelledSet, names_in, require_unseen, split_of
+from benchmarks.fewshot_ways import WAYS, Case
+from benchmarks.report import table
+from napari_s2dc.engine.evaluate import evaluate_labels
+from napari_s2dc.engine.fewshot_settings import FewshotSettings
+from napari_s2dc.engine.labelled_scans import LabelledScan
+from napari_s2dc.method.encoder import SwinEncoder
+from napari_s2dc.volumes.io import read_volume
+
+_COMPARED = (("label transfer", "random forest"),)
+_MEMO = Memo()
+
+
+@lru_cache(maxsize=128)
+def read_scan(folder: Path, name: str) -> LabelledScan:
+    """Read a scan of a decathlon folder with its labels."""
+    return LabelledScan(
+        read_volume(folder / "imagesTr" / name),
+        read_volume(folder / "labelsTr" / name, labels=True),
+    )
+
+
+@dataclass(frozen=True)
+class VolumesWork:
+    """Learn from the labelled scans of a split and segment its tests.
+
+    Parameters
+    ----------
+    folder : Path
+        Decathlon folder.
+    data : LabelledSet
+        How it is split.
+    encoder : Path
+        Pretrained on all but the tests, without labels.
+    """
+
+    folder: Path
+    data: LabelledSet
+    encoder: Path
+
+    def __call__(self, run: Run) -> Result:
+        """Do a run in this process."""
+        split = split_of(names_in(self.folder), self.data, run.seed)
+        scans = [read_scan(self.folder, name) for name in split.labelled[: run.shots]]
+        begun = _MEMO.now()
+        settings = FewshotSettings(zero="background", seed=run.seed)
+        segment = WAYS[run.way](Case(scans, self.encoder, settings), _MEMO)
+        training = _MEMO.now() - begun
+        dice, distance, seconds = [], [], []
+        for name in split.tests:
+            test = read_scan(self.folder, name)
+            begun = _MEMO.now()
+            found = segment(test.image)
+            seconds.append(_MEMO.now() - begun)
+            kind = test.labels.array.dtype
+            score = evaluate_labels(test.labels.with_array(found.astype(kind)), test.labels)
+            dice.append(score.mean_dice)
+            distance.append(score.mean_hd95_mm)
+        return Result(dice, distance, training, float(np.mean(seconds)))
+
+
+def by_shots(
+    results: dict[Run, Result], way: str, shots: int
+) -> tuple[list[float], list[float], list[Result]]:
+    """Mean Dice and HD95 over the tests of every seed, and the results themselves."""
+    chosen = [
+        result
+        for run, result in sorted(results.items(), key=lambda item: item[0].seed)
+        if (run.way, run.shots) == (way, shots)
+    ]
+    distances = [float(np.nanmean(result.hd95_mm)) for result in chosen]
+    return [mean(result.dice) for result in chosen], distances, chosen
+
+
+def result_table(results: dict[Run, Result], ways: Sequence[str], shots: Sequence[int]) -> str:
+    """Tabulate Dice, distance and seconds; a row for every way."""
+    header = ["way", *(f"Dice, {number} labelled" for number in shots)]
+    header += [f"HD95 with {number}, mm" for number in shots]
+    header += [f"training with {', '.join(map(str, shots))}, s", "a test scan, s"]
+    rows = []
+    for way in ways:
+        figures = [by_shots(results, way, number) for number in shots]
+        trained = [mean(one.training_seconds for one in chosen) for _, _, chosen in figures]
+        tested = mean(one.test_seconds for _, _, chosen in figures for one in chosen)
+        row = [way, *(spread_over_seeds(dice) for dice, _, _ in figures)]
+        row += [f"{mean(distance):.2f}" for _, distance, _ in figures]
+        row += [", ".join(f"{seconds:.0f}" for seconds in trained), f"{tested:.1f}"]
+        rows.append(row)
+    return table(header, rows)
+
+
+def spread_over_seeds(values: Sequence[float]) -> str:
+    """Mean and standard deviation over the seeds."""
+    return f"{mean(values):.3f} ± {stdev(values):.3f}"
+
+
+def comparisons(results: dict[Run, Result], ways: Sequence[str], shots: Sequence[int]) -> str:
+    """Say how far one way is above another, in the mean and for every seed."""
+    sentences = []
+    for better, other in _COMPARED:
+        if better not in ways or other not in ways:
+            continue
+        parts = []
+        for number in shots:
+            pairs = zip(
+                by_shots(results, better, number)[0],
+                by_shots(results, other, number)[0],
+                strict=True,
+            )
+            gains = [100 * (one - two) for one, two in pairs]
+            each = ", ".join(f"{gain:+.1f}" for gain in gains)
+            parts.append(f"{mean(gains):+.1f} with {number} labelled (seeds {each})")
+        sentences.append(f"{better} above {other}, Dice points: {'; '.join(parts)}.")
+    return "\n".join(sentences)
+
+
+def volumes_section(
+    folder: Path,
+    data: LabelledSet,
+    encoder: Path,
+    *,
+    ways: Sequence[str],
+    runs: Path,
+    jobs: int,
+) -> str:
+    """Run every way with every number of labelled scans and seed; describe and tabulate.
+
+    Parameters
+    ----------
+    folder : Path
+        Decathlon folder.
+    data : LabelledSet
+        How it is split.
+    encoder : Path
+        Pretrained on all but the tests.
+    ways : sequence of str
+        Keys of ``WAYS``.
+    runs : Path
+        Folder of what is finished.
+    jobs : int
+        Processes, each with one thread.
+    """
+    names = names_in(folder)
+    require_unseen(SwinEncoder.from_checkpoint(encoder).metadata, names, data)
+    wanted = [
+        Run(data.name, way, number, seed) for way in ways for number in data.shots for seed in SEEDS
+    ]
+    digest = hashlib.sha256(encoder.read_bytes()).hexdigest()
+    work = VolumesWork(folder, data, encoder)
+    results = results_of(wanted, work, runs, lambda _: {"encoder": digest}, jobs)
+    pool = len(names) - data.tests
+    text = (
+        f"{data.name}: {', '.join(map(str, data.shots))} labelled of the {pool} scans that the "
+        f"encoder was pretrained on without labels; tests are the other {data.tests}, which no "
+        f"training saw. Mean over the classes and the tests, then mean ± standard deviation over "
+        f"{len(SEEDS)} seeds, each with scans of its own, the smaller choice within the larger. "
+        "Seconds are processor time of one thread, embeddings and filters included. The forest "
+        f"learns from {VOXELS} voxels of the labelled scans, or all where there are fewer."
+    )
+    if "label transfer" in ways:
+        text += (
+            " How long the registration of label transfer goes on and its weights were chosen on "
+            "some pairs of these scans, tests among them."
+        )
+    compared = comparisons(results, ways, data.shots)
+    parts = [text, result_table(results, ways, data.shots), compared]
+    return "\n\n".join(part for part in parts if part)
