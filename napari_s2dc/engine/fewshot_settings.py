@@ -181,7 +181,7 @@ def settings_from(content: Any, where: str) -> FewshotSettings:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(FewshotSettings)
     try:
-        parsed = parser.instantiate_classes(parser.parse_object(content))
+        parsed = parser.instantiate(parser.parse_object(content))
     except (ArgumentError, TypeError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise ConfigurationError(f"{where}: a setting cannot be used. {reason}") from error
