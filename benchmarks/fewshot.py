@@ -32,7 +32,7 @@ def mouse_part(options: argparse.Namespace) -> str:
         options.data / MOUSE.name,
         MOUSE,
         options.mouse,
-        ways=options.ways,
+        ways=list(WAYS),
         runs=options.runs,
         jobs=options.jobs,
     )
@@ -44,7 +44,7 @@ def hippocampus_part(options: argparse.Namespace) -> str:
         options.data / HIPPOCAMPUS.name,
         HIPPOCAMPUS,
         options.hippocampus,
-        ways=[way for way in options.ways if way != "label transfer"],
+        ways=[way for way in WAYS if way != "label transfer"],
         runs=options.runs,
         jobs=options.jobs,
     )
@@ -55,7 +55,7 @@ def strokes_part(options: argparse.Namespace) -> str:
     return organs_section(
         options.data / "totalseg_ct",
         options.ct,
-        ways=[way for way in options.ways if way != "label transfer"],
+        ways=[way for way in WAYS if way != "label transfer"],
         runs=options.runs,
         jobs=options.jobs,
     )
@@ -79,7 +79,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--ct", type=Path, required=True, help="encoder for CT")
     parser.add_argument("--runs", type=Path, default=Path("runs/fewshot"), help="finished runs")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, each in one thread")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="rows")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--write", action="store_true", help="put it into docs/benchmarks.md")
     options = parser.parse_args(arguments)

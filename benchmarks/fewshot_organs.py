@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,17 +14,16 @@ from benchmarks.fewshot_runs import Memo, Result, Run, results_of
 from benchmarks.fewshot_splits import SEEDS
 from benchmarks.fewshot_strokes import LENGTH_VOX, STROKES, largest, strokes_on
 from benchmarks.fewshot_volumes import read_scan, spread_over_seeds
-from benchmarks.fewshot_ways import WAYS, Case
+from benchmarks.fewshot_ways import WAYS, Case, LabelledScan
 from benchmarks.report import table
+from napari_s2dc.engine.encoders import weights_hash
 from napari_s2dc.engine.evaluate import evaluate_labels
-from napari_s2dc.engine.fewshot_settings import FewshotSettings
-from napari_s2dc.engine.labelled_scans import LabelledScan
+from napari_s2dc.method.encoder import SwinEncoder
 from napari_s2dc.volumes.foreground import foreground_mask
 
 ORGANS = 8
 _LAST_ORGAN = 22
 """TotalSegmentator numbers the organs from 1 to this; vertebrae, vessels and muscles follow."""
-_BACKGROUND = 255
 _MEMO = Memo()
 
 
@@ -51,7 +49,7 @@ def painted_scan(folder: Path, seed: int) -> tuple[LabelledScan, LabelledScan, l
     scan = read_scan(folder, next((folder / "imagesTr").iterdir()).name)
     labels = scan.labels.array
     organs = largest(labels, range(1, _LAST_ORGAN + 1), ORGANS)
-    strokes = strokes_on(labels, foreground_mask(scan.image.array), organs, _BACKGROUND, seed)
+    strokes = strokes_on(labels, foreground_mask(scan.image.array), organs, seed)
     truth = np.where(np.isin(labels, organs), labels, 0)
     return (
         LabelledScan(scan.image, scan.labels.with_array(truth.astype(strokes.dtype))),
@@ -78,13 +76,12 @@ class OrgansWork:
     def __call__(self, run: Run) -> Result:
         """Do a run in this process; Dice and distance are those of the organs."""
         truth, painted, organs = painted_scan(self.folder, run.seed)
-        settings = FewshotSettings(background=_BACKGROUND, seed=run.seed)
         begun = _MEMO.now()
-        segment = WAYS[run.way](Case([painted], self.encoder, settings), _MEMO)
+        segment = WAYS[run.way](Case([painted], self.encoder, run.seed), _MEMO)
         trained = _MEMO.now()
         found = segment(painted.image)
         seconds = _MEMO.now() - trained
-        unpainted = painted.labels.array == 0
+        unpainted = painted.labels.array < 0
         score = evaluate_labels(
             truth.labels.with_array((found * unpainted).astype(truth.labels.array.dtype)),
             truth.labels.with_array(truth.labels.array * unpainted),
@@ -118,11 +115,9 @@ def organs_section(
     """
     _, painted, organs = painted_scan(folder, SEEDS[0])
     names = json.loads((folder / "dataset.json").read_text())["labels"]
-    digest = hashlib.sha256(encoder.read_bytes()).hexdigest()
+    digest = weights_hash(SwinEncoder.from_checkpoint(encoder))
     wanted = [Run(folder.name, way, STROKES, seed) for way in ways for seed in SEEDS]
-    results = results_of(
-        wanted, OrgansWork(folder, encoder), runs, lambda _: {"encoder": digest}, jobs
-    )
+    results = results_of(wanted, OrgansWork(folder, encoder), runs, digest, jobs)
     chosen = {way: [result for run, result in results.items() if run.way == way] for way in ways}
     rows = [
         [
@@ -135,7 +130,7 @@ def organs_section(
     for what in ("training_seconds", "test_seconds"):
         title = what.replace("_", " ").replace("test", "whole scan,")
         rows.append([title, *(f"{mean(getattr(r, what) for r in chosen[w]):.1f}" for w in ways)])
-    voxels = int(np.count_nonzero(painted.labels.array))
+    voxels = int(np.count_nonzero(painted.labels.array >= 0))
     text = (
         f"{painted.image.name}, {' × '.join(map(str, painted.image.shape))} voxels: {STROKES} "
         f"strokes of each of the {ORGANS} largest organs, in the axial slice that shows most of "

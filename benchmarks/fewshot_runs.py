@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Hashable, Sequence
@@ -50,15 +49,12 @@ class Result:
     training_seconds, test_seconds : float
         Of one thread's processor time: the whole training, features of the labelled scans
         included, and the mean over the test scans.
-    note : str
-        What else should be said.
     """
 
     dice: list[float]
     hd95_mm: list[float]
     training_seconds: float
     test_seconds: float
-    note: str = ""
 
 
 class Memo:
@@ -85,19 +81,17 @@ class Memo:
         return time.process_time() + self._borrowed
 
 
-def file_of(folder: Path, run: Run, conditions: dict[str, Any]) -> Path:
-    """File of a run under conditions, which is another one under others."""
-    text = json.dumps([asdict(run), conditions], sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:10]
-    way = run.way.replace(" ", "_").replace(",", "")
-    return folder / f"{run.data}-{way}-{run.shots}-{run.seed}-{digest}.json"
+def file_of(folder: Path, run: Run, encoder: str) -> Path:
+    """File of a run with an encoder, which is another one with another encoder."""
+    way = run.way.replace(" ", "_")
+    return folder / f"{run.data}-{way}-{run.shots}-{run.seed}-{encoder[:10]}.json"
 
 
 def results_of(
     runs: Sequence[Run],
     work: Callable[[Run], Result],
     folder: Path,
-    conditions: Callable[[Run], dict[str, Any]],
+    encoder: str,
     jobs: int,
 ) -> dict[Run, Result]:
     """Read the results that are there and make the others, several at a time.
@@ -110,13 +104,13 @@ def results_of(
         From a run to its result; it must be picklable. Each process has one thread.
     folder : Path
         Of the files.
-    conditions : callable
-        What the result of a run depends on beside it: other conditions, another file.
+    encoder : str
+        Hash of its weights: another encoder, another file.
     jobs : int
         Processes.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    files = {run: file_of(folder, run, conditions(run)) for run in runs}
+    files = {run: file_of(folder, run, encoder) for run in runs}
     missing = [run for run in runs if not files[run].is_file()]
     print(f"{len(runs) - len(missing)} of {len(runs)} runs are there.", flush=True)
     if missing:
@@ -125,8 +119,8 @@ def results_of(
             for number, done in enumerate(as_completed(waiting), 1):
                 run, result = waiting[done], done.result()
                 with replace_atomically(files[run]) as temporary:
-                    content = {"run": asdict(run), "conditions": conditions(run)}
-                    temporary.write_text(json.dumps(content | {"result": asdict(result)}, indent=1))
+                    content = {"run": asdict(run), "encoder": encoder, "result": asdict(result)}
+                    temporary.write_text(json.dumps(content, indent=1))
                 dice = sum(result.dice) / len(result.dice)
                 print(f"{number} of {len(missing)}: {run} {dice:.3f}", flush=True)
     return {run: Result(**json.loads(file.read_text())["result"]) for run, file in files.items()}

@@ -94,9 +94,12 @@ def _curve(
 
 
 def strokes_on(
-    labels: np.ndarray, body: np.ndarray, structures: Sequence[int], background: int, seed: int
+    labels: np.ndarray, body: np.ndarray, structures: Sequence[int], seed: int
 ) -> np.ndarray:
-    """Paint strokes of some structures and of what surrounds them.
+    """Paint strokes of some structures, and of the background.
+
+    Those of the background all lie in the slice with most structures, the largest of them: one in
+    the air outside of the body where there is some, the others in the body.
 
     Parameters
     ----------
@@ -106,19 +109,16 @@ def strokes_on(
         What is no air round the body, boolean.
     structures : sequence of int
         Labels that are painted, each in the slice that shows most of it.
-    background : int
-        Label of the strokes of the background, all in the slice with most structures, the largest
-        of them: one in the air outside of the body where there is some, the others in the body.
     seed : int
         Same seed, same strokes.
 
     Returns
     -------
     np.ndarray (Z, Y, X)
-        uint8; 0 where nothing was painted.
+        int16; 0 where background was painted, -1 where nothing was.
     """
     random = np.random.default_rng(seed)
-    painted = np.zeros(labels.shape, np.uint8)
+    painted = np.full(labels.shape, -1, np.int16)
     for label in structures:
         z = best_slice(labels == label)
         painted[z][paint(labels[z] == label, random)] = label
@@ -129,5 +129,5 @@ def strokes_on(
     if not regions[0][0].any():
         regions = [(~wanted[z], STROKES)]
     for region, number in regions:
-        painted[z][paint(region, random, number)] = background
+        painted[z][paint(region, random, number)] = 0
     return painted

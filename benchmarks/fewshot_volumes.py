@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,15 +13,13 @@ import numpy as np
 from benchmarks.fewshot_forest import VOXELS
 from benchmarks.fewshot_runs import Memo, Result, Run, results_of
 from benchmarks.fewshot_splits import SEEDS, LabelledSet, names_in, require_unseen, split_of
-from benchmarks.fewshot_ways import WAYS, Case
+from benchmarks.fewshot_ways import WAYS, Case, LabelledScan
 from benchmarks.report import table
+from napari_s2dc.engine.encoders import weights_hash
 from napari_s2dc.engine.evaluate import evaluate_labels
-from napari_s2dc.engine.fewshot_settings import FewshotSettings
-from napari_s2dc.engine.labelled_scans import LabelledScan
 from napari_s2dc.method.encoder import SwinEncoder
 from napari_s2dc.volumes.io import read_volume
 
-_COMPARED = (("label transfer", "random forest"),)
 _MEMO = Memo()
 
 
@@ -58,8 +55,7 @@ class VolumesWork:
         split = split_of(names_in(self.folder), self.data, run.seed)
         scans = [read_scan(self.folder, name) for name in split.labelled[: run.shots]]
         begun = _MEMO.now()
-        settings = FewshotSettings(zero="background", seed=run.seed)
-        segment = WAYS[run.way](Case(scans, self.encoder, settings), _MEMO)
+        segment = WAYS[run.way](Case(scans, self.encoder, run.seed), _MEMO)
         training = _MEMO.now() - begun
         dice, distance, seconds = [], [], []
         for name in split.tests:
@@ -109,26 +105,6 @@ def spread_over_seeds(values: Sequence[float]) -> str:
     return f"{mean(values):.3f} ± {stdev(values):.3f}"
 
 
-def comparisons(results: dict[Run, Result], ways: Sequence[str], shots: Sequence[int]) -> str:
-    """Say how far one way is above another, in the mean and for every seed."""
-    sentences = []
-    for better, other in _COMPARED:
-        if better not in ways or other not in ways:
-            continue
-        parts = []
-        for number in shots:
-            pairs = zip(
-                by_shots(results, better, number)[0],
-                by_shots(results, other, number)[0],
-                strict=True,
-            )
-            gains = [100 * (one - two) for one, two in pairs]
-            each = ", ".join(f"{gain:+.1f}" for gain in gains)
-            parts.append(f"{mean(gains):+.1f} with {number} labelled (seeds {each})")
-        sentences.append(f"{better} above {other}, Dice points: {'; '.join(parts)}.")
-    return "\n".join(sentences)
-
-
 def volumes_section(
     folder: Path,
     data: LabelledSet,
@@ -156,13 +132,13 @@ def volumes_section(
         Processes, each with one thread.
     """
     names = names_in(folder)
-    require_unseen(SwinEncoder.from_checkpoint(encoder).metadata, names, data)
+    network = SwinEncoder.from_checkpoint(encoder)
+    require_unseen(network.metadata, names, data)
     wanted = [
         Run(data.name, way, number, seed) for way in ways for number in data.shots for seed in SEEDS
     ]
-    digest = hashlib.sha256(encoder.read_bytes()).hexdigest()
     work = VolumesWork(folder, data, encoder)
-    results = results_of(wanted, work, runs, lambda _: {"encoder": digest}, jobs)
+    results = results_of(wanted, work, runs, weights_hash(network), jobs)
     pool = len(names) - data.tests
     text = (
         f"{data.name}: {', '.join(map(str, data.shots))} labelled of the {pool} scans that the "
@@ -177,6 +153,4 @@ def volumes_section(
             " How long the registration of label transfer goes on and its weights were chosen on "
             "some pairs of these scans, tests among them."
         )
-    compared = comparisons(results, ways, data.shots)
-    parts = [text, result_table(results, ways, data.shots), compared]
-    return "\n\n".join(part for part in parts if part)
+    return "\n\n".join([text, result_table(results, ways, data.shots)])

@@ -12,13 +12,27 @@ from benchmarks.fewshot_forest import Filtered, classify, filtered, grow
 from benchmarks.fewshot_runs import Memo
 from napari_s2dc.engine.embed import EmbedSettings, embed_volume
 from napari_s2dc.engine.embedding import Embedding
-from napari_s2dc.engine.fewshot_settings import FewshotSettings
-from napari_s2dc.engine.labelled_scans import LabelledScan, classes_in, targets_of
 from napari_s2dc.engine.match import match_embeddings
 from napari_s2dc.engine.progress import finish
 from napari_s2dc.engine.transfer import Transfer, fuse, transfer_labels
 from napari_s2dc.method.encoder import SwinEncoder
 from napari_s2dc.volumes.volume import Volume
+
+
+@dataclass(frozen=True)
+class LabelledScan:
+    """A scan and its labels on one grid.
+
+    Parameters
+    ----------
+    image : Volume
+        Scan with raw intensities.
+    labels : Volume
+        0 is background; negative where a voxel is not labelled.
+    """
+
+    image: Volume
+    labels: Volume
 
 
 @dataclass(frozen=True)
@@ -31,13 +45,13 @@ class Case:
         What is learned from.
     encoder : Path
         Pretrained on scans of the kind, without labels.
-    settings : FewshotSettings
-        What label 0 means, and the seed of everything random.
+    seed : int
+        Of everything random.
     """
 
     scans: Sequence[LabelledScan]
     encoder: Path
-    settings: FewshotSettings
+    seed: int
 
 
 Segment = Callable[[Volume], np.ndarray]
@@ -91,14 +105,9 @@ def random_forest(case: Case, memo: Memo) -> Segment:
     def features(image: Volume) -> Filtered:
         return memo(("filters", image.path, preset), lambda: filtered(image, preset))
 
-    classes = classes_in(case.scans, case.settings)
-    labelled = [
-        (features(scan.image), targets_of(scan.labels.array, classes, case.settings))
-        for scan in case.scans
-    ]
-    forest = grow(labelled, case.settings.seed)
-    numbers = np.array([0, *(one.label for one in classes)])
-    return lambda image: numbers[classify(forest, features(image))]
+    labelled = [(features(scan.image), scan.labels.array) for scan in case.scans]
+    forest = grow(labelled, case.seed)
+    return lambda image: classify(forest, features(image))
 
 
 WAYS: dict[str, Way] = {

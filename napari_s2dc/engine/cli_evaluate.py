@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from napari_s2dc.engine.cli_labels import LABEL_ENDINGS, label_maps_in
 from napari_s2dc.engine.cli_scans import ScanFile, bare_name, over_scans, tell
-from napari_s2dc.errors import ConfigurationError, S2DCError
+from napari_s2dc.errors import S2DCError
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -19,6 +18,10 @@ __all__ = ["EVALUATE_SUMMARY", "evaluate_parser", "run_evaluate"]
 EVALUATE_SUMMARY = (
     "Compare label maps with references: Dice, 95 % Hausdorff distance in mm, surface Dice."
 )
+
+_LABEL_MAP = "label map"
+_LABEL_ENDINGS = (".labels", ".seg")
+"""Ours, and that of 3D Slicer."""
 
 
 def evaluate_parser() -> ArgumentParser:
@@ -48,11 +51,11 @@ def evaluate_parser() -> ArgumentParser:
 
 def run_evaluate(found: str, reference: str, tolerance: float | None, json: bool) -> int:
     """Compare label maps and return the exit code: 0, or 2 when none could be used."""
-    from napari_s2dc.engine.evaluate import evaluate_labels, mean_of
+    from napari_s2dc.engine.evaluate import evaluate_labels, mean_of, require_tolerance
     from napari_s2dc.volumes.io import read_volume
 
-    if tolerance is not None and not tolerance >= 0:
-        raise ConfigurationError(f"--tolerance must be 0 mm or more, not {tolerance:g}.")
+    if tolerance is not None:
+        require_tolerance(tolerance)
     cases, references = _cases(Path(found), Path(reference))
     results: list[Evaluation] = []
 
@@ -128,9 +131,9 @@ def _cases(found: Path, reference: Path) -> tuple[list[ScanFile], list[Path]]:
         )
     if not found.is_dir():
         return [ScanFile(found, Path(bare_name(found.name)))], [reference]
-    truths = label_maps_in(reference)
+    truths = _by_name(reference)
     cases, references = [], []
-    for name, path in label_maps_in(found).items():
+    for name, path in _by_name(found).items():
         if name in truths:
             cases.append(ScanFile(path, name))
             references.append(truths[name])
@@ -139,6 +142,41 @@ def _cases(found: Path, reference: Path) -> tuple[list[ScanFile], list[Path]]:
     if not cases:
         raise S2DCError(
             f"No file of {found} has the name of one in {reference}.",
-            f"Names are compared without ending and without {' or '.join(LABEL_ENDINGS)}.",
+            f"Names are compared without ending and without {' or '.join(_LABEL_ENDINGS)}.",
         )
     return cases, references
+
+
+def _by_name(folder: Path) -> dict[Path, Path]:
+    """Label maps of a folder by where they lie in it, without ending.
+
+    Of a scan and a label map of one name, the label map is meant; other results are no labels.
+    """
+    from napari_s2dc.volumes.io import find_volumes
+    from napari_s2dc.volumes.results import result_in
+
+    named: dict[Path, Path] = {}
+    for path in find_volumes(folder):
+        kind = result_in(path)
+        if kind not in ("", _LABEL_MAP):
+            continue
+        below = path.relative_to(folder) if path != folder else Path(path.name)
+        name = below.with_name(_without_ending(below.name))
+        other = named.setdefault(name, path)
+        if other is path:
+            continue
+        kept = [one for one in (other, path) if result_in(one) == _LABEL_MAP]
+        if len(kept) != 1:
+            raise S2DCError(
+                f"{other} and {path} have the same name without their endings.",
+                "Keep label maps in a folder of their own.",
+            )
+        named[name] = kept[0]
+    return named
+
+
+def _without_ending(name: str) -> str:
+    name = bare_name(name)
+    for ending in _LABEL_ENDINGS:
+        name = name.removesuffix(ending)
+    return name

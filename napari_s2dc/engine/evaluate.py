@@ -11,7 +11,7 @@ import numpy as np
 from napari_s2dc.errors import ConfigurationError, S2DCError
 from napari_s2dc.volumes.volume import Volume
 
-__all__ = ["ClassScore", "Evaluation", "evaluate_labels", "mean_of"]
+__all__ = ["ClassScore", "Evaluation", "evaluate_labels", "mean_of", "require_tolerance"]
 
 _SAME_PLACE_MM = 1e-3
 
@@ -118,7 +118,7 @@ def evaluate_labels(
     Raises
     ------
     S2DCError
-        The grids differ, neither holds a class, or the tolerance is negative.
+        The grids differ, neither holds a class, or the tolerance is no distance.
 
     Notes
     -----
@@ -129,10 +129,7 @@ def evaluate_labels(
     require_same_grid(found, reference)
     if tolerance_mm is None:
         tolerance_mm = max(reference.spacing_mm)
-    if not 0 <= tolerance_mm < np.inf:
-        raise ConfigurationError(
-            f"A tolerance of {tolerance_mm:g} mm makes no sense.", "Give 0 or more."
-        )
+    require_tolerance(tolerance_mm)
     labels = sorted(
         int(label)
         for label in np.union1d(np.unique(found.array), np.unique(reference.array))
@@ -144,6 +141,20 @@ def evaluate_labels(
         )
     scores = tuple(_score(found, reference, label, tolerance_mm) for label in labels)
     return Evaluation(scores, tolerance_mm)
+
+
+def require_tolerance(tolerance_mm: float) -> None:
+    """Refuse a tolerance that is no distance.
+
+    Raises
+    ------
+    ConfigurationError
+        It is negative, infinite or NaN.
+    """
+    if not 0 <= tolerance_mm < np.inf:
+        raise ConfigurationError(
+            f"A tolerance of {tolerance_mm:g} mm makes no sense.", "Give 0 or more."
+        )
 
 
 def require_same_grid(one: Volume, other: Volume) -> None:
