@@ -55,7 +55,7 @@ def strokes_part(options: argparse.Namespace) -> str:
     return organs_section(
         options.data / "totalseg_ct",
         options.ct,
-        ways=[way for way in WAYS if way != "label transfer"],
+        ways=["random forest", "Quick"],
         runs=options.runs,
         jobs=options.jobs,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -24,10 +24,14 @@ from napari_s2dc.volumes.foreground import foreground_mask
 ORGANS = 8
 _LAST_ORGAN = 22
 """TotalSegmentator numbers the organs from 1 to this; vertebrae, vessels and muscles follow."""
+_EVERYWHERE = " background everywhere"
+"""Ends the name of the data in runs with background strokes in every organ's slice."""
 _MEMO = Memo()
 
 
-def painted_scan(folder: Path, seed: int) -> tuple[LabelledScan, LabelledScan, list[int]]:
+def painted_scan(
+    folder: Path, seed: int, *, background_everywhere: bool
+) -> tuple[LabelledScan, LabelledScan, list[int]]:
     """Read the labelled CT and paint strokes on it.
 
     Parameters
@@ -36,6 +40,8 @@ def painted_scan(folder: Path, seed: int) -> tuple[LabelledScan, LabelledScan, l
         Decathlon folder with one labelled scan.
     seed : int
         Of the strokes.
+    background_everywhere : bool
+        As for :func:`benchmarks.fewshot_strokes.strokes_on`.
 
     Returns
     -------
@@ -49,7 +55,13 @@ def painted_scan(folder: Path, seed: int) -> tuple[LabelledScan, LabelledScan, l
     scan = read_scan(folder, next((folder / "imagesTr").iterdir()).name)
     labels = scan.labels.array
     organs = largest(labels, range(1, _LAST_ORGAN + 1), ORGANS)
-    strokes = strokes_on(labels, foreground_mask(scan.image.array), organs, seed)
+    strokes = strokes_on(
+        labels,
+        foreground_mask(scan.image.array),
+        organs,
+        seed,
+        background_everywhere=background_everywhere,
+    )
     truth = np.where(np.isin(labels, organs), labels, 0)
     return (
         LabelledScan(scan.image, scan.labels.with_array(truth.astype(strokes.dtype))),
@@ -75,7 +87,9 @@ class OrgansWork:
 
     def __call__(self, run: Run) -> Result:
         """Do a run in this process; Dice and distance are those of the organs."""
-        truth, painted, organs = painted_scan(self.folder, run.seed)
+        truth, painted, organs = painted_scan(
+            self.folder, run.seed, background_everywhere=run.data.endswith(_EVERYWHERE)
+        )
         begun = _MEMO.now()
         segment = WAYS[run.way](Case([painted], self.encoder, run.seed), _MEMO)
         trained = _MEMO.now()
@@ -113,15 +127,36 @@ def organs_section(
     jobs : int
         Processes, each with one thread.
     """
-    _, painted, organs = painted_scan(folder, SEEDS[0])
     names = json.loads((folder / "dataset.json").read_text())["labels"]
     digest = weights_hash(SwinEncoder.from_checkpoint(encoder))
-    wanted = [Run(folder.name, way, STROKES, seed) for way in ways for seed in SEEDS]
-    results = results_of(wanted, OrgansWork(folder, encoder), runs, digest, jobs)
+    parts = []
+    for kind, where in (("", "in one slice"), (_EVERYWHERE, "in the slice of every organ")):
+        _, painted, organs = painted_scan(folder, SEEDS[0], background_everywhere=bool(kind))
+        wanted = [Run(folder.name + kind, way, STROKES, seed) for way in ways for seed in SEEDS]
+        results = results_of(wanted, OrgansWork(folder, encoder), runs, digest, jobs)
+        voxels = int(np.count_nonzero(painted.labels.array >= 0))
+        parts += [
+            f"{STROKES} strokes of the background {where}; {voxels} painted voxels in all with "
+            f"seed {SEEDS[0]}:",
+            _table(results, [str(names[str(organ)]).replace("_", " ") for organ in organs], ways),
+        ]
+    text = (
+        f"{painted.image.name}, {' × '.join(map(str, painted.image.shape))} voxels: {STROKES} "
+        f"strokes of each of the {ORGANS} largest organs, in the axial slice that shows most of "
+        f"it, drawn by a script as curves of {LENGTH_VOX[0]} to {LENGTH_VOX[1]} voxels where there "
+        "is room. Dice on all other voxels, mean ± standard deviation over "
+        f"{len(SEEDS)} draws of the strokes. The labels are TotalSegmentator's, not a person's. "
+        "Seconds are processor time of one thread."
+    )
+    return "\n\n".join([text, *parts])
+
+
+def _table(results: Mapping[Run, Result], organs: Sequence[str], ways: Sequence[str]) -> str:
+    """Dice of every organ and seconds; a column for every way."""
     chosen = {way: [result for run, result in results.items() if run.way == way] for way in ways}
     rows = [
         [
-            str(names[str(organ)]).replace("_", " "),
+            organ,
             *(spread_over_seeds([result.dice[place] for result in chosen[way]]) for way in ways),
         ]
         for place, organ in enumerate(organs)
@@ -130,14 +165,4 @@ def organs_section(
     for what in ("training_seconds", "test_seconds"):
         title = what.replace("_", " ").replace("test", "whole scan,")
         rows.append([title, *(f"{mean(getattr(r, what) for r in chosen[w]):.1f}" for w in ways)])
-    voxels = int(np.count_nonzero(painted.labels.array >= 0))
-    text = (
-        f"{painted.image.name}, {' × '.join(map(str, painted.image.shape))} voxels: {STROKES} "
-        f"strokes of each of the {ORGANS} largest organs, in the axial slice that shows most of "
-        f"it, and {STROKES} of the background in one slice, drawn by a script as curves of "
-        f"{LENGTH_VOX[0]} to {LENGTH_VOX[1]} voxels where there is room ({voxels} voxels in all "
-        f"with seed {SEEDS[0]}). Dice on all other voxels, mean ± standard deviation over "
-        f"{len(SEEDS)} draws of the strokes. The labels are TotalSegmentator's, not a person's. "
-        "Seconds are processor time of one thread."
-    )
-    return "\n\n".join([text, table(["organ", *ways], rows)])
+    return table(["organ", *ways], rows)

@@ -84,7 +84,7 @@ class Memo:
 def file_of(folder: Path, run: Run, encoder: str) -> Path:
     """File of a run with an encoder, which is another one with another encoder."""
     way = run.way.replace(" ", "_")
-    return folder / f"{run.data}-{way}-{run.shots}-{run.seed}-{encoder[:10]}.json"
+    return folder / f"{run.data.replace(' ', '_')}-{way}-{run.shots}-{run.seed}-{encoder[:10]}.json"
 
 
 def results_of(

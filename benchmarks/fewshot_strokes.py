@@ -94,12 +94,17 @@ def _curve(
 
 
 def strokes_on(
-    labels: np.ndarray, body: np.ndarray, structures: Sequence[int], seed: int
+    labels: np.ndarray,
+    body: np.ndarray,
+    structures: Sequence[int],
+    seed: int,
+    *,
+    background_everywhere: bool,
 ) -> np.ndarray:
     """Paint strokes of some structures, and of the background.
 
-    Those of the background all lie in the slice with most structures, the largest of them: one in
-    the air outside of the body where there is some, the others in the body.
+    Those of the background are one in the air outside of the body where there is some, and the
+    others in the body.
 
     Parameters
     ----------
@@ -111,6 +116,9 @@ def strokes_on(
         Labels that are painted, each in the slice that shows most of it.
     seed : int
         Same seed, same strokes.
+    background_everywhere : bool
+        Paint background in the slice of every structure; otherwise only in the slice with most
+        structures, the largest of them.
 
     Returns
     -------
@@ -119,15 +127,17 @@ def strokes_on(
     """
     random = np.random.default_rng(seed)
     painted = np.full(labels.shape, -1, np.int16)
-    for label in structures:
-        z = best_slice(labels == label)
+    slices = [best_slice(labels == label) for label in structures]
+    for label, z in zip(structures, slices, strict=True):
         painted[z][paint(labels[z] == label, random)] = label
     wanted = np.isin(labels, structures)
-    kinds = np.array([np.isin(structures, plane).sum() for plane in labels])
-    z = int(np.lexsort((wanted.sum((1, 2)), kinds))[-1])
-    regions = [(~body[z] & ~wanted[z], 1), (body[z] & ~wanted[z], STROKES - 1)]
-    if not regions[0][0].any():
-        regions = [(~wanted[z], STROKES)]
-    for region, number in regions:
-        painted[z][paint(region, random, number)] = 0
+    if not background_everywhere:
+        kinds = np.array([np.isin(structures, plane).sum() for plane in labels])
+        slices = [int(np.lexsort((wanted.sum((1, 2)), kinds))[-1])]
+    for z in sorted(set(slices)):
+        regions = [(~body[z] & ~wanted[z], 1), (body[z] & ~wanted[z], STROKES - 1)]
+        if not regions[0][0].any():
+            regions = [(~wanted[z], STROKES)]
+        for region, number in regions:
+            painted[z][paint(region, random, number)] = 0
     return painted

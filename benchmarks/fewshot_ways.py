@@ -4,16 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
 from benchmarks.fewshot_forest import Filtered, classify, filtered, grow
 from benchmarks.fewshot_runs import Memo
 from napari_s2dc.engine.embed import EmbedSettings, embed_volume
 from napari_s2dc.engine.embedding import Embedding
+from napari_s2dc.engine.fewshot import train_model
+from napari_s2dc.engine.fewshot_settings import FewshotSettings
+from napari_s2dc.engine.labelled_scans import LabelledScan as PaintedScan
+from napari_s2dc.engine.labelled_scans import classes_in
 from napari_s2dc.engine.match import match_embeddings
 from napari_s2dc.engine.progress import finish
+from napari_s2dc.engine.quick import train_quick
+from napari_s2dc.engine.quick_features import QuickScan, prepare_scan
+from napari_s2dc.engine.segment import QuickSegmenter, segment_volume
 from napari_s2dc.engine.transfer import Transfer, fuse, transfer_labels
 from napari_s2dc.method.encoder import SwinEncoder
 from napari_s2dc.volumes.volume import Volume
@@ -110,8 +120,62 @@ def random_forest(case: Case, memo: Memo) -> Segment:
     return lambda image: classify(forest, features(image))
 
 
+def painted(case: Case, **settings: Any) -> tuple[list[PaintedScan], FewshotSettings]:
+    """Give labels as our engine takes them: 0 is unlabelled where something else may be meant."""
+    labels = [scan.labels.array for scan in case.scans]
+    if min(int(one.min()) for one in labels) >= 0:
+        zero, background = "background", None
+    else:
+        zero, background = "unlabelled", 1 + max(int(one.max()) for one in labels)
+    scans = [
+        PaintedScan(scan.image, scan.labels.with_array(_shifted(scan.labels.array, background)))
+        for scan in case.scans
+    ]
+    return scans, FewshotSettings(
+        zero=zero, background=background, device="cpu", seed=case.seed, **settings
+    )
+
+
+def _shifted(labels: np.ndarray, background: int | None) -> np.ndarray:
+    if background is None:
+        return labels
+    return np.where(labels == 0, background, labels.clip(min=0))
+
+
+def quick(case: Case, memo: Memo) -> Segment:
+    """Train the light head of Quick on features of the frozen encoder."""
+    encoder = encoder_of(case.encoder, memo)
+    scans, settings = painted(case, mode="quick")
+
+    def prepared(image: Volume) -> QuickScan:
+        return memo(
+            ("quick", image.path, case.encoder),
+            lambda: finish(prepare_scan(image, encoder, settings.quick, device="cpu")),
+        )
+
+    labelled = [(prepared(scan.image), scan.labels.array) for scan in scans]
+    model = finish(train_quick(labelled, classes_in(scans, settings), encoder, settings))
+    return lambda image: finish(QuickSegmenter(prepared(image), model).whole()).labels
+
+
+def fine_tuned(case: Case, memo: Memo, *, pretrained: bool) -> Segment:
+    """Train a Swin UNETR, from the encoder's weights or from random ones, for as many steps."""
+    encoder = encoder_of(case.encoder, memo)
+    scans, settings = painted(
+        case, mode="finetune", preset=encoder.metadata["preprocessing"]["preset"]
+    )
+    if not pretrained:
+        torch.manual_seed(case.seed)
+        encoder = SwinEncoder(encoder.config)
+    model = finish(train_model(scans, encoder, settings))
+    return lambda image: finish(segment_volume(image, model, device="cpu")).labels
+
+
 WAYS: dict[str, Way] = {
     "label transfer": transferred,
     "random forest": random_forest,
+    "Quick": quick,
+    "Swin UNETR from scratch": partial(fine_tuned, pretrained=False),
+    "Swin UNETR pretrained": partial(fine_tuned, pretrained=True),
 }
 """By the name of their row."""

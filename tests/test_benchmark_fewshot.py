@@ -66,7 +66,7 @@ def test_each_class_is_painted_in_one_slice_and_the_same_again() -> None:
     truth = labels.array
     body = image.array > -500
     structures = largest(truth, range(1, int(truth.max()) + 1), 3)
-    painted = strokes_on(truth, body, structures, seed=3)
+    painted = strokes_on(truth, body, structures, 3, background_everywhere=False)
     for label in structures:
         strokes = painted == label
         assert strokes.any()
@@ -77,8 +77,14 @@ def test_each_class_is_painted_in_one_slice_and_the_same_again() -> None:
     assert not np.isin(truth[background], structures).any()
     assert (background & ~body).any()
     assert (background & body).any()
-    np.testing.assert_array_equal(painted, strokes_on(truth, body, structures, seed=3))
-    assert (painted != strokes_on(truth, body, structures, seed=4)).any()
+    again, other, more = (
+        strokes_on(truth, body, structures, seed, background_everywhere=everywhere)
+        for seed, everywhere in ((3, False), (4, False), (3, True))
+    )
+    np.testing.assert_array_equal(painted, again)
+    assert (painted != other).any()
+    slices = {best_slice(truth == label) for label in structures}
+    assert set(np.flatnonzero((more == 0).any((1, 2)))) == slices
 
 
 def test_a_forest_learns_from_labelled_voxels_only() -> None:

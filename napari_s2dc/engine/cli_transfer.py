@@ -121,6 +121,7 @@ def run_transfer(
     from napari_s2dc.engine.progress import finish_with_bar
     from napari_s2dc.engine.registration import RegistrationSettings
     from napari_s2dc.engine.transfer import TransferSettings, fuse, transfer_labels
+    from napari_s2dc.volumes.segments import segment_fields_of
     from napari_s2dc.volumes.writing import write_volume
 
     matching = matching_of(temperature, unmatched_similarity, prior)
@@ -180,7 +181,7 @@ def run_transfer(
             result.labels.array,
             grid,
             result="label map",
-            classes_of=used[0].labels,
+            segments=segment_fields_of(used[0].labels),
         )
         if maps is not None:
             write_volume(maps[scan.path], result.confidence, grid, result="confidence map")

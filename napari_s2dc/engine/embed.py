@@ -78,7 +78,7 @@ def plan(shape: tuple[int, ...], encoder: SwinEncoder, settings: EmbedSettings) 
         stage=stage_of(encoder, settings),
         window_vox=settings.window_vox,
         overlap=settings.overlap,
-        windows_at_once=windows_at_once(device_of(settings)),
+        windows_at_once=windows_at_once(device_of(settings.device)),
     )
 
 

@@ -19,7 +19,7 @@ from napari_s2dc.engine.windows import Scale, run_windows
 from napari_s2dc.errors import ConfigurationError, S2DCError
 from napari_s2dc.method.encoder import SwinEncoder
 
-__all__ = ["device_of", "encode", "windows_at_once"]
+__all__ = ["device_of", "encode", "out_of_memory", "windows_at_once"]
 
 # A batch keeps a graphics processor busy; on a CPU it only takes more memory.
 _AT_ONCE = {"cuda": 4, "mps": 2}
@@ -66,7 +66,7 @@ def encode(
     facts : dict
         ``window_vox`` and ``device`` that were used, and the ``notice``.
     """
-    attempts = _attempts(device_of(settings), settings)
+    attempts = _attempts(device_of(settings.device), settings)
     try:
         for attempt in attempts:
             windows = plan_windows(
@@ -88,7 +88,7 @@ def encode(
                         else:
                             yield Progress(done, windows.windows, "windows")
             except (RuntimeError, MemoryError) as error:
-                if not _out_of_memory(error):
+                if not out_of_memory(error):
                     raise
                 if attempt is attempts[-1]:
                     raise S2DCError(
@@ -134,7 +134,8 @@ def _attempts(device: torch.device, settings: EmbedSettings) -> list[_Attempt]:
     return ways
 
 
-def _out_of_memory(error: BaseException) -> bool:
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on whatever device."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     text = str(error).lower()  # MPS and the CPU's allocator raise plain RuntimeErrors
@@ -148,9 +149,8 @@ def _free(device: torch.device) -> None:
         torch.mps.empty_cache()
 
 
-def device_of(settings: EmbedSettings) -> torch.device:
-    """Device that the settings ask for; ConfigurationError when it is not there."""
-    wanted = settings.device
+def device_of(wanted: str) -> torch.device:
+    """Device that a setting, one of ``DEVICES``, asks for; ConfigurationError if not there."""
     if wanted not in DEVICES:
         raise ConfigurationError(
             f"There is no device '{wanted}'.", f"Use one of {', '.join(DEVICES)}."

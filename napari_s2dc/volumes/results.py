@@ -7,25 +7,40 @@ from typing import Any
 
 from napari_s2dc.volumes.formats import format_of
 
-__all__ = ["mark_nifti", "mark_nrrd", "result_in"]
+__all__ = ["maker_of", "mark_nifti", "mark_nrrd", "result_in"]
 
 _MARK = "napari-s2dc"
 """Begins the description in a NIfTI header; name of the field in a NRRD header."""
+_BY = "; by "
 
 
-def mark_nifti(header: Any, result: str) -> None:
-    """Say in a NIfTI header what was written; "" takes away what its scan's header said."""
+def mark_nifti(header: Any, result: str, by: str = "") -> None:
+    """Say in a NIfTI header what was written; "" takes away what its scan's header said.
+
+    Parameters
+    ----------
+    header : NIfTI header
+        Changed in place.
+    result : str
+        What the file holds. With `by`, at most 60 characters: the header has room for 80.
+    by : str
+        What made it, to be found by :func:`maker_of`.
+    """
     if result:
-        header["descrip"] = f"{_MARK}: {result}".encode()
+        header["descrip"] = f"{_MARK}: {_note(result, by)}".encode()
     elif _described(header):
         header["descrip"] = b""
 
 
-def mark_nrrd(fields: dict[str, Any], result: str) -> None:
+def mark_nrrd(fields: dict[str, Any], result: str, by: str = "") -> None:
     """Say in the fields of a NRRD header what was written; as `mark_nifti`."""
     fields.pop(_MARK, None)
     if result:
-        fields[_MARK] = result
+        fields[_MARK] = _note(result, by)
+
+
+def _note(result: str, by: str) -> str:
+    return f"{result}{_BY}{by}" if by else result
 
 
 def result_in(path: Path) -> str:
@@ -42,6 +57,15 @@ def result_in(path: Path) -> str:
         Such as ``"similarity map"``; "" for a scan, and for what cannot be read: whoever reads it
         as a scan learns why.
     """
+    return _note_in(path).partition(_BY)[0]
+
+
+def maker_of(path: Path) -> str:
+    """Say what made the result that a file holds; "" where there is none, or it is not noted."""
+    return _note_in(path).partition(_BY)[2]
+
+
+def _note_in(path: Path) -> str:
     kind = format_of(path) if path.is_file() else None
     try:
         if kind == "nifti":

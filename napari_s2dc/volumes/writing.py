@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ def write_volume(
     like: Volume,
     *,
     result: str = "",
-    classes_of: Volume | None = None,
+    by: str = "",
+    segments: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write an array on the original grid of the scan it was made from.
 
@@ -41,9 +43,11 @@ def write_volume(
     result : str
         What the array is where it is no scan, such as ``"similarity map"``: noted in the header,
         so that :func:`napari_s2dc.volumes.results.result_in` knows the file again.
-    classes_of : Volume, optional
-        Label map whose names and colours of classes are written too. NRRD has them, as 3D Slicer
-        writes them; NIfTI does not.
+    by : str
+        What made the result, noted beside it for :func:`napari_s2dc.volumes.results.maker_of`.
+    segments : mapping, optional
+        Header fields that name the classes of a label map, of
+        :func:`napari_s2dc.volumes.segments.segment_fields`. NRRD has them; NIfTI does not.
 
     Returns
     -------
@@ -67,9 +71,9 @@ def write_volume(
     try:
         with replace_atomically(path) as partial:
             if file_format == "nifti":
-                _write_nifti(partial, array, grid, result)
+                _write_nifti(partial, array, grid, result, by)
             else:
-                _write_nrrd(partial, array, grid, result, _class_fields(classes_of))
+                _write_nrrd(partial, array, grid, result, by, segments or {})
     except VolumeError:
         raise
     except S2DCError as error:
@@ -103,7 +107,9 @@ def _storable(path: Path, array: np.ndarray) -> np.ndarray:
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
-def _write_nifti(path: Path, array: np.ndarray, grid: OriginalGeometry, result: str) -> None:
+def _write_nifti(
+    path: Path, array: np.ndarray, grid: OriginalGeometry, result: str, by: str
+) -> None:
     import nibabel
 
     if grid.format == "nifti" and "header" in grid.header:
@@ -119,20 +125,8 @@ def _write_nifti(path: Path, array: np.ndarray, grid: OriginalGeometry, result: 
         if not np.allclose(image.get_qform(), grid.affine, atol=1e-4):
             image.set_qform(None, code=0)  # a shear has no quaternion
         image.header.set_xyzt_units("mm")
-    mark_nifti(image.header, result)
+    mark_nifti(image.header, result, by)
     nibabel.save(image, path)
-
-
-def _class_fields(labels: Volume | None) -> dict[str, Any]:
-    """Fields of a NRRD segmentation that name its classes; those of its own grid are left out."""
-    original = None if labels is None else labels.original
-    if original is None or original.format != "nrrd":
-        return {}
-    return {
-        name: value
-        for name, value in original.header["header"].items()
-        if name.startswith("Segment") and "Extent" not in name
-    }
 
 
 def _write_nrrd(
@@ -140,7 +134,8 @@ def _write_nrrd(
     array: np.ndarray,
     grid: OriginalGeometry,
     result: str,
-    classes: dict[str, Any],
+    by: str,
+    segments: Mapping[str, Any],
 ) -> None:
     import nrrd
 
@@ -158,6 +153,6 @@ def _write_nrrd(
             "space directions": lps[:3, :3].T,
             "space origin": lps[:3, 3],
         }
-    fields.update(classes)
-    mark_nrrd(fields, result)
+    fields.update(segments)
+    mark_nrrd(fields, result, by)
     nrrd.write(str(path), array, header=fields, index_order="F")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from napari_s2dc.volumes.io import read_volume, write_volume
-from napari_s2dc.volumes.results import result_in
+from napari_s2dc.volumes.results import maker_of, result_in
 from tests.volumes.files import AFFINES, content, write_nifti, write_nrrd
 
 
@@ -21,9 +21,13 @@ def test_a_result_says_so_and_what_is_written_like_it_does_not(
     assert result_in(tmp_path / f"scan{source}") == ""
     made = write_volume(tmp_path / f"map{suffix}", scan.array, scan, result="similarity map")
     assert result_in(made) == "similarity map"
+    assert maker_of(made) == ""
+    marked = write_volume(made, scan.array, scan, result="uncertainty map", by="0123456789abcdef")
+    assert result_in(marked) == "uncertainty map"
+    assert maker_of(marked) == "0123456789abcdef"
     result = read_volume(made)
     again = write_volume(tmp_path / f"again{suffix}", result.array, result)
-    assert result_in(again) == ""
+    assert result_in(again) == maker_of(again) == ""
 
 
 def test_a_scans_own_description_stays(tmp_path: Path) -> None:

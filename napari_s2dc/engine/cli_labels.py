@@ -1,0 +1,211 @@
+"""Which label map belongs to which scan: by name, in folders as decathlon and nnU-Net have them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from napari_s2dc.engine.cli_scans import ScanFile, bare_name, scans_in, tell
+from napari_s2dc.errors import S2DCError
+
+__all__ = [
+    "LABEL_ENDINGS",
+    "LABEL_MAP",
+    "LabelledFile",
+    "class_names_beside",
+    "in_order_of",
+    "label_maps_in",
+    "labelled_files",
+]
+
+LABEL_MAP = "label map"
+"""What a file of labels calls itself in its header."""
+LABEL_ENDINGS = (".labels", ".seg")
+"""End the name of a label map that lies beside its scan, before the format's ending: ours, and
+that of 3D Slicer."""
+
+_CHANNEL = "_0000"
+"""Ends the name of nnU-Net's scans, and not that of their labels."""
+
+
+@dataclass(frozen=True)
+class LabelledFile:
+    """A scan and its label map on disk.
+
+    Parameters
+    ----------
+    scan : Path
+        Scan, or folder of a DICOM series.
+    labels : Path
+        Its label map.
+    name : Path
+        What both are called: where the scan lies in its folder, without ending.
+    """
+
+    scan: Path
+    labels: Path
+    name: Path
+
+
+def label_maps_in(folder: Path, without: Collection[Path] = ()) -> dict[Path, Path]:
+    """List the label maps of a folder by where they lie in it, without ending.
+
+    Parameters
+    ----------
+    folder : Path
+        Searched with its subfolders.
+    without : collection of Path
+        Files that are known to be something else.
+
+    Returns
+    -------
+    dict of Path to Path
+        ``NAME.nii.gz``, ``NAME.labels.nii.gz`` and ``NAME.seg.nrrd`` all as ``NAME``. Of two files
+        of one name, the one whose header says that it is a label map; other results are no labels.
+
+    Raises
+    ------
+    S2DCError
+        Two files have one name and nothing tells which is meant, or the folder cannot be read.
+    """
+    from napari_s2dc.volumes.io import find_volumes
+    from napari_s2dc.volumes.results import result_in
+
+    left_out = {path.resolve() for path in without}
+    named: dict[Path, Path] = {}
+    for path in find_volumes(folder):
+        if path.resolve() in left_out or result_in(path) not in ("", LABEL_MAP):
+            continue
+        below = path.relative_to(folder) if path != folder else Path(path.name)
+        name = below.with_name(_without_ending(below.name))
+        other = named.setdefault(name, path)
+        if other is path:
+            continue
+        kept = [one for one in (other, path) if result_in(one) == LABEL_MAP]
+        if len(kept) != 1:
+            raise S2DCError(
+                f"{other} and {path} have the same name without their endings.",
+                "Keep label maps in a folder of their own.",
+            )
+        named[name] = kept[0]
+    return named
+
+
+def _without_ending(name: str) -> str:
+    name = bare_name(name)
+    for ending in LABEL_ENDINGS:
+        name = name.removesuffix(ending)
+    return name
+
+
+def labelled_files(images: str, labels: str) -> list[LabelledFile]:
+    """Find the label map of every scan that has one.
+
+    Parameters
+    ----------
+    images : str
+        Scan, DICOM series folder, or folder with scans.
+    labels : str
+        Label map of the one scan, or folder with label maps of the scans' names; nnU-Net's
+        ``NAME_0000`` has the labels ``NAME``. Both folders may be one where label maps are called
+        ``NAME.labels`` or ``NAME.seg``.
+
+    Returns
+    -------
+    list of LabelledFile
+        By name. Standard error says how many scans have no labels.
+
+    Raises
+    ------
+    S2DCError
+        No scan has labels, or one label map is given for several scans.
+    """
+    scans = scans_in([images])
+    if not Path(labels).is_dir():
+        if len(scans) > 1:
+            raise S2DCError(
+                f"{labels} is one file, but {images} holds {len(scans)} scans.",
+                "Name a folder for --labels.",
+            )
+        return [LabelledFile(scans[0].path, Path(labels), scans[0].name)]
+    maps = label_maps_in(Path(labels), without=[scan.path for scan in scans])
+    found = [
+        LabelledFile(scan.path, path, scan.name)
+        for scan in scans
+        if (path := _labels_of(scan, maps)) is not None
+    ]
+    if not found:
+        raise S2DCError(
+            f"No label map in {labels} has the name of a scan in {images}.",
+            f"Names are compared without ending and without {' or '.join(LABEL_ENDINGS)}.",
+        )
+    missing = len(scans) - len(found)
+    if missing:
+        tell(f"{missing} of {len(scans)} scans in {images} have no labels in {labels}: left out")
+    return sorted(found, key=lambda one: one.name)
+
+
+def _labels_of(scan: ScanFile, maps: dict[Path, Path]) -> Path | None:
+    without_channel = scan.name.with_name(scan.name.name.removesuffix(_CHANNEL))
+    return maps.get(scan.name) or maps.get(without_channel)
+
+
+def in_order_of(files: Sequence[LabelledFile], seed: int) -> list[LabelledFile]:
+    """Put files in a random order that depends on the seed and on their names only.
+
+    The first five are then among the first ten, and a scan that is added changes nothing about
+    the order of the others.
+
+    Parameters
+    ----------
+    files : sequence of LabelledFile
+        In any order.
+    seed : int
+        Another seed, another order.
+    """
+
+    def place(file: LabelledFile) -> bytes:
+        return hashlib.sha256(f"{seed}/{file.name.as_posix()}".encode()).digest()
+
+    return sorted(files, key=place)
+
+
+def class_names_beside(labels: Path) -> dict[int, str]:
+    """Names of classes in the ``dataset.json`` of a decathlon or nnU-Net folder.
+
+    Parameters
+    ----------
+    labels : Path
+        Label map, or folder of label maps: ``dataset.json`` lies in the folder or the one above.
+
+    Returns
+    -------
+    dict of int to str
+        By label, without 0; empty where there is no such file or it names none.
+    """
+    folder = labels if labels.is_dir() else labels.parent
+    for place in (folder, folder.resolve().parent):
+        try:
+            content = json.loads((place / "dataset.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        named = content.get("labels") if isinstance(content, dict) else None
+        if isinstance(named, dict):
+            return _names(named)
+    return {}
+
+
+def _names(named: dict[str, object]) -> dict[int, str]:
+    """Read ``{"1": "liver"}`` as decathlon has it, or ``{"liver": 1}`` as nnU-Net has it."""
+    pairs = [
+        (int(key), value) if isinstance(value, str) and key.isdecimal() else (value, key)
+        for key, value in named.items()
+    ]
+    return {
+        label: str(name)
+        for label, name in pairs
+        if isinstance(label, int) and label > 0 and not isinstance(label, bool)
+    }

@@ -1,0 +1,130 @@
+"""From a few labels to a segmentation model, by a light head or by fine-tuning a network."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, replace
+
+import numpy as np
+
+from napari_s2dc import __version__
+from napari_s2dc.engine.encoders import name_of, weights_hash
+from napari_s2dc.engine.fewshot_settings import FewshotSettings, SegmentationClass
+from napari_s2dc.engine.labelled_scans import LabelledScan, classes_in
+from napari_s2dc.engine.progress import Steps, StopTraining
+from napari_s2dc.engine.quick import train_quick
+from napari_s2dc.engine.quick_features import prepare_scan
+from napari_s2dc.engine.segmentation_model import SegmentationModel
+from napari_s2dc.method.encoder import SwinEncoder
+from napari_s2dc.volumes.preprocess import resample
+from napari_s2dc.volumes.volume import Volume
+
+__all__ = ["on_training_grid", "train_model", "with_provenance"]
+
+
+def train_model(
+    scans: Sequence[LabelledScan],
+    encoder: SwinEncoder,
+    settings: FewshotSettings,
+    *,
+    classes: Sequence[SegmentationClass] | None = None,
+    held_out: Sequence[LabelledScan] = (),
+) -> Steps[SegmentationModel]:
+    """Learn to segment from labelled scans.
+
+    Parameters
+    ----------
+    scans : sequence of LabelledScan
+        At least one.
+    encoder : SwinEncoder
+        Pretrained; not changed.
+    settings : FewshotSettings
+        Say how.
+    classes : sequence of SegmentationClass, optional
+        What is learned; the classes that the labels hold when left out.
+    held_out : sequence of LabelledScan
+        Fine-tuning keeps the network that is best on them; Quick does without.
+
+    Yields
+    ------
+    Progress
+        Windows that are embedded, then :class:`TrainingProgress` for every step. A fine-tuning that
+        :class:`StopTraining` is thrown into ends with the best so far.
+
+    Returns
+    -------
+    SegmentationModel
+        With its provenance in the metadata.
+
+    Raises
+    ------
+    S2DCError
+        There is nothing to learn, a scan cannot be used, or training failed.
+    """
+    classes = classes_in(scans, settings) if classes is None else tuple(classes)
+    ready = [on_training_grid(scan, settings) for scan in scans]
+    if settings.mode == "quick":
+        prepared = []
+        for scan in ready:
+            features = yield from prepare_scan(
+                scan.image, encoder, settings.quick, preset=settings.preset, device=settings.device
+            )
+            prepared.append((features, scan.labels.array))
+        model = yield from train_quick(prepared, classes, encoder, settings)
+    else:
+        from napari_s2dc.engine.finetune import FinetuneRun
+
+        judges = [on_training_grid(scan, settings) for scan in held_out]
+        run = FinetuneRun(ready, encoder, classes, settings, held_out=judges)
+        with suppress(StopTraining):
+            yield from run.train()
+        model = run.model()
+    return with_provenance(model, encoder, [scan.image for scan in scans], settings)
+
+
+def on_training_grid(scan: LabelledScan, settings: FewshotSettings) -> LabelledScan:
+    """Resample a scan and its labels to the spacing of the settings."""
+    if settings.spacing_mm is None:
+        return scan
+    return LabelledScan(
+        resample(scan.image, settings.spacing_mm),
+        resample(scan.labels, settings.spacing_mm, labels=True),
+    )
+
+
+def with_provenance(
+    model: SegmentationModel,
+    encoder: SwinEncoder,
+    images: Sequence[Volume],
+    settings: FewshotSettings,
+) -> SegmentationModel:
+    """Note in a model what it was made of.
+
+    Parameters
+    ----------
+    model : SegmentationModel
+        As trained.
+    encoder : SwinEncoder
+        As it was before training.
+    images : sequence of Volume
+        Scans that were learned from.
+    settings : FewshotSettings
+        How.
+    """
+    facts = {
+        "encoder": name_of(encoder),
+        "encoder_weights": weights_hash(encoder),
+        "scans": [
+            {"name": image.name, "hash": _hash(image.array), "spacing_mm": list(image.spacing_mm)}
+            for image in images
+        ],
+        "settings": asdict(settings),
+        "version": __version__,
+    }
+    return replace(model, metadata={**model.metadata, **facts})
+
+
+def _hash(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:32]

@@ -1,0 +1,207 @@
+"""How a segmentation is learned from a few labels: one configuration for window and commands."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from napari_s2dc.errors import ConfigurationError
+from napari_s2dc.files import replace_atomically
+
+__all__ = [
+    "FewshotSettings",
+    "FinetuneSettings",
+    "QuickSettings",
+    "SegmentSettings",
+    "SegmentationClass",
+    "read_settings",
+    "settings_from",
+    "write_settings",
+]
+
+
+@dataclass(frozen=True)
+class SegmentationClass:
+    """A structure that is learned; the background is none.
+
+    Parameters
+    ----------
+    label : int
+        Its number in label maps, not 0.
+    name : str
+        Its name.
+    colour : tuple of float
+        Red, green and blue, 0 to 1.
+    """
+
+    label: int
+    name: str
+    colour: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class QuickSettings:
+    """Light head over features of the frozen encoder."""
+
+    stages: tuple[int, ...] = (2, 3)
+    """Encoder stages whose features are used, ascending, 0 to 4."""
+    components: int = 16
+    """Most principal components of a stage that are used."""
+    smoothing_vox: tuple[float, ...] = (0.0, 1.0, 2.0, 4.0)
+    """Widths in voxels of the Gaussians whose smoothed intensities and gradients are used beside
+    them."""
+    hidden: int = 64
+    """Units of the head's hidden layer."""
+    steps: int = 150
+    """Optimiser steps of a training from scratch; a refresh takes a third of them."""
+    voxels: int = 40_000
+    """Most labelled voxels that are learned from, over all scans."""
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """Training of a Swin UNETR whose encoder is the pretrained one."""
+
+    steps: int = 300
+    """Optimiser steps."""
+    crop_vox: int = 64
+    """A crop has at most as many voxels as a cube of this side, a multiple of 32; along an axis it
+    is about as long as the tissue where that is shorter."""
+    crops_per_step: int = 1
+    """Crops whose gradients make a step; they are computed one after the other where they do not
+    fit into the memory together."""
+    learning_rate: float = 2e-2
+    """Peak learning rate of the decoder."""
+    encoder_rate: float = 0.3
+    """Learning rate of the last layer of a pretrained encoder, as a share of the decoder's. An
+    encoder that was not pretrained has the decoder's."""
+    layer_decay: float = 0.8
+    """Factor of the learning rate from a layer of a pretrained encoder to the one before."""
+    frozen_steps: int = 30
+    """Steps in which a pretrained encoder is not changed, while the decoder learns its features."""
+    voxels_per_crop: int = 20_000
+    """Most labelled voxels of a crop that a step learns from, drawn at random."""
+    augmentation: float = 1.0
+    """Strength of the random changes of place, form and intensity; 0 for none."""
+    averaging: float = 0.95
+    """Share of the averaged weights, which make the model, that a step keeps."""
+    held_out_every: int = 50
+    """Steps after which the averaged weights are judged on held-out scans, if there are any."""
+    memory_gb: float = 0.0
+    """Memory that a step may take for what it computes, in GB (1e9); 0 means 4 on a CPU and half of
+    what is free on a GPU."""
+
+
+@dataclass(frozen=True)
+class SegmentSettings:
+    """How a whole scan is segmented by a model."""
+
+    overlap: float = 0.25
+    """Least share of a window that the next one covers again (fine-tuned networks)."""
+    flips: bool = False
+    """Average over the scan and its mirror images along z, y and x; the uncertainty is then that of
+    the mean. Only sensible where no two classes are mirror images of each other."""
+    largest_component: bool = False
+    """Keep the largest connected part of every class only."""
+
+
+@dataclass(frozen=True)
+class FewshotSettings:
+    """Everything that decides what is learned from labels."""
+
+    mode: Literal["quick", "finetune"] = "quick"
+    """``quick``: frozen features and a light head, seconds; ``finetune``: a Swin UNETR, minutes."""
+    zero: Literal["unlabelled", "background"] = "unlabelled"
+    """What label 0 means: ``unlabelled`` where strokes were painted, ``background`` where label
+    maps are complete."""
+    background: int | None = None
+    """Label that means background where 0 means unlabelled; none is painted when left out."""
+    preset: str = "checkpoint"
+    """Intensities, ``checkpoint`` for those the encoder was trained with, ``auto``, or the name of
+    a preset."""
+    spacing_mm: tuple[float, float, float] | None = None
+    """Spacing (z, y, x) that scans are resampled to before they are learned from or segmented; as
+    they are when left out."""
+    device: str = "auto"
+    """``auto``, ``cpu``, ``cuda`` or ``mps``."""
+    seed: int = 0
+    """Same seed, same result on the same device."""
+    quick: QuickSettings = field(default_factory=QuickSettings)
+    """Settings of mode ``quick``."""
+    finetune: FinetuneSettings = field(default_factory=FinetuneSettings)
+    """Settings of mode ``finetune``."""
+    segment: SegmentSettings = field(default_factory=SegmentSettings)
+    """How scans are segmented with the model."""
+
+
+def write_settings(settings: FewshotSettings, path: Path) -> None:
+    """Write settings as YAML that ``s2dc finetune --config`` reads.
+
+    Raises
+    ------
+    S2DCError
+        The file cannot be written.
+    """
+    import yaml
+
+    text = yaml.safe_dump(_plain(asdict(settings)), sort_keys=False)
+    with replace_atomically(path) as temporary:
+        temporary.write_text(text)
+
+
+def read_settings(path: Path) -> FewshotSettings:
+    """Read settings that `write_settings` wrote, or that were written by hand.
+
+    Raises
+    ------
+    ConfigurationError
+        The file cannot be read, or a setting is unknown or of the wrong type.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} cannot be read: {error}.") from error
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{path} is no YAML: {error}.") from error
+    return settings_from(content or {}, str(path))
+
+
+def settings_from(content: Any, where: str) -> FewshotSettings:
+    """Make settings of plain values, as YAML and JSON give them; what is left out has its default.
+
+    Parameters
+    ----------
+    content : object
+        Mapping of names to values, groups as mappings within.
+    where : str
+        Where the values come from, for the message.
+
+    Raises
+    ------
+    ConfigurationError
+        A setting is unknown or of the wrong type.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    if not isinstance(content, dict):
+        raise ConfigurationError(f"{where} holds no settings, but {type(content).__name__}.")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(FewshotSettings)
+    try:
+        parsed = parser.instantiate(parser.parse_object(content))
+    except (ArgumentError, TypeError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigurationError(f"{where}: a setting cannot be used. {reason}") from error
+    return FewshotSettings(**vars(parsed))
+
+
+def _plain(value: Any) -> Any:
+    """Turn tuples into lists, which YAML writes in a way that other programs read."""
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    return value

@@ -1,0 +1,200 @@
+"""A whole scan, or one plane of it, segmented by a model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from napari_s2dc.engine.encode import device_of
+from napari_s2dc.engine.fewshot_settings import FewshotSettings, SegmentSettings, settings_from
+from napari_s2dc.engine.progress import Progress, Steps
+from napari_s2dc.engine.quick import head_of
+from napari_s2dc.engine.quick_features import (
+    Box,
+    QuickScan,
+    VoxelFeatures,
+    blocks_of,
+    prepare_scan,
+)
+from napari_s2dc.engine.segmentation_model import SegmentationModel
+from napari_s2dc.errors import ConfigurationError
+from napari_s2dc.volumes.io import check_values
+from napari_s2dc.volumes.preprocess import normalize, resample, resample_to
+from napari_s2dc.volumes.volume import Volume
+
+__all__ = ["QuickSegmenter", "Segmentation", "segment_volume"]
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """What a model finds in a scan.
+
+    Parameters
+    ----------
+    labels : np.ndarray (Z, Y, X)
+        Label numbers of the classes, 0 for background; uint8 where they fit, else uint16 or uint32.
+    uncertainty : np.ndarray (Z, Y, X)
+        float16, from 0 (sure) to 1 (all classes are as likely): entropy over its largest value.
+    """
+
+    labels: np.ndarray
+    uncertainty: np.ndarray
+
+
+class QuickSegmenter:
+    """The head of Quick on one scan, part by part.
+
+    Parameters
+    ----------
+    scan : QuickScan
+        Prepared with the encoder and settings of the model.
+    model : SegmentationModel
+        Of kind ``quick``.
+    """
+
+    def __init__(self, scan: QuickScan, model: SegmentationModel) -> None:
+        self.scan = scan
+        self._head, projections = head_of(model)
+        quick = settings_of(model).quick
+        self._features = VoxelFeatures(scan, projections, quick.smoothing_vox)
+        self._labels = label_numbers(model)
+
+    def box(self, box: Box) -> Segmentation:
+        """Segment a box of voxels."""
+        with torch.no_grad():
+            logits = self._head(self._features.in_box(box))
+        best, entropy = judge(logits)
+        return Segmentation(self._labels[best.numpy()], entropy.numpy())
+
+    def plane(self, axis: int, index: int) -> Segmentation:
+        """Segment the plane with an index along an axis; 2D, without that axis."""
+        box = [slice(0, side) for side in self.scan.volume.shape]
+        box[axis] = slice(index, index + 1)
+        part = self.box((box[0], box[1], box[2]))
+        return Segmentation(part.labels.squeeze(axis), part.uncertainty.squeeze(axis))
+
+    def whole(self) -> Steps[Segmentation]:
+        """Segment the scan block by block."""
+        shape = self.scan.volume.shape
+        labels = np.zeros(shape, self._labels.dtype)
+        uncertainty = np.zeros(shape, np.float16)
+        blocks = blocks_of(shape)
+        for done, box in enumerate(blocks, start=1):
+            part = self.box(box)
+            labels[box], uncertainty[box] = part.labels, part.uncertainty
+            yield Progress(done, len(blocks), "blocks")
+        return Segmentation(labels, uncertainty)
+
+
+def judge(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Best output and uncertainty of logits (..., outputs).
+
+    Returns
+    -------
+    best : Tensor (...)
+        int64.
+    uncertainty : Tensor (...)
+        float16, 0 to 1.
+    """
+    logarithms = logits.log_softmax(-1)
+    entropy = -(logarithms.exp() * logarithms).sum(-1) / math.log(max(2, logits.shape[-1]))
+    return logits.argmax(-1), entropy.clamp(0, 1).half()
+
+
+def settings_of(model: SegmentationModel) -> FewshotSettings:
+    """Read the settings that a model was trained with."""
+    return settings_from(model.metadata["settings"], "The model")
+
+
+def label_numbers(model: SegmentationModel) -> np.ndarray:
+    """Label number of every output, in the smallest type that holds them."""
+    numbers = np.array([0, *(one.label for one in model.classes)])
+    return numbers.astype(np.min_scalar_type(int(numbers.max())))
+
+
+def segment_volume(
+    volume: Volume,
+    model: SegmentationModel,
+    *,
+    settings: SegmentSettings | None = None,
+    device: str = "auto",
+    prepared: QuickScan | None = None,
+) -> Steps[Segmentation]:
+    """Segment a scan.
+
+    Parameters
+    ----------
+    volume : Volume
+        Scan with raw intensities.
+    model : SegmentationModel
+        Model.
+    settings : SegmentSettings, optional
+        The model's own when left out.
+    device : str
+        ``auto``, ``cpu``, ``cuda`` or ``mps``.
+    prepared : QuickScan, optional
+        The scan on the model's grid, prepared earlier for a model of kind ``quick``.
+
+    Yields
+    ------
+    Progress
+        Windows, then blocks.
+
+    Returns
+    -------
+    Segmentation
+        On the grid of `volume`.
+
+    Raises
+    ------
+    VolumeError
+        The scan holds no usable values.
+    ConfigurationError
+        The device is not there, or mirror images are asked of a model of kind ``quick``.
+    """
+    check_values(volume)
+    settings = settings or model.segment
+    grid = volume if model.spacing_mm is None else resample(volume, model.spacing_mm)
+    if model.kind == "quick":
+        if settings.flips:
+            raise ConfigurationError(
+                "A Quick model knows left from right, so mirror images cannot be averaged.",
+                "Switch mirror images off, or use Fine-tune.",
+            )
+        if prepared is None:
+            quick = settings_of(model).quick
+            prepared = yield from prepare_scan(
+                grid, model.encoder, quick, preset=model.preset, device=device
+            )
+        found = yield from QuickSegmenter(prepared, model).whole()
+    else:
+        from napari_s2dc.engine.finetune_segment import segment_with_network
+
+        image = normalize(grid.array, model.preset)
+        best, uncertainty = yield from segment_with_network(
+            image, model, settings, device_of(device)
+        )
+        found = Segmentation(label_numbers(model)[best], uncertainty)
+    labels = found.labels
+    if settings.largest_component:
+        labels = largest_components(labels, [one.label for one in model.classes])
+    if grid is volume:
+        return Segmentation(labels, found.uncertainty)
+    return Segmentation(
+        resample_to(grid.with_array(labels), volume, labels=True).array,
+        resample_to(grid.with_array(found.uncertainty), volume).array.astype(np.float16),
+    )
+
+
+def largest_components(labels: np.ndarray, classes: Sequence[int]) -> np.ndarray:
+    """Keep the largest connected part of every class; the other parts become background."""
+    from monai.transforms import KeepLargestConnectedComponent
+
+    keep = KeepLargestConnectedComponent(applied_labels=list(classes), is_onehot=False)
+    kept = keep(torch.from_numpy(labels.astype(np.int32))[None])[0]
+    return np.asarray(kept).astype(labels.dtype)

@@ -1,0 +1,175 @@
+"""A trained segmentation model in one file: encoder, head or decoder, and how to use them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from napari_s2dc import __version__
+from napari_s2dc.engine.encoders import weights_hash
+from napari_s2dc.engine.fewshot_settings import SegmentationClass, SegmentSettings
+from napari_s2dc.errors import S2DCError
+from napari_s2dc.files import reading_tensors, write_tensors
+from napari_s2dc.method.encoder import DERIVED_SUFFIX, EncoderConfig, SwinEncoder
+from napari_s2dc.volumes.preprocess import PRESETS
+
+__all__ = ["ModelFileError", "SegmentationModel"]
+
+_KEY = "napari_s2dc_segmentation"
+_FORMAT = 1
+_KINDS = ("quick", "finetune")
+
+
+class ModelFileError(S2DCError):
+    """A file that cannot be read as a segmentation model."""
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentationModel:
+    """What was learned from labels, with the encoder it was learned on.
+
+    Parameters
+    ----------
+    kind : {"quick", "finetune"}
+        What `tensors` are: a light head over frozen features, or the decoder of a Swin UNETR.
+    encoder : SwinEncoder
+        Frozen or fine-tuned.
+    tensors : dict of Tensor
+        Head or decoder, by name; on the CPU.
+    classes : tuple of SegmentationClass
+        Output ``1 + i`` is class ``i``; output 0 is the background.
+    preset : str
+        Intensity preset, a key of ``PRESETS``.
+    spacing_mm : tuple of float, optional
+        Spacing (z, y, x) that scans are resampled to; None where they are taken as they are.
+    segment : SegmentSettings
+        How scans are segmented unless something else is asked for.
+    metadata : dict
+        JSON-able facts: ``encoder`` (name) and ``encoder_weights`` (hash before training),
+        ``spacing_of_training_mm``, ``scans`` (name and hash of each that was learned from),
+        ``settings``, ``metrics``, ``background_labelled``, ``version``.
+    """
+
+    kind: Literal["quick", "finetune"]
+    encoder: SwinEncoder
+    tensors: dict[str, Tensor]
+    classes: tuple[SegmentationClass, ...]
+    preset: str
+    spacing_mm: tuple[float, float, float] | None = None
+    segment: SegmentSettings = field(default_factory=SegmentSettings)
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def outputs(self) -> int:
+        """Classes and the background."""
+        return len(self.classes) + 1
+
+    def fingerprint(self, segment: SegmentSettings) -> str:
+        """Hash of all that decides what is found in a scan: equal hashes, equal results."""
+        facts = [
+            __version__,
+            self.kind,
+            weights_hash(self.encoder),
+            [one.label for one in self.classes],
+            self.preset,
+            self.spacing_mm,
+            self.metadata.get("settings"),
+            asdict(segment),
+        ]
+        digest = hashlib.sha256(json.dumps(facts).encode())
+        for name, tensor in sorted(self.tensors.items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().numpy().tobytes())
+        return digest.hexdigest()[:32]
+
+    def save(self, path: str | Path) -> Path:
+        """Write everything as one safetensors file, which appears whole or not at all.
+
+        Raises
+        ------
+        S2DCError
+            The file cannot be written.
+        """
+        path = Path(path)
+        facts = {
+            "format": _FORMAT,
+            "kind": self.kind,
+            "classes": [asdict(one) for one in self.classes],
+            "preset": self.preset,
+            "spacing_mm": self.spacing_mm,
+            "segment": asdict(self.segment),
+            "architecture": self.encoder.config.as_dict(),
+            "encoder_metadata": self.encoder.metadata,
+            "metadata": {"version": __version__, **self.metadata},
+        }
+        tensors = {
+            f"encoder.{name}": tensor.detach().cpu()
+            for name, tensor in self.encoder.swin.state_dict().items()
+            if not name.endswith(DERIVED_SUFFIX)
+        }
+        tensors |= {f"head.{name}": part.detach().cpu() for name, part in self.tensors.items()}
+        write_tensors(path, tensors, {_KEY: json.dumps(facts)})
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> SegmentationModel:
+        """Read a model that :meth:`save` wrote; no code in a file is ever run.
+
+        Raises
+        ------
+        ModelFileError
+            The file is missing, damaged, of a later format, or holds something else.
+        """
+        with reading_tensors(
+            Path(path),
+            _KEY,
+            _FORMAT,
+            "segmentation model",
+            "'s2dc finetune' or the Segment tab",
+            ModelFileError,
+        ) as (facts, tensors):
+            return _assemble(facts, tensors)
+
+
+def _assemble(facts: dict[str, Any], tensors: dict[str, Tensor]) -> SegmentationModel:
+    if facts["kind"] not in _KINDS or facts["preset"] not in PRESETS:
+        raise ValueError("unknown kind or preset")
+    encoder = SwinEncoder(EncoderConfig.from_dict(facts["architecture"]))
+    encoder.metadata = dict(facts["encoder_metadata"])
+    own = _below("encoder.", tensors)
+    own |= {n: t for n, t in encoder.swin.state_dict().items() if n.endswith(DERIVED_SUFFIX)}
+    encoder.swin.load_state_dict(own)
+    spacing = facts["spacing_mm"]
+    return SegmentationModel(
+        kind=facts["kind"],
+        encoder=encoder.eval(),
+        tensors=_below("head.", tensors),
+        classes=tuple(
+            SegmentationClass(int(one["label"]), str(one["name"]), _three(one["colour"]))
+            for one in facts["classes"]
+        ),
+        preset=str(facts["preset"]),
+        spacing_mm=None if spacing is None else _three(spacing),
+        segment=SegmentSettings(
+            **{one.name: facts["segment"][one.name] for one in fields(SegmentSettings)}
+        ),
+        metadata=dict(facts["metadata"]),
+    )
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+def _three(numbers: Any) -> tuple[float, float, float]:
+    one, two, three = (float(number) for number in numbers)
+    return one, two, three

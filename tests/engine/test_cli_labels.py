@@ -1,0 +1,98 @@
+"""Scans and label maps find each other by name; a choice of scans is nested and repeatable."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from napari_s2dc.engine.cli_labels import (
+    LabelledFile,
+    class_names_beside,
+    in_order_of,
+    label_maps_in,
+    labelled_files,
+)
+from napari_s2dc.errors import S2DCError
+from napari_s2dc.volumes.volume import Volume
+from napari_s2dc.volumes.writing import write_volume
+
+
+def write(path: Path, result: str = "") -> Path:
+    array = np.arange(27, dtype=np.int16).reshape(3, 3, 3)
+    return write_volume(path, array, Volume(array, np.eye(4)), result=result)
+
+
+@pytest.mark.parametrize(
+    ("image", "labels"),
+    [
+        ("imagesTr/a.nii.gz", "labelsTr/a.nii.gz"),
+        ("imagesTr/sub/a.nii.gz", "labelsTr/sub/a.nrrd"),
+        ("imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz"),
+        ("imagesTr/a.nii.gz", "labelsTr/a.labels.nii.gz"),
+        ("scans/a.nrrd", "scans/a.seg.nrrd"),
+        ("scans/a.nii.gz", "scans/a.labels.nii.gz"),
+    ],
+)
+def test_label_maps_are_found_by_name(
+    image: str, labels: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scan, truth = write(tmp_path / image), write(tmp_path / labels)
+    write(tmp_path / Path(image).parts[0] / "unlabelled.nii.gz")
+    folders = [str(tmp_path / Path(one).parts[0]) for one in (image, labels)]
+    (found,) = labelled_files(*folders)
+    assert (found.scan, found.labels) == (scan, truth)
+    assert "1 of 2 scans" in capsys.readouterr().err
+
+
+def test_two_files_are_a_pair(tmp_path: Path) -> None:
+    scan, truth = write(tmp_path / "a.nii"), write(tmp_path / "strokes.nii")
+    (found,) = labelled_files(str(scan), str(truth))
+    assert (found.scan, found.labels, found.name) == (scan, truth, Path("a"))
+
+
+def test_what_has_no_pair_is_one_sentence(tmp_path: Path) -> None:
+    write(tmp_path / "images" / "a.nii")
+    truth = write(tmp_path / "labels" / "b.nii")
+    images = str(tmp_path / "images")
+    with pytest.raises(S2DCError, match="has the name of a scan"):
+        labelled_files(images, str(tmp_path / "labels"))
+    write(tmp_path / "images" / "b.nii")
+    with pytest.raises(S2DCError, match="holds 2 scans"):
+        labelled_files(images, str(truth))
+
+
+def test_a_label_map_is_told_from_another_file_of_its_name(tmp_path: Path) -> None:
+    write(tmp_path / "a.nii")
+    marked = write(tmp_path / "a.labels.nii", result="label map")
+    write(tmp_path / "a.heat.nii", result="similarity map")
+    assert label_maps_in(tmp_path) == {Path("a"): marked}
+    write(tmp_path / "a.seg.nii")
+    write(tmp_path / "a.seg.nrrd", result="label map")
+    with pytest.raises(S2DCError, match="the same name"):
+        label_maps_in(tmp_path)
+
+
+def test_choices_are_nested_and_depend_on_seed_and_names_only() -> None:
+    files = [LabelledFile(Path(f"{n}.nii"), Path(f"{n}.nii"), Path(f"{n}")) for n in range(20)]
+    order = in_order_of(files, 1)
+    assert order == in_order_of(files[::-1], 1)
+    assert set(order) == set(files)
+    assert order not in (files, in_order_of(files, 2))
+    # A scan fewer leaves the order of the others.
+    assert in_order_of(files[1:], 1) == [one for one in order if one != files[0]]
+
+
+@pytest.mark.parametrize(
+    "named", [{"0": "background", "1": "anterior"}, {"background": 0, "anterior": 1}]
+)
+def test_names_come_from_dataset_json(named: dict[str, object], tmp_path: Path) -> None:
+    labels = write(tmp_path / "labelsTr" / "a.nii")
+    assert class_names_beside(labels) == {}
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": named}))
+    assert class_names_beside(labels) == class_names_beside(labels.parent) == {1: "anterior"}
+    for content in ('{"labels": "see the list"}', '{"labels": {"all": [1, 2]}}', "[1]", "{"):
+        (tmp_path / "dataset.json").write_text(content)
+        assert class_names_beside(labels) == {}

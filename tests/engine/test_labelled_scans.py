@@ -1,0 +1,59 @@
+"""Classes and targets of labelled scans."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from napari_s2dc.engine.fewshot_settings import FewshotSettings
+from napari_s2dc.engine.labelled_scans import LabelledScan, classes_in, targets_of
+from napari_s2dc.errors import S2DCError
+from napari_s2dc.volumes.volume import Volume
+
+
+def _scan(labels: list[int], spacing_mm: float = 1.0) -> LabelledScan:
+    array = np.zeros((4, 4, 4), np.uint16)
+    array.flat[: len(labels)] = labels
+    image = Volume(np.zeros((4, 4, 4), np.float32), np.eye(4))
+    return LabelledScan(image, Volume(array, np.diag([spacing_mm] * 3 + [1.0])))
+
+
+def test_labels_may_have_gaps_and_one_means_background() -> None:
+    scan = _scan([1, 7, 300, 300])
+    settings = FewshotSettings(background=7)
+    classes = classes_in([scan], settings, names={300: "liver"})
+    assert [(one.label, one.name) for one in classes] == [(1, "class 1"), (300, "liver")]
+    targets = targets_of(scan.labels.array, classes, settings)
+    assert targets.flat[:5].tolist() == [1, 0, 2, 2, -1]
+
+
+def test_in_complete_masks_zero_is_background_and_unknown_labels_teach_nothing() -> None:
+    settings = FewshotSettings(zero="background")
+    classes = classes_in([_scan([1, 7])], settings)
+    targets = targets_of(np.array([0, 7, 1, 5, 999]), classes, settings)
+    assert targets.tolist() == [0, 2, 1, -1, -1]
+
+
+@pytest.mark.parametrize(
+    ("labels", "background", "reason"),
+    [
+        ([], None, "No voxel is labelled"),
+        ([3], None, "nothing to tell it from"),
+        ([3], 3, "which means background"),
+        ([3, 4], 5, "no voxel has it"),
+    ],
+)
+def test_nothing_to_tell_apart_is_one_sentence(
+    labels: list[int], background: int | None, reason: str
+) -> None:
+    with pytest.raises(S2DCError, match=reason):
+        classes_in([_scan(labels)], FewshotSettings(background=background))
+
+
+def test_one_class_in_a_complete_mask_is_enough() -> None:
+    assert len(classes_in([_scan([3])], FewshotSettings(zero="background"))) == 1
+
+
+def test_another_grid_is_refused() -> None:
+    with pytest.raises(S2DCError, match="mm apart"):
+        _scan([1, 2], spacing_mm=2.0)

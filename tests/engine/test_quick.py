@@ -1,0 +1,249 @@
+"""Quick: features of voxels, the head, and scans segmented with it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from napari_s2dc.engine.embed import EmbedSettings, embed_volume
+from napari_s2dc.engine.embedding import to_voxels
+from napari_s2dc.engine.fewshot import train_model
+from napari_s2dc.engine.fewshot_settings import FewshotSettings, QuickSettings, SegmentSettings
+from napari_s2dc.engine.labelled_scans import LabelledScan, classes_in
+from napari_s2dc.engine.progress import Progress, TrainingProgress, finish
+from napari_s2dc.engine.quick import train_quick
+from napari_s2dc.engine.quick_features import (
+    QuickScan,
+    VoxelFeatures,
+    prepare_scan,
+    project,
+)
+from napari_s2dc.engine.segment import (
+    QuickSegmenter,
+    Segmentation,
+    largest_components,
+    segment_volume,
+)
+from napari_s2dc.engine.segmentation_model import SegmentationModel
+from napari_s2dc.errors import ConfigurationError, S2DCError
+from napari_s2dc.method.encoder import SwinEncoder
+from napari_s2dc.volumes.phantom import phantom
+from napari_s2dc.volumes.volume import Volume
+
+QUICK = QuickSettings(steps=90, hidden=64, smoothing_vox=(0.0, 1.5))
+COMPLETE = FewshotSettings(zero="background", device="cpu", quick=QUICK)
+STROKES = FewshotSettings(zero="unlabelled", background=9, device="cpu", quick=QUICK)
+
+
+@pytest.fixture(scope="module")
+def labelled() -> LabelledScan:
+    """A torso with its organs."""
+    return LabelledScan(*phantom((40, 48, 56), spacing_mm=(4.0, 3.0, 3.0), seed=1))
+
+
+@pytest.fixture(scope="module")
+def scan(labelled: LabelledScan, tiny: SwinEncoder) -> QuickScan:
+    return finish(prepare_scan(labelled.image, tiny, QUICK, device="cpu"))
+
+
+@pytest.fixture(scope="module")
+def features(scan: QuickScan) -> VoxelFeatures:
+    projections = [project([one], 4) for one in scan.embeddings]
+    return VoxelFeatures(scan, projections, QUICK.smoothing_vox)
+
+
+@pytest.fixture(scope="module")
+def model(labelled: LabelledScan, tiny: SwinEncoder) -> SegmentationModel:
+    return finish(train_model([labelled], tiny, COMPLETE))
+
+
+def painted(labelled: LabelledScan, step: int = 3) -> LabelledScan:
+    """Label every few voxels of some slices, background with 9."""
+    truth = labelled.labels.array
+    strokes = np.zeros_like(truth)
+    for z in range(4, 40, 6):
+        plane = np.where(truth[z] == 0, 9, truth[z])[::step, ::step]
+        strokes[z, ::step, ::step] = plane
+    return LabelledScan(labelled.image, labelled.labels.with_array(strokes))
+
+
+def dice(found: np.ndarray, truth: np.ndarray) -> float:
+    labels = [label for label in np.unique(truth) if label]
+    each = [
+        2 * np.sum((found == one) & (truth == one)) / (np.sum(found == one) + np.sum(truth == one))
+        for one in labels
+    ]
+    return float(np.mean(each))
+
+
+def test_a_part_of_a_scan_has_the_features_of_the_whole(features: VoxelFeatures) -> None:
+    shape = features.scan.volume.shape
+    whole = features.in_box(tuple(slice(0, side) for side in shape))  # type: ignore[arg-type]
+    box = (slice(7, 21), slice(11, 12), slice(30, 56))
+    torch.testing.assert_close(features.in_box(box), whole[box], atol=1e-5, rtol=1e-4)
+    voxels = np.array([[39, 0, 0], [3, 47, 55], [20, 20, 20], [3, 1, 2]])
+    torch.testing.assert_close(features.at(voxels), whole[tuple(voxels.T)], atol=1e-5, rtol=1e-4)
+
+
+def test_tokens_are_interpolated_at_their_centres(features: VoxelFeatures) -> None:
+    shape = features.scan.volume.shape
+    whole = features.in_box(tuple(slice(0, side) for side in shape))  # type: ignore[arg-type]
+    one = features.scan.embeddings[-1]
+    grid = project([one], 4)(one.features)
+    expected = torch.from_numpy(to_voxels(grid[-1], shape, one.stride))
+    torch.testing.assert_close(whole[..., -1], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_the_first_component_has_variance_one(scan: QuickScan) -> None:
+    one = scan.embeddings[0]
+    grid = project([one], 3)(one.features)[:, one.foreground]
+    spread = grid.var(1, correction=0)
+    assert spread[0] == pytest.approx(1, rel=1e-3)
+    assert spread[0] > spread[1] > spread[2] > 0
+
+
+def test_an_embedding_at_hand_is_used(labelled: LabelledScan, tiny: SwinEncoder) -> None:
+    ready = EmbedSettings(stage=2, device="cpu")
+    at_hand = finish(embed_volume(labelled.image, tiny, ready))
+    found = finish(prepare_scan(labelled.image, tiny, QUICK, device="cpu", embedding=at_hand))
+    assert found.embeddings[0] is at_hand
+    assert found.embeddings[1].stride == 16
+    other = replace(at_hand, metadata={**at_hand.metadata, "weights": "of another"})
+    found = finish(prepare_scan(labelled.image, tiny, QUICK, device="cpu", embedding=other))
+    assert found.embeddings[0] is not other
+
+
+def test_complete_labels_are_learned(labelled: LabelledScan, model: SegmentationModel) -> None:
+    found = finish(segment_volume(labelled.image, model, device="cpu"))
+    assert dice(found.labels, labelled.labels.array) > 0.6
+    assert found.labels.shape == found.uncertainty.shape == labelled.image.shape
+    assert found.uncertainty.dtype == np.float16
+    wrong = found.labels != labelled.labels.array
+    assert found.uncertainty[wrong].mean() > 1.5 * found.uncertainty[~wrong].mean()
+
+
+def test_strokes_are_learned_and_refreshed(
+    labelled: LabelledScan, scan: QuickScan, tiny: SwinEncoder
+) -> None:
+    strokes = painted(labelled)
+    classes = classes_in([strokes], STROKES)
+    assert 9 not in {one.label for one in classes}
+    few = strokes.labels.array.copy()
+    few[20:] = 0
+    messages: list[Progress] = []
+    running = train_quick([(scan, few)], classes, tiny, STROKES)
+    while True:
+        try:
+            messages.append(next(running))
+        except StopIteration as stop:
+            first = stop.value
+            break
+    assert [message.done for message in messages] == list(range(1, 91))
+    assert all(isinstance(message, TrainingProgress) for message in messages)
+    assert messages[-1].loss < messages[0].loss  # type: ignore[attr-defined]
+    assert messages[-1].dice > 0.5  # type: ignore[attr-defined]
+    again = finish(train_quick([(scan, strokes.labels.array)], classes, tiny, STROKES, start=first))
+    assert again.metadata["steps"] == 30
+    truth = labelled.labels.array
+    before, after = (
+        dice(finish(QuickSegmenter(scan, one).whole()).labels, truth) for one in (first, again)
+    )
+    assert after > before
+    assert after > 0.4
+
+
+def test_the_same_seed_gives_the_same_head(
+    labelled: LabelledScan, scan: QuickScan, tiny: SwinEncoder
+) -> None:
+    few = replace(COMPLETE, quick=replace(QUICK, steps=3))
+    classes = classes_in([labelled], few)
+    one, same = (
+        finish(train_quick([(scan, labelled.labels.array)], classes, tiny, few)) for _ in "ab"
+    )
+    other = finish(
+        train_quick([(scan, labelled.labels.array)], classes, tiny, replace(few, seed=1))
+    )
+    torch.testing.assert_close(one.tensors, same.tensors, atol=0, rtol=0)
+    assert not torch.equal(one.tensors["first.weight"], other.tensors["first.weight"])
+
+
+def test_a_plane_is_that_of_the_whole(scan: QuickScan, model: SegmentationModel) -> None:
+    segmenter = QuickSegmenter(scan, model)
+    whole = finish(segmenter.whole())
+    for axis, index in ((0, 17), (1, 30), (2, 5)):
+        plane: Segmentation = segmenter.plane(axis, index)
+        assert np.mean(plane.labels == whole.labels.take(index, axis)) > 0.999
+        assert plane.uncertainty.shape == plane.labels.shape
+
+
+def test_a_saved_model_finds_the_same(
+    labelled: LabelledScan, model: SegmentationModel, tmp_path: Path
+) -> None:
+    loaded = SegmentationModel.load(model.save(tmp_path / "model.safetensors"))
+    ours, theirs = (
+        finish(segment_volume(labelled.image, one, device="cpu")) for one in (model, loaded)
+    )
+    np.testing.assert_array_equal(ours.labels, theirs.labels)
+    np.testing.assert_array_equal(ours.uncertainty, theirs.uncertainty)
+    assert loaded.metadata["scans"][0]["name"] == labelled.image.name
+    assert len(loaded.metadata["encoder_weights"]) == 32
+
+
+def test_another_spacing_comes_back_on_the_grid_of_the_scan(
+    labelled: LabelledScan, tiny: SwinEncoder
+) -> None:
+    coarse = replace(COMPLETE, spacing_mm=(6.0, 6.0, 6.0))
+    model = finish(train_model([labelled], tiny, coarse))
+    found = finish(segment_volume(labelled.image, model, device="cpu"))
+    assert found.labels.shape == found.uncertainty.shape == labelled.image.shape
+    assert dice(found.labels, labelled.labels.array) > 0.35
+
+
+def test_labels_with_gaps_and_a_class_of_one_voxel(
+    labelled: LabelledScan, tiny: SwinEncoder
+) -> None:
+    truth = labelled.labels.array
+    labels = np.zeros(truth.shape, np.uint16)
+    first, second = np.unique(truth)[1:3]
+    labels[truth == first] = 7
+    labels[truth == second] = 300
+    labels[0, 0, 0] = 1
+    scan = LabelledScan(labelled.image, replace(labelled.labels, array=labels))
+    model = finish(train_model([scan], tiny, COMPLETE))
+    assert [one.label for one in model.classes] == [1, 7, 300]
+    found = finish(segment_volume(labelled.image, model, device="cpu"))
+    assert found.labels.dtype == np.uint16
+    assert {0, 7, 300} <= set(np.unique(found.labels)) <= {0, 1, 7, 300}
+    one_class = LabelledScan(labelled.image, replace(labelled.labels, array=(labels == 7) * 7))
+    only = finish(train_model([one_class], tiny, COMPLETE))
+    found = finish(segment_volume(labelled.image, only, device="cpu"))
+    assert dice(found.labels, (labels == 7) * 7) > 0.6
+
+
+def test_mirror_images_are_refused(labelled: LabelledScan, model: SegmentationModel) -> None:
+    with pytest.raises(ConfigurationError, match="left from right"):
+        finish(segment_volume(labelled.image, model, settings=SegmentSettings(flips=True)))
+
+
+def test_values_that_are_no_numbers_are_refused(
+    labelled: LabelledScan, model: SegmentationModel
+) -> None:
+    broken = Volume(np.full((8, 8, 8), np.nan, np.float32), np.eye(4), name="broken")
+    with pytest.raises(S2DCError, match="broken"):
+        finish(segment_volume(broken, model, device="cpu"))
+
+
+def test_only_the_largest_part_of_a_class_stays() -> None:
+    labels = np.zeros((4, 6, 6), np.uint16)
+    labels[1:3, 1:3, 1:3] = 300
+    labels[0, 5, 5] = 300
+    labels[3, 0, 0] = 7
+    kept = largest_components(labels, [7, 300])
+    expected = labels.copy()
+    expected[0, 5, 5] = 0
+    np.testing.assert_array_equal(kept, expected)
+    assert kept.dtype == np.uint16
