@@ -64,7 +64,7 @@ class FinetuneSettings:
     """Training of a Swin UNETR whose encoder is the pretrained one."""
 
     steps: int = 300
-    """Optimiser steps."""
+    """Optimiser steps of the training."""
     crop_vox: int = 64
     """A crop has at most as many voxels as a cube of this side, a multiple of 32; along an axis it
     is about as long as the tissue where that is shorter."""

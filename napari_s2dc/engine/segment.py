@@ -160,35 +160,51 @@ def segment_volume(
     check_values(volume)
     settings = settings or model.segment
     grid = volume if model.spacing_mm is None else resample(volume, model.spacing_mm)
-    if model.kind == "quick":
-        if settings.flips:
-            raise ConfigurationError(
-                "A Quick model knows left from right, so mirror images cannot be averaged.",
-                "Switch mirror images off, or use Fine-tune.",
-            )
-        if prepared is None:
-            quick = settings_of(model).quick
-            prepared = yield from prepare_scan(
-                grid, model.encoder, quick, preset=model.preset, device=device
-            )
-        found = yield from QuickSegmenter(prepared, model).whole()
-    else:
-        from napari_s2dc.engine.finetune_segment import segment_with_network
-
-        image = normalize(grid.array, model.preset)
-        best, uncertainty = yield from segment_with_network(
-            image, model, settings, device_of(device)
+    if model.kind == "finetune":
+        found = yield from _by_network(volume, grid, model, settings, device)
+    elif settings.flips:
+        raise ConfigurationError(
+            "A Quick model knows left from right, so mirror images cannot be averaged.",
+            "Switch mirror images off, or use Fine-tune.",
         )
-        found = Segmentation(label_numbers(model)[best], uncertainty)
-    labels = found.labels
-    if settings.largest_component:
-        labels = largest_components(labels, [one.label for one in model.classes])
+    else:
+        found = yield from _by_head(volume, grid, model, device, prepared)
+    if not settings.largest_component:
+        return found
+    labels = largest_components(found.labels, [one.label for one in model.classes])
+    return Segmentation(labels, found.uncertainty)
+
+
+def _by_head(
+    volume: Volume, grid: Volume, model: SegmentationModel, device: str, scan: QuickScan | None
+) -> Steps[Segmentation]:
+    if scan is None:
+        quick = settings_of(model).quick
+        scan = yield from prepare_scan(
+            grid, model.encoder, quick, preset=model.preset, device=device
+        )
+    found = yield from QuickSegmenter(scan, model).whole()
     if grid is volume:
-        return Segmentation(labels, found.uncertainty)
+        return found
     return Segmentation(
-        resample_to(grid.with_array(labels), volume, labels=True).array,
+        resample_to(grid.with_array(found.labels), volume, labels=True).array,
         resample_to(grid.with_array(found.uncertainty), volume).array.astype(np.float16),
     )
+
+
+def _by_network(
+    volume: Volume, grid: Volume, model: SegmentationModel, settings: SegmentSettings, device: str
+) -> Steps[Segmentation]:
+    from napari_s2dc.engine.finetune_segment import places_of, segment_with_network
+
+    best, uncertainty = yield from segment_with_network(
+        normalize(grid.array, model.preset),
+        model,
+        settings,
+        device_of(device),
+        places=None if grid is volume else places_of(volume, grid),
+    )
+    return Segmentation(label_numbers(model)[best], uncertainty)
 
 
 def largest_components(labels: np.ndarray, classes: Sequence[int]) -> np.ndarray:

@@ -1,0 +1,195 @@
+"""A whole scan segmented by a fine-tuned network, in overlapping windows and little memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from monai.data.utils import compute_importance_map, dense_patch_slices
+from monai.networks.nets.swin_unetr import SwinUNETR
+from torch import Tensor
+
+from napari_s2dc.engine.encode import out_of_memory, windows_at_once
+from napari_s2dc.engine.fewshot_settings import SegmentSettings
+from napari_s2dc.engine.finetune_network import network_of, segment_crops
+from napari_s2dc.engine.finetune_planes import ProbabilityPlanes
+from napari_s2dc.engine.progress import Progress, Steps
+from napari_s2dc.engine.segmentation_model import SegmentationModel
+from napari_s2dc.errors import S2DCError
+from napari_s2dc.volumes.foreground import foreground_mask
+from napari_s2dc.volumes.volume import Volume
+
+__all__ = ["places_of", "segment_with_network"]
+
+_MIRRORS: tuple[tuple[int, ...], ...] = ((), (2,), (3,), (4,), (2, 3), (2, 4), (3, 4), (2, 3, 4))
+_FRAME_VOX = 4
+"""Voxels around the tissue that are segmented too."""
+
+
+def places_of(volume: Volume, grid: Volume) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where the voxels of a volume lie on another grid with the same directions.
+
+    Parameters
+    ----------
+    volume : Volume
+        Its voxels.
+    grid : Volume
+        The volume on another spacing.
+
+    Returns
+    -------
+    tuple of np.ndarray
+        Places along z, y and x in voxels of the grid.
+    """
+    matrix = np.linalg.inv(grid.affine) @ volume.affine
+    z, y, x = (matrix[a, a] * np.arange(n) + matrix[a, 3] for a, n in enumerate(volume.shape))
+    return z, y, x
+
+
+def segment_with_network(
+    image: np.ndarray,
+    model: SegmentationModel,
+    settings: SegmentSettings,
+    device: torch.device,
+    *,
+    places: Sequence[np.ndarray] | None = None,
+) -> Steps[tuple[np.ndarray, np.ndarray]]:
+    """Segment an image.
+
+    Parameters
+    ----------
+    image : np.ndarray (Z, Y, X)
+        On the grid of the model, normalised to [0, 1].
+    model : SegmentationModel
+        Of kind ``finetune``.
+    settings : SegmentSettings
+        Overlap of windows, and whether mirror images are averaged.
+    device : torch.device
+        Where the network runs.
+    places : sequence of 3 np.ndarray, optional
+        Voxels that are wanted, as of :func:`places_of`; those of the image when left out. The
+        probabilities of classes are interpolated at them, which keeps borders smooth and thin
+        structures whole where a scan has smaller voxels than the model.
+
+    Yields
+    ------
+    Progress
+        After every batch of windows.
+
+    Returns
+    -------
+    outputs : np.ndarray
+        uint8 or uint16: 0 is background, ``1 + i`` is class ``i``.
+    uncertainty : np.ndarray
+        float16 of the same shape, 0 to 1: entropy over its largest value.
+
+    Raises
+    ------
+    S2DCError
+        There is not enough memory.
+    """
+    box = _tissue_box(image)
+    wanted = [np.arange(n, dtype=float) for n in image.shape] if places is None else list(places)
+    planes = ProbabilityPlanes(model.outputs, wanted, box)
+    if box is None:  # nothing but air
+        return planes.found, planes.uncertainty
+    network = network_of(model).to(device)
+    mirrors = _MIRRORS if settings.flips else _MIRRORS[:1]
+    try:
+        yield from _windows(image[box], model, network, settings.overlap, mirrors, planes)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise S2DCError(
+            "There is not enough memory to segment the scan.",
+            "Use a model trained with a smaller finetune.crop_vox, or close other programs.",
+        ) from error
+    return planes.found, planes.uncertainty
+
+
+def _tissue_box(image: np.ndarray) -> tuple[slice, slice, slice] | None:
+    """Box of the tissue and a frame around it; None where there is none."""
+    mask = foreground_mask(image)
+    sides = []
+    for axis in range(3):
+        there = np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis})))
+        if not len(there):
+            return None
+        first, end = int(there[0]) - _FRAME_VOX, int(there[-1]) + 1 + _FRAME_VOX
+        sides.append(slice(max(0, first), min(image.shape[axis], end)))
+    return sides[0], sides[1], sides[2]
+
+
+def _windows(
+    image: np.ndarray,
+    model: SegmentationModel,
+    network: SwinUNETR,
+    overlap: float,
+    mirrors: Sequence[tuple[int, ...]],
+    planes: ProbabilityPlanes,
+) -> Steps[None]:
+    """Run the windows with z growing and hand finished planes of probabilities on.
+
+    MONAI's ``sliding_window_inference`` would hold the probabilities of all classes for the whole
+    scan, and return only once it is done.
+    """
+    window = tuple(int(side) for side in model.metadata["window_vox"])
+    device = next(network.parameters()).device
+    padding = [max(0, side - length) for side, length in zip(window, image.shape, strict=True)]
+    before = [missing // 2 for missing in padding]
+    framed = np.pad(image, [(b, p - b) for b, p in zip(before, padding, strict=True)])
+    steps = [max(1, int(side * (1 - overlap))) for side in window]
+    places = dense_patch_slices(framed.shape, window, steps)
+    weight = compute_importance_map(window, mode="gaussian", sigma_scale=0.125).to(device)
+    shape = (model.outputs + 1, window[0], *framed.shape[1:])
+    slab = torch.zeros(shape, dtype=torch.float16)
+    first = done = 0
+    together = windows_at_once(device)
+    crop = tuple(slice(b, b + n) for b, n in zip(before, image.shape, strict=True))
+
+    def pass_on(count: int, at: int) -> None:
+        """Hand over the first planes of the slab, the first of which is plane `at`."""
+        low, high = max(at, crop[0].start), min(at + count, crop[0].stop)
+        if low < high:
+            part = slab[:, low - at : high - at, crop[1], crop[2]]
+            planes.add(part[:-1].float() / part[-1:].float())
+
+    for number in range(0, len(places), together):
+        batch = places[number : number + together]
+        crops = np.stack([framed[place] for place in batch])[:, None]
+        found = _probabilities(network, torch.from_numpy(crops).to(device), mirrors, weight).cpu()
+        for place, one in zip(batch, found, strict=True):
+            moved = place[0].start - first
+            if moved > 0:
+                pass_on(moved, first)
+                kept = slab.shape[1] - moved
+                if kept > 0:
+                    slab[:, :kept] = slab[:, moved:].clone()
+                slab[:, max(0, kept) :] = 0
+                first = place[0].start
+            slab[:, : window[0], place[1], place[2]] += one
+        done += len(batch)
+        yield Progress(done, len(places), "windows")
+    pass_on(slab.shape[1], first)
+    planes.close()
+
+
+def _probabilities(
+    network: SwinUNETR, images: Tensor, mirrors: Sequence[tuple[int, ...]], weight: Tensor
+) -> Tensor:
+    """Weighted probabilities, and the weight behind them, (B, outputs + 1, *window)."""
+    device = images.device
+    total = None
+    with (
+        torch.no_grad(),
+        torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"),
+    ):
+        for axes in mirrors:
+            logits = segment_crops(network, images.flip(axes) if axes else images)
+            found = logits.float().softmax(1)
+            found = found.flip(axes) if axes else found
+            total = found if total is None else total + found
+    assert total is not None
+    weighted = total / len(mirrors) * weight
+    return torch.cat([weighted, weight.expand(len(images), 1, *weight.shape)], dim=1)
