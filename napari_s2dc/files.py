@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from napari_s2dc.errors import S2DCError
 
@@ -81,3 +82,64 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     content = save({name: part.contiguous() for name, part in tensors.items()}, metadata=metadata)
     with replace_atomically(path) as temporary:
         temporary.write_bytes(content)
+
+
+@contextmanager
+def reading_tensors(
+    path: Path, key: str, latest: int, what: str, writer: str, kind: type[S2DCError]
+) -> Iterator[tuple[dict[str, Any], dict[str, Tensor]]]:
+    """Read a safetensors file of ours; whatever is wrong with its content becomes a sentence.
+
+    Parameters
+    ----------
+    path : Path
+        File.
+    key : str
+        Of the JSON in its header, whose ``format`` is the version it was written in.
+    latest : int
+        Latest version that can be read.
+    what : str
+        What the file should hold, such as ``"embedding"``.
+    writer : str
+        Who writes such files, for the hint.
+    kind : type
+        Of the error.
+
+    Yields
+    ------
+    facts : dict
+        The JSON.
+    tensors : dict of Tensor
+        By name. Make sense of both in the block: its errors are those of a damaged file.
+
+    Raises
+    ------
+    S2DCError
+        Of the type `kind`: the file is missing, damaged, of a later version, or something else.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    hint = f"Name a file that {writer} wrote"
+    try:
+        with path.open("rb"):
+            pass  # for the reason, which safetensors does not give
+        with safe_open(path, framework="pt") as stream:
+            header = stream.metadata() or {}
+            if key not in header:
+                raise kind(f"{path} holds no {what}.", f"{hint}.")
+            facts = json.loads(header[key])
+            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+        if facts["format"] > latest:
+            raise kind(
+                f"{path} was written by a later version of napari-s2dc.", "Update napari-s2dc."
+            )
+        yield facts, tensors
+    except IsADirectoryError as error:
+        raise kind(f"Cannot read {path}: it is a folder.", f"{hint}.") from error
+    except OSError as error:
+        raise kind(f"Cannot read {path}: {error.strerror or error}.") from error
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise kind(
+            f"{path} is damaged or holds no {what}.",
+            f"{hint}; files with Python objects in them (pickle) are never read.",
+        ) from error

@@ -1,4 +1,4 @@
-"""The ``s2dc`` command: embed, probe and match scans, carry labels, look at files, run the demo."""
+"""The ``s2dc`` command: embed, probe, match and segment scans, carry labels, run the demo."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from napari_s2dc import __version__
 from napari_s2dc.engine.allocator import keep_large_buffers
 from napari_s2dc.engine.cli_embed import EMBED_SUMMARY, embed_parser, run_embed
 from napari_s2dc.engine.cli_evaluate import EVALUATE_SUMMARY, evaluate_parser, run_evaluate
+from napari_s2dc.engine.cli_finetune import FINETUNE_SUMMARY, finetune_parser, run_finetune
 from napari_s2dc.engine.cli_match import MATCH_SUMMARY, match_parser, run_match
 from napari_s2dc.engine.cli_probe import (
     CONSISTENCY_SUMMARY,
@@ -22,6 +23,7 @@ from napari_s2dc.engine.cli_probe import (
     run_consistency,
     run_probe,
 )
+from napari_s2dc.engine.cli_segment import SEGMENT_SUMMARY, run_segment, segment_parser
 from napari_s2dc.engine.cli_transfer import TRANSFER_SUMMARY, run_transfer, transfer_parser
 from napari_s2dc.engine.console import run_reporting_errors
 from napari_s2dc.engine.export import (
@@ -57,7 +59,7 @@ def _parser() -> ArgumentParser:
 
     parser = ArgumentParser(
         prog=PROGRAM,
-        description="S2DC encoders of 3D medical scans: embed, probe, match scans, carry labels.",
+        description="S2DC encoders of 3D medical scans: embed, probe, match and segment.",
         version=__version__,
     )
     commands = parser.add_subcommands(metavar="COMMAND")
@@ -98,6 +100,8 @@ def _parser() -> ArgumentParser:
     commands.add_subcommand("consistency", consistency_parser(), help=CONSISTENCY_SUMMARY)
     commands.add_subcommand("match", match_parser(), help=MATCH_SUMMARY)
     commands.add_subcommand("transfer", transfer_parser(), help=TRANSFER_SUMMARY)
+    commands.add_subcommand("finetune", finetune_parser(), help=FINETUNE_SUMMARY)
+    commands.add_subcommand("segment", segment_parser(), help=SEGMENT_SUMMARY)
     commands.add_subcommand("evaluate", evaluate_parser(), help=EVALUATE_SUMMARY)
 
     summary = "Pretrain on demonstration scans and show in a report what the encoder learned."
@@ -149,6 +153,8 @@ _COMMANDS: dict[str, Callable[..., int]] = {
     "consistency": run_consistency,
     "match": run_match,
     "transfer": run_transfer,
+    "finetune": run_finetune,
+    "segment": run_segment,
     "evaluate": run_evaluate,
     "demo": _demo,
 }

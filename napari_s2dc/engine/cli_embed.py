@@ -6,11 +6,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from napari_s2dc.engine.cli_outcome import over_scans
 from napari_s2dc.engine.cli_scans import (
     ScanFile,
     add_shared_arguments,
     encoder_of,
-    over_scans,
     read_scan,
     scans_in,
     settings_of,

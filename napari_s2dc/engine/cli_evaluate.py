@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from napari_s2dc.engine.cli_scans import ScanFile, bare_name, over_scans, tell
+from napari_s2dc.engine.cli_labels import LABEL_ENDINGS, label_maps_in
+from napari_s2dc.engine.cli_outcome import over_scans
+from napari_s2dc.engine.cli_scans import ScanFile, add_json_argument, bare_name
+from napari_s2dc.engine.console import tell
 from napari_s2dc.errors import S2DCError
 
 if TYPE_CHECKING:
@@ -18,10 +21,6 @@ __all__ = ["EVALUATE_SUMMARY", "evaluate_parser", "run_evaluate"]
 EVALUATE_SUMMARY = (
     "Compare label maps with references: Dice, 95 % Hausdorff distance in mm, surface Dice."
 )
-
-_LABEL_MAP = "label map"
-_LABEL_ENDINGS = (".labels", ".seg")
-"""Ours, and that of 3D Slicer."""
 
 
 def evaluate_parser() -> ArgumentParser:
@@ -43,9 +42,7 @@ def evaluate_parser() -> ArgumentParser:
         help="How far surfaces may be apart, in mm, and still count as equal in the surface Dice; "
         "without it the longest side of a voxel of the reference.",
     )
-    parser.add_argument(
-        "--json", action="store_true", help="Print JSON instead of text, for other programs."
-    )
+    add_json_argument(parser)
     return parser
 
 
@@ -131,9 +128,9 @@ def _cases(found: Path, reference: Path) -> tuple[list[ScanFile], list[Path]]:
         )
     if not found.is_dir():
         return [ScanFile(found, Path(bare_name(found.name)))], [reference]
-    truths = _by_name(reference)
+    truths = label_maps_in(reference)
     cases, references = [], []
-    for name, path in _by_name(found).items():
+    for name, path in label_maps_in(found).items():
         if name in truths:
             cases.append(ScanFile(path, name))
             references.append(truths[name])
@@ -142,41 +139,6 @@ def _cases(found: Path, reference: Path) -> tuple[list[ScanFile], list[Path]]:
     if not cases:
         raise S2DCError(
             f"No file of {found} has the name of one in {reference}.",
-            f"Names are compared without ending and without {' or '.join(_LABEL_ENDINGS)}.",
+            f"Names are compared without ending and without {' or '.join(LABEL_ENDINGS)}.",
         )
     return cases, references
-
-
-def _by_name(folder: Path) -> dict[Path, Path]:
-    """Label maps of a folder by where they lie in it, without ending.
-
-    Of a scan and a label map of one name, the label map is meant; other results are no labels.
-    """
-    from napari_s2dc.volumes.io import find_volumes
-    from napari_s2dc.volumes.results import result_in
-
-    named: dict[Path, Path] = {}
-    for path in find_volumes(folder):
-        kind = result_in(path)
-        if kind not in ("", _LABEL_MAP):
-            continue
-        below = path.relative_to(folder) if path != folder else Path(path.name)
-        name = below.with_name(_without_ending(below.name))
-        other = named.setdefault(name, path)
-        if other is path:
-            continue
-        kept = [one for one in (other, path) if result_in(one) == _LABEL_MAP]
-        if len(kept) != 1:
-            raise S2DCError(
-                f"{other} and {path} have the same name without their endings.",
-                "Keep label maps in a folder of their own.",
-            )
-        named[name] = kept[0]
-    return named
-
-
-def _without_ending(name: str) -> str:
-    name = bare_name(name)
-    for ending in _LABEL_ENDINGS:
-        name = name.removesuffix(ending)
-    return name

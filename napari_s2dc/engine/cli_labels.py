@@ -8,7 +8,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from napari_s2dc.engine.cli_scans import ScanFile, bare_name, scans_in, tell
+from napari_s2dc.engine.cli_scans import ScanFile, bare_name, scans_in
+from napari_s2dc.engine.console import tell
 from napari_s2dc.errors import S2DCError
 
 __all__ = [

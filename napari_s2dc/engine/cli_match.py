@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari_s2dc.engine.cli_embedded import EmbeddedScans, is_embedding_file, require_same_encoder
+from napari_s2dc.engine.cli_outcome import over_scans
 from napari_s2dc.engine.cli_scans import (
     ScanFile,
     add_shared_arguments,
-    over_scans,
     refuse_to_replace,
     scans_in,
     settings_of,
     targets_of,
-    tell,
 )
+from napari_s2dc.engine.console import tell
 from napari_s2dc.errors import ConfigurationError, S2DCError
 
 if TYPE_CHECKING:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari_s2dc.engine.cli_embedded import EmbeddedScans, require_same_encoder
+from napari_s2dc.engine.cli_outcome import over_scans
 from napari_s2dc.engine.cli_scans import (
     MAPS,
     ScanFile,
     add_shared_arguments,
     encoder_of,
-    over_scans,
     read_scan,
     scans_in,
     settings_of,

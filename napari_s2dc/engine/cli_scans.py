@@ -1,14 +1,13 @@
-"""What commands over scans share: options, finding scans, naming results, skipping bad files."""
+"""What commands over scans share: options, finding scans, naming results."""
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from napari_s2dc.engine.console import tell
 from napari_s2dc.engine.embed_settings import DEVICES, EmbedSettings
 from napari_s2dc.errors import ConfigurationError, S2DCError
 
@@ -19,18 +18,19 @@ if TYPE_CHECKING:
     from napari_s2dc.volumes.volume import Volume
 
 __all__ = [
-    "Outcome",
     "ScanFile",
+    "add_device_argument",
+    "add_encoder_argument",
+    "add_json_argument",
     "add_shared_arguments",
     "bare_name",
     "encoder_of",
-    "over_scans",
     "refuse_to_replace",
+    "require_preset",
     "read_scan",
     "scans_in",
     "settings_of",
     "targets_of",
-    "tell",
 ]
 
 MAPS = (".nii", ".nii.gz", ".nrrd")
@@ -53,14 +53,33 @@ class ScanFile:
     name: Path
 
 
-def add_shared_arguments(parser: ArgumentParser) -> None:
-    """Add the options that say how scans are embedded, and ``--json``."""
+def add_encoder_argument(parser: ArgumentParser) -> None:
+    """Add ``--encoder``, which :func:`encoder_of` reads."""
     parser.add_argument(
         "--encoder",
         type=str | None,
         default=None,
         help="Checkpoint or run folder; without it the bundled encoder or that of the latest run.",
     )
+
+
+def add_json_argument(parser: ArgumentParser) -> None:
+    """Add ``--json``."""
+    parser.add_argument(
+        "--json", action="store_true", help="Print JSON instead of text, for other programs."
+    )
+
+
+def add_device_argument(parser: ArgumentParser) -> None:
+    """Add ``--device``."""
+    parser.add_argument(
+        "--device", choices=DEVICES, default="auto", help="Processor that does the work."
+    )
+
+
+def add_shared_arguments(parser: ArgumentParser) -> None:
+    """Add the options that say how scans are embedded, and ``--json``."""
+    add_encoder_argument(parser)
     parser.add_argument(
         "--stage",
         type=int | None,
@@ -74,16 +93,18 @@ def add_shared_arguments(parser: ArgumentParser) -> None:
         help="Intensities: checkpoint (as the encoder was trained), auto, ct_soft_tissue, "
         "ct_lung, ct_bone, ct_wide, mr or pet.",
     )
-    parser.add_argument(
-        "--device", choices=DEVICES, default="auto", help="Processor that does the work."
-    )
-    parser.add_argument(
-        "--json", action="store_true", help="Print JSON instead of text, for other programs."
-    )
+    add_device_argument(parser)
+    add_json_argument(parser)
 
 
 def settings_of(stage: int | None, preset: str, device: str) -> EmbedSettings:
     """Make settings of the options; ConfigurationError when one is unknown."""
+    require_preset(preset)
+    return EmbedSettings(stage=stage, preset=preset, device=device)
+
+
+def require_preset(preset: str) -> None:
+    """Refuse an intensity preset that there is not, by a ConfigurationError."""
     from napari_s2dc.volumes.preprocess import PRESETS
 
     if preset not in ("checkpoint", "auto", *PRESETS):
@@ -91,7 +112,6 @@ def settings_of(stage: int | None, preset: str, device: str) -> EmbedSettings:
             f"There is no intensity preset '{preset}'.",
             f"Use checkpoint, auto, {', '.join(PRESETS)}.",
         )
-    return EmbedSettings(stage=stage, preset=preset, device=device)
 
 
 def encoder_of(option: str | None) -> SwinEncoder:
@@ -245,70 +265,3 @@ def refuse_to_replace(targets: Sequence[Path], inputs: Sequence[Path]) -> None:
             raise ConfigurationError(
                 f"{target} is read here and would be replaced by the result.", "Name another file."
             )
-
-
-@dataclass
-class Outcome:
-    """What became of the scans.
-
-    Parameters
-    ----------
-    done : list of dict
-        JSON-able facts of every scan that worked.
-    skipped : list of dict
-        ``scan`` and ``reason`` of every other.
-    """
-
-    done: list[dict[str, Any]] = field(default_factory=list)
-    skipped: list[dict[str, str]] = field(default_factory=list)
-
-    @property
-    def exit_code(self) -> int:
-        """0 when a scan worked, otherwise that of an error."""
-        return 0 if self.done else S2DCError.exit_code
-
-    def print_json(self, **more: Any) -> None:
-        """Print everything, and more facts, on standard output."""
-        facts = {**more, "scans": self.done, "skipped": self.skipped}
-        print(json.dumps(facts, indent=2, default=str))
-
-
-def over_scans(
-    scans: Sequence[ScanFile],
-    targets: Sequence[Path],
-    work: Callable[[ScanFile, Path], dict[str, Any]],
-) -> Outcome:
-    """Work through scans; one that cannot be used is skipped with a reason on standard error.
-
-    Parameters
-    ----------
-    scans : sequence of ScanFile
-        Scans.
-    targets : sequence of Path
-        Result of each.
-    work : callable
-        Makes the result of one scan and gives JSON-able facts about it.
-
-    Raises
-    ------
-    S2DCError
-        The only scan cannot be used.
-    """
-    outcome = Outcome()
-    for scan, target in zip(scans, targets, strict=True):
-        try:
-            facts = work(scan, target)
-        except (S2DCError, OSError, EOFError, MemoryError) as error:
-            if len(scans) == 1:
-                raise
-            reason = " ".join(str(error).split()) or type(error).__name__
-            tell(f"skipped {scan.path}: {reason}")
-            outcome.skipped.append({"scan": str(scan.path), "reason": reason})
-        else:
-            outcome.done.append({"scan": str(scan.path), "out": str(target), **facts})
-    return outcome
-
-
-def tell(text: str) -> None:
-    """Say something on standard error, in one line that names the program."""
-    print(f"s2dc: {text}", file=sys.stderr, flush=True)

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from napari_s2dc.engine.cli_embedded import EmbeddedScans, is_embedding_file, require_same_encoder
 from napari_s2dc.engine.cli_match import add_matching_arguments, kinds_of, matching_of
+from napari_s2dc.engine.cli_outcome import over_scans
 from napari_s2dc.engine.cli_scans import (
     MAPS,
     ScanFile,
     add_shared_arguments,
-    over_scans,
     refuse_to_replace,
     scans_in,
     settings_of,
     targets_of,
-    tell,
 )
+from napari_s2dc.engine.console import tell
 from napari_s2dc.errors import ConfigurationError, S2DCError
 
 if TYPE_CHECKING:

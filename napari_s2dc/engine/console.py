@@ -1,10 +1,12 @@
-"""What every command-line program of the project shares: errors as one line, exit codes."""
+"""What command-line programs share: errors and remarks as one line, exit codes."""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
 
 from napari_s2dc.errors import S2DCError
 
@@ -48,3 +50,34 @@ def run_reporting_errors(function: Callable[[], int | None], program: str) -> in
         print(f"{program}: error: {error.filename or 'A file'}: {error.strerror}", file=sys.stderr)
         return S2DCError.exit_code
     return code
+
+
+def tell(text: str) -> None:
+    """Say something on standard error, in one line that names the program."""
+    print(f"s2dc: {text}", file=sys.stderr, flush=True)
+
+
+class NotedInterrupt:
+    """Ctrl-C in a ``with`` block: the first is noted, a second one interrupts at once.
+
+    Attributes
+    ----------
+    noted : bool
+        Whether there was one.
+    """
+
+    def __init__(self) -> None:
+        self.noted = False
+
+    def __enter__(self) -> NotedInterrupt:
+        self._previous = signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._previous)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.noted:
+            raise KeyboardInterrupt
+        self.noted = True
+        tell("stopping after this step; Ctrl-C again stops at once and keeps nothing")

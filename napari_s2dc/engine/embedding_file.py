@@ -13,7 +13,7 @@ from torch import Tensor
 
 from napari_s2dc.engine.embedding import Embedding
 from napari_s2dc.errors import S2DCError
-from napari_s2dc.files import write_tensors
+from napari_s2dc.files import reading_tensors, write_tensors
 
 __all__ = ["SUFFIX", "EmbeddingFileError", "load_embedding", "save_embedding"]
 
@@ -82,34 +82,15 @@ def load_embedding(path: str | Path) -> Embedding:
     EmbeddingFileError
         The file is missing, damaged, of a later format, or holds something else.
     """
-    from safetensors import SafetensorError, safe_open
-
     path = Path(path)
-    try:
-        with path.open("rb"):
-            pass  # for the reason, which safetensors does not give
-        with safe_open(path, framework="pt") as stream:
-            header = stream.metadata() or {}
-            if _KEY not in header:
-                raise EmbeddingFileError(
-                    f"{path} holds no embedding.", "Name a file that 's2dc embed' wrote."
-                )
-            facts = json.loads(header[_KEY])
-            tensors = {name: stream.get_tensor(name) for name in ("features", "foreground")}
-        return _assemble(path, facts, tensors)
-    except OSError as error:
-        raise EmbeddingFileError(f"Cannot read {path}: {error.strerror or error}.") from error
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise EmbeddingFileError(
-            f"{path} is damaged or holds no embedding.", "Embed the scan again."
-        ) from error
+    with reading_tensors(path, _KEY, _FORMAT, "embedding", "'s2dc embed'", EmbeddingFileError) as (
+        facts,
+        tensors,
+    ):
+        return _assemble(facts, tensors)
 
 
-def _assemble(path: Path, facts: dict[str, Any], tensors: dict[str, Tensor]) -> Embedding:
-    if facts["format"] > _FORMAT:
-        raise EmbeddingFileError(
-            f"{path} was written by a later version of napari-s2dc.", "Update napari-s2dc."
-        )
+def _assemble(facts: dict[str, Any], tensors: dict[str, Tensor]) -> Embedding:
     features, foreground = tensors["features"], tensors["foreground"]
     if facts["checksum"] != _checksum(tensors):
         raise ValueError("the tensors are not those that were written")

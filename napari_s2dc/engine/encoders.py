@@ -27,6 +27,7 @@ __all__ = [
     "EncoderChoice",
     "available_encoders",
     "default_encoder",
+    "difference",
     "latest_local_run",
     "mismatch",
     "name_of",
@@ -201,8 +202,11 @@ def preset_of(volume: Volume, encoder: SwinEncoder, preset: str) -> str:
     """
     if preset == "checkpoint":
         preset = _preset(encoder.metadata)
-    if preset != "auto":
-        return preset
+    return _own_preset(volume) if preset == "auto" else preset
+
+
+def _own_preset(volume: Volume) -> str:
+    """Preset of a scan's own kind: as it is stated, else guessed from its values."""
     stated = {"ct": "ct_wide", "mr": "mr", "pet": "pet"}.get(volume.modality or "")
     return stated or guess_preset(volume.array)
 
@@ -222,23 +226,46 @@ def mismatch(volume: Volume, encoder: SwinEncoder) -> str:
     str
         One sentence about kind and spacing, or "" where nothing is far or nothing is known.
     """
-    trained = _kind(_preset(encoder.metadata))
-    scan = _kind(preset_of(volume, encoder, "auto"))
+    metadata = encoder.metadata
+    return difference(volume, _preset(metadata), metadata.get("spacing_mm"), "the encoder")
+
+
+def difference(volume: Volume, preset: str, spacing_mm: Any, learner: str) -> str:
+    """Say when a scan is far from those that something was trained on.
+
+    Parameters
+    ----------
+    volume : Volume
+        Scan with raw intensities.
+    preset : str
+        Intensity preset of the training; ``"auto"`` where it is not known.
+    spacing_mm : sequence of float
+        Spacing (z, y, x) of its scans; anything else where it is not known.
+    learner : str
+        What was trained, such as ``"the encoder"``.
+
+    Returns
+    -------
+    str
+        As of :func:`mismatch`.
+    """
+    trained = _kind(preset)
+    scan = _kind(_own_preset(volume))
     parts = []
     if trained in _KINDS and scan != trained and not (trained == "pet" and not volume.modality):
-        parts.append(f"is {_KINDS[scan]} and the encoder was trained on {_KINDS[trained]}")
-    spacing = encoder.metadata.get("spacing_mm")
-    if isinstance(spacing, (list, tuple)) and len(spacing) == 3:
+        parts.append(f"is {_KINDS[scan]} and {learner} was trained on {_KINDS[trained]}")
+    if isinstance(spacing_mm, (list, tuple)) and len(spacing_mm) == 3:
         try:
             ratios = [
-                own / float(wanted) for own, wanted in zip(volume.spacing_mm, spacing, strict=True)
+                own / float(wanted)
+                for own, wanted in zip(volume.spacing_mm, spacing_mm, strict=True)
             ]
         except (TypeError, ValueError, ZeroDivisionError):
             ratios = []
         if any(not 1 / _SPACING_FACTOR <= ratio <= _SPACING_FACTOR for ratio in ratios):
             parts.append(
-                f"has voxels of {_sides(volume.spacing_mm)} mm and the encoder was trained at "
-                f"{_sides(spacing)} mm"
+                f"has voxels of {_sides(volume.spacing_mm)} mm and {learner} was trained at "
+                f"{_sides(spacing_mm)} mm"
             )
     return f"This scan {', and it '.join(parts)}." if parts else ""
 

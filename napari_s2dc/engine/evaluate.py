@@ -169,7 +169,7 @@ def require_same_grid(one: Volume, other: Volume) -> None:
         shapes = [" x ".join(map(str, volume.shape)) for volume in (one, other)]
         raise S2DCError(
             f"{_where(one)} has {shapes[0]} voxels and {_where(other)} {shapes[1]} voxels.",
-            "Both must lie on one grid.",
+            "Both must lie on one grid: resample one to the grid of the other.",
         )
     last = np.asarray(one.shape) - 1
     corners = np.array(np.meshgrid(*((0, n) for n in last))).reshape(3, -1).T
@@ -177,7 +177,7 @@ def require_same_grid(one: Volume, other: Volume) -> None:
     if away > max(_SAME_PLACE_MM, 0.1 * min(one.spacing_mm)):
         raise S2DCError(
             f"{_where(one)} and {_where(other)} lie up to {away:.3g} mm apart.",
-            "Both must lie on one grid.",
+            "Both must lie on one grid: resample one to the grid of the other.",
         )
 
 

@@ -38,6 +38,7 @@ BLOCK_VOX = 96
 _TRUNCATE = 3.0
 _PLACE_WEIGHT = 6.0
 _FARTHEST = 4.0
+_LEAST_SPREAD = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,8 +187,10 @@ def project(embeddings: Sequence[Embedding], components: int) -> Projection:
     # The sign of an eigenvector is arbitrary, and results must not depend on the library.
     largest = directions.abs().argmax(0)
     signs = directions.gather(0, largest[None]).sign()
-    spread = variances[-1].clamp(min=1e-12).sqrt()
-    return Projection(mean, (directions * signs / spread).float())
+    spread = variances[-1].clamp(min=0).sqrt()
+    # A single token, or equal ones, have no directions; dividing would enlarge rounding errors.
+    share = 1 / spread if spread > _LEAST_SPREAD * mean.norm() else 0.0
+    return Projection(mean, (directions * signs * share).float())
 
 
 class VoxelFeatures:

@@ -1,7 +1,11 @@
-"""What the engine's tests share: a small scan and an encoder."""
+"""What the engine's tests share: small scans, labelled ones as files, and an encoder."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import nibabel
+import numpy as np
 import pytest
 import torch
 
@@ -37,3 +41,29 @@ def torso() -> Volume:
 def embedding(torso: Volume, tiny: SwinEncoder, settings: EmbedSettings) -> Embedding:
     """The torso's features at stage 2."""
     return finish(embed_volume(torso, tiny, settings))
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tiny: SwinEncoder, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """File of the untrained encoder, which says that it knows CT."""
+    path = tmp_path_factory.mktemp("encoder") / "encoder.safetensors"
+    tiny.save(path, {"token_stage": 2, "preprocessing": {"preset": "ct_wide"}})
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def labelled_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three torsos with two organs labelled, as decathlon has them: x to the right, y ahead."""
+    folder = tmp_path_factory.mktemp("labelled")
+    affine = np.diag([4.0, 4.0, 4.0, 1.0])
+    affine[:3, 3] = (-60.0, -70.0, 30.0)
+    for seed in (1, 2, 3):
+        image, labels = phantom((24, 32, 32), spacing_mm=(4.0, 4.0, 4.0), seed=seed)
+        organs = np.where(np.isin(labels.array, (1, 3)), labels.array, 0).astype(np.uint8)
+        for array, kind in ((image.array, "imagesTr"), (organs, "labelsTr")):
+            voxels = np.ascontiguousarray(array.transpose(2, 1, 0)[::-1, ::-1])
+            path = folder / kind / f"torso{seed}.nii.gz"
+            path.parent.mkdir(exist_ok=True)
+            nibabel.save(nibabel.Nifti1Image(voxels, affine), path)
+    (folder / "dataset.json").write_text('{"labels": {"0": "background", "1": "first organ"}}')
+    return folder

@@ -17,17 +17,9 @@ from napari_s2dc.engine.cli import main
 from napari_s2dc.engine.match import Match
 from napari_s2dc.engine.transfer import transfer_labels
 from napari_s2dc.errors import S2DCError
-from napari_s2dc.method.encoder import SwinEncoder
 from napari_s2dc.volumes.io import find_volumes, read_volume, write_volume
 from napari_s2dc.volumes.phantom import phantom
 from napari_s2dc.volumes.volume import Volume
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tiny: SwinEncoder, tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("encoder") / "encoder.safetensors"
-    tiny.save(path, {"token_stage": 2, "preprocessing": {"preset": "ct_wide"}})
-    return str(path)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,14 @@ import io
 
 import pytest
 
-from napari_s2dc.engine.progress import Progress, Steps, finish, finish_with_bar
+from napari_s2dc.engine.progress import (
+    Progress,
+    Steps,
+    StopTraining,
+    TrainingProgress,
+    finish,
+    finish_with_bar,
+)
 
 
 class _Work:
@@ -81,3 +88,34 @@ def test_a_new_start_sets_the_bar_back(monkeypatch: pytest.MonkeyPatch) -> None:
     finish_with_bar(steps())
     assert "8/8" in screen.getvalue()
     assert "9/8" not in screen.getvalue()
+
+
+def _training() -> Steps[str]:
+    try:
+        for step in range(1, 4):
+            yield TrainingProgress(
+                step, 3, "steps", loss=0.5 / step, dice=0.25 if step == 1 else None
+            )
+    except StopTraining:
+        return "the best so far"
+    return "all steps"
+
+
+def test_the_bar_of_a_training_has_loss_and_dice(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = _Screen()
+    monkeypatch.setattr("sys.stderr", screen)
+    assert finish_with_bar(_training()) == "all steps"
+    # Dice stays until it is measured again.
+    assert "loss=0.167, Dice=0.250" in screen.getvalue()
+
+
+def test_a_training_that_is_stopped_gives_the_best_so_far() -> None:
+    asked: list[int] = []
+
+    def stop() -> bool:
+        asked.append(1)
+        return len(asked) > 2
+
+    assert finish_with_bar(_training(), stop) == "the best so far"
+    with pytest.raises(StopTraining):
+        finish_with_bar(_Work().steps(), lambda: True)

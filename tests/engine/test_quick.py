@@ -106,6 +106,13 @@ def test_the_first_component_has_variance_one(scan: QuickScan) -> None:
     assert spread[0] > spread[1] > spread[2] > 0
 
 
+def test_tokens_that_are_all_equal_have_no_components(scan: QuickScan) -> None:
+    one = scan.embeddings[0]
+    equal = replace(one, features=torch.ones_like(one.features))
+    grid = project([equal], 3)(equal.features)
+    torch.testing.assert_close(grid, torch.zeros_like(grid))
+
+
 def test_an_embedding_at_hand_is_used(labelled: LabelledScan, tiny: SwinEncoder) -> None:
     ready = EmbedSettings(stage=2, device="cpu")
     at_hand = finish(embed_volume(labelled.image, tiny, ready))

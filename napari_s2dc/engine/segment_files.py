@@ -1,0 +1,94 @@
+"""Segmentations as files: label maps on the grid of their scan that say which model made them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from napari_s2dc.engine.cli_labels import LABEL_ENDINGS, LABEL_MAP
+from napari_s2dc.engine.cli_scans import MAPS
+from napari_s2dc.engine.fewshot_settings import SegmentSettings
+from napari_s2dc.engine.segment import Segmentation
+from napari_s2dc.engine.segmentation_model import SegmentationModel
+from napari_s2dc.volumes.results import maker_of
+from napari_s2dc.volumes.segments import segment_fields
+from napari_s2dc.volumes.volume import Volume
+from napari_s2dc.volumes.writing import write_volume
+
+__all__ = ["SegmentationFiles", "maker_name"]
+
+_UNCERTAINTY = "uncertainty map"
+
+
+@dataclass(frozen=True)
+class SegmentationFiles:
+    """Where the segmentation of a scan is written.
+
+    Parameters
+    ----------
+    labels : Path
+        Label map; ends with ``.nii``, ``.nii.gz`` or ``.nrrd``. The last has names and colours of
+        the classes.
+    with_uncertainty : bool
+        Whether the uncertainty is written beside it.
+    """
+
+    labels: Path
+    with_uncertainty: bool = False
+
+    @property
+    def uncertainty(self) -> Path:
+        """``NAME.uncertainty.nii.gz`` beside ``NAME.labels.nii.gz``; the other formats alike."""
+        name = self.labels.name
+        ending = next(ending for ending in MAPS[::-1] if name.lower().endswith(ending))
+        bare = name[: -len(ending)]
+        for own in LABEL_ENDINGS:
+            bare = bare.removesuffix(own)
+        return self.labels.with_name(f"{bare}.uncertainty{ending}")
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All files, the label map last: it is written last."""
+        return (self.uncertainty, self.labels) if self.with_uncertainty else (self.labels,)
+
+    def are_there(self, scan: Path, maker: str) -> bool:
+        """Whether an earlier run has written them all, since the scan was last changed.
+
+        Parameters
+        ----------
+        scan : Path
+            Scan; how new the files of a DICOM folder are is not looked at.
+        maker : str
+            As of :func:`maker_name`.
+        """
+        newest = scan.stat().st_mtime if scan.is_file() else 0.0
+        return all(
+            maker_of(path) == maker and path.stat().st_mtime >= newest for path in self.paths
+        )
+
+    def write(
+        self, found: Segmentation, scan: Volume, model: SegmentationModel, maker: str
+    ) -> None:
+        """Write a segmentation on the grid of the file that its scan came from.
+
+        Raises
+        ------
+        S2DCError
+            A file cannot be written.
+        """
+        if self.with_uncertainty:
+            write_volume(self.uncertainty, found.uncertainty, scan, result=_UNCERTAINTY, by=maker)
+        classes = ((one.label, one.name, one.colour) for one in model.classes)
+        write_volume(
+            self.labels,
+            found.labels,
+            scan,
+            result=LABEL_MAP,
+            by=maker,
+            segments=segment_fields(classes),
+        )
+
+
+def maker_name(model: SegmentationModel, segment: SegmentSettings) -> str:
+    """Name a model and how it is used, for the header of what it made."""
+    return f"model {model.fingerprint(segment)[:16]}"
