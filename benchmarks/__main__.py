@@ -54,6 +54,7 @@ BENCHMARKS: dict[str, tuple[Benchmark, ...]] = {
         Benchmark("encoder"),
         Benchmark("step"),
         Benchmark("embedding"),
+        Benchmark("quick"),
         Benchmark("growth"),
         Benchmark("interactive", screen=True),
         Benchmark("responsiveness", screen=True),
