@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
     from napari_s2dc.widgets.workbench import Workbench
 
-__all__ = ["open_consistency", "open_embed", "open_match", "open_tab"]
+__all__ = ["open_consistency", "open_embed", "open_match", "open_segment", "open_tab"]
 
 DOCK = "Workbench (S²DC)"
 """Name that napari gives the dock when it is opened from the Plugins menu: both are the same."""
@@ -28,6 +28,11 @@ def open_consistency() -> None:
 def open_match() -> None:
     """Open the workbench on its Match tab, the active layer as the moving one (npe2 command)."""
     _open("Match")
+
+
+def open_segment() -> None:
+    """Open the workbench on its Segment tab, the active layer chosen (npe2 menu command)."""
+    _open("Segment")
 
 
 def open_tab(viewer: Viewer, tab: str, *, take_active: bool = True) -> Workbench:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
@@ -14,7 +15,7 @@ from napari_s2dc.widgets.layers import plain
 if TYPE_CHECKING:
     from napari.layers import Layer
 
-__all__ = ["LayerCombo"]
+__all__ = ["LayerCombo", "most_alike"]
 
 
 class LayerCombo(QComboBox):
@@ -96,3 +97,13 @@ class LayerCombo(QComboBox):
     def _announce(self, _index: int = 0) -> None:
         self.setToolTip(self.currentText())
         self.layer_changed.emit(self.layer)
+
+
+def most_alike(layers: Sequence[Layer], name: str) -> Layer:
+    """Give the layer whose name begins most like another one."""
+
+    def common(layer: Layer) -> int:
+        letters = zip(str(layer.name), name, strict=False)
+        return len(list(takewhile(lambda pair: pair[0] == pair[1], letters)))
+
+    return max(layers, key=common)

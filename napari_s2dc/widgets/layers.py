@@ -59,6 +59,13 @@ class Overlays:
         """Whether a layer is a result; it says so itself, from the moment it is inserted."""
         return _MARK in layer.metadata
 
+    def give_away(self, layer: Layer) -> None:
+        """Make a result layer the user's own: it stays as it is, and is offered as any other."""
+        for made in self._made.values():
+            for kind in [kind for kind, known in made.items() if known() is plain(layer)]:
+                del made[kind]
+        layer.metadata = {key: value for key, value in layer.metadata.items() if key != _MARK}
+
     def remove(self, source: Layer, kind: str) -> None:
         """Take a result layer away, if it is there."""
         layer = self.find(source, kind)
@@ -162,6 +169,13 @@ class Overlays:
                 **geometry_of(source),
             )
 
+    def own_labels(
+        self, labels: np.ndarray, name: str, geometry: dict[str, Any], **look: Any
+    ) -> Labels:
+        """Add a Labels layer of the user's own that belongs to no scan at hand."""
+        with self._selection_kept():
+            return self._viewer.add_labels(labels, name=name, **geometry, **look)
+
     @staticmethod
     def write_labels(layer: Labels, voxels: tuple[np.ndarray, ...], label: int) -> None:
         """Write a label into a Labels layer as one step that napari's undo takes back."""
@@ -218,6 +232,8 @@ class Overlays:
         data: Any,
         title: str,
         geometry: dict[str, Any],
+        *,
+        metadata: dict[str, Any] | None = None,
         **look: Any,
     ) -> Any:
         """Add a result layer in the place of the one of this kind that the source has.
@@ -236,6 +252,8 @@ class Overlays:
             End of the name.
         geometry : dict
             Where it lies, as keywords.
+        metadata : dict, optional
+            Of the source, for a result on its grid that is to be saved on that of its file.
         **look
             Further keywords of the method.
         """
@@ -244,7 +262,7 @@ class Overlays:
             layer = getattr(self._viewer, method)(
                 data,
                 name=f"{source.name} – {title}",
-                metadata={_MARK: kind},
+                metadata={**(metadata or {}), _MARK: kind},
                 **geometry,
                 **look,
             )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 from qtpy.QtCore import QObject, Signal
 
 from napari_s2dc.errors import S2DCError
+from napari_s2dc.widgets.layer_combo import most_alike
 from napari_s2dc.widgets.layers import plain
 from napari_s2dc.widgets.match_jobs import check_itself, check_mirrored, match_two
 from napari_s2dc.widgets.match_layers import MatchLayers
@@ -132,9 +132,7 @@ class MatchActions(QObject):
         if moving is None or not offered or moving is before:
             return
         self._labels_of = ref(moving)
-        self._tab.labels.choose(
-            max(offered, key=lambda one: _alike(str(one.name), str(moving.name)))
-        )
+        self._tab.labels.choose(most_alike(offered, str(moving.name)))
 
     def choose(self, layer: Layer) -> None:
         """Take a layer as the moving one, and another one as reference where it was that one."""
@@ -324,8 +322,3 @@ class MatchActions(QObject):
             return str(save_affine(found.alignment, path, **names))
 
         self._jobs.write("Exporting", write, lambda written: self._tell(f"Saved {written}."))
-
-
-def _alike(one: str, other: str) -> int:
-    """Letters that two names begin with in common."""
-    return len(list(takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))))

@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from napari.viewer import Viewer
 
-__all__ = ["EMBED", "MATCH", "PROBE", "key_hint", "register"]
+__all__ = ["EMBED", "MATCH", "PROBE", "SEGMENT", "key_hint", "register"]
 
 EMBED, PROBE, MATCH = "napari-s2dc:embed", "napari-s2dc:probe", "napari-s2dc:match"
+SEGMENT = "napari-s2dc:segment"
 
 # Name: what the list says, the key as napari writes it, the tab that holds the action.
 _ACTIONS = {
     EMBED: ("S²DC: embed the chosen volume", "Control-Alt-E", "Embed"),
     PROBE: ("S²DC: click to probe, on and off", "Control-Alt-P", "Consistency"),
     MATCH: ("S²DC: match the chosen volumes", "Control-Alt-M", "Match"),
+    SEGMENT: ("S²DC: train on the chosen labels", "Control-Alt-G", "Segment"),
 }
 
 

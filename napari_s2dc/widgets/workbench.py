@@ -35,6 +35,8 @@ from napari_s2dc.widgets.probe_tab import ProbeTab
 from napari_s2dc.widgets.regions import can_bound
 from napari_s2dc.widgets.scatter_views import ScatterViews
 from napari_s2dc.widgets.scrolling import Scrolling
+from napari_s2dc.widgets.segment_tab import SegmentTab
+from napari_s2dc.widgets.segment_wiring import Segmenting
 from napari_s2dc.widgets.session import session_of
 from napari_s2dc.widgets.shortcuts import register as register_shortcuts
 from napari_s2dc.widgets.structure_actions import StructureActions
@@ -77,6 +79,7 @@ class Workbench(QWidget):
         self.embed_tab = EmbedTab(self._is_labels, self._is_bound)
         self.probe_tab = ProbeTab(self._is_target)
         self.match_tab = MatchTab(self._is_scan, self._is_atlas)
+        self.segment_tab = SegmentTab(self._is_atlas)
         self.message = QLabel()
         self.message.setWordWrap(True)
         self.message.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
@@ -87,6 +90,7 @@ class Workbench(QWidget):
             (self.embed_tab, "Embed"),
             (self.probe_tab, "Consistency"),
             (self.match_tab, "Match"),
+            (self.segment_tab, "Segment"),
         ):
             self.tabs.addTab(Scrolling(tab), title)
         column = QVBoxLayout(self)
@@ -137,6 +141,16 @@ class Workbench(QWidget):
             self.session, self.match_tab, self.matching, self.jobs, self.tell, self
         )
         self.map = MapActions(self.session, self.match_tab, self.matching, self.tell, self)
+        self.segmenting = Segmenting(
+            self.session,
+            self.header,
+            self.encoders,
+            self.segment_tab,
+            self.jobs,
+            self.tell,
+            self._offer_soon,
+            self,
+        )
         self.jobs.failed.connect(self.tell)
         self.probing.patch_chosen.connect(self.scatter.mark_token)
         self.header.volume_changed.connect(self._offer_targets)
@@ -173,6 +187,7 @@ class Workbench(QWidget):
             "Embed": self.embed_tab.embed_button,
             "Consistency": self.probe_tab.probe_button,
             "Match": self.match_tab.match_button,
+            "Segment": self.segment_tab.train_button,
         }
         button = buttons[title]
         if button.isEnabled():
@@ -233,6 +248,7 @@ class Workbench(QWidget):
         self._offer_choices()
         self._offer_targets()
         self.matching.offer()
+        self.segmenting.offer(layers, self.header.volume.layers)
         volume = self.header.volume.layer
         self.embed_tab.show_ready("" if volume is None else str(volume.name), problem_of(volume))
         self._show_embedded()
@@ -289,6 +305,7 @@ class Workbench(QWidget):
         self._offer_now()
         self._follow_active()
         self.matching.resume()
+        self.segmenting.resume()
         self.encoders.follow(True)
 
     def hideEvent(self, event: QHideEvent) -> None:
@@ -315,6 +332,7 @@ class Workbench(QWidget):
         layers.selection.events.active.disconnect(self._follow_active)
         self._viewer.dims.events.ndisplay.disconnect(self._offer_choices)
         self.matching.suspend()
+        self.segmenting.suspend()
 
     def paintEvent(self, event: QPaintEvent) -> None:
         """Begin the slow part once the first picture is on the screen."""
@@ -327,6 +345,7 @@ class Workbench(QWidget):
         if self._shown:
             self.encoders.load_chosen_encoder()
             self.embedding.show_cache_size()
+            self.segmenting.autosave.look()
 
 
 @functools.cache

@@ -33,6 +33,8 @@ from napari_s2dc.widgets.workbench import Workbench
 from napari_s2dc.widgets.workers import Jobs
 
 SHAPE = (32, 48, 48)
+STEPS = 60
+"""Of a training of Quick."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -76,6 +78,7 @@ def own_folders(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatc
         feature_views,
         match_actions,
         scatter_views,
+        segment_choices,
     )
     from napari_s2dc.widgets import workbench as workbench_module
 
@@ -87,6 +90,7 @@ def own_folders(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatc
         feature_views,
         match_actions,
         scatter_views,
+        segment_choices,
         workbench_module,
     )
     for module in modules:
@@ -273,6 +277,17 @@ def embedded(workbench: Workbench, scan: Any, qtbot: Any) -> Workbench:
     """Embed the phantom and wait for its colours."""
     embed(workbench, scan, qtbot)
     return workbench
+
+
+@pytest.fixture
+def light_quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train Quick on the features of one stage, in few steps."""
+    from napari_s2dc.engine.fewshot_settings import QuickSettings
+    from napari_s2dc.widgets.segment_choices import SegmentChoices
+
+    settings = SegmentChoices.settings
+    light = QuickSettings(stages=(1,), smoothing_vox=(0.0, 1.0), steps=STEPS)
+    monkeypatch.setattr(SegmentChoices, "settings", lambda own: replace(settings(own), quick=light))
 
 
 @pytest.fixture

@@ -26,12 +26,18 @@ def test_every_menu_is_one_that_plugins_may_fill() -> None:
         "napari/layers/visualize",
         "napari/layers/measure",
         "napari/layers/register",
+        "napari/layers/segment",
     }
     assert menus <= {str(menu.value) for menu in MenuId.contributables()}
 
 
 def test_menu_commands_open_the_workbench_once_and_on_their_tab(plugin: Any, qtbot: Any) -> None:
-    from napari_s2dc.widgets.commands import open_consistency, open_embed, open_match
+    from napari_s2dc.widgets.commands import (
+        open_consistency,
+        open_embed,
+        open_match,
+        open_segment,
+    )
 
     layer = add_phantom(plugin, 1)
     plugin.layers.selection.active = layer
@@ -45,6 +51,8 @@ def test_menu_commands_open_the_workbench_once_and_on_their_tab(plugin: Any, qtb
     open_match()
     assert workbench.tabs.tabText(workbench.tabs.currentIndex()) == "Match"
     assert workbench.match_tab.moving.layer == layer
+    open_segment()
+    assert workbench.tabs.tabText(workbench.tabs.currentIndex()) == "Segment"
     assert len(plugin.window.dock_widgets) == len(docks)
     workbench.hide()
 

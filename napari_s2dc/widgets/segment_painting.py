@@ -1,0 +1,297 @@
+"""The labels that are painted: their layer, its classes, what 0 means, and when a stroke ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary, ref
+
+import numpy as np
+from qtpy.QtCore import QObject, QTimer, Signal
+
+from napari_s2dc.errors import S2DCError
+from napari_s2dc.widgets.layer_combo import most_alike
+from napari_s2dc.widgets.layers import plain
+from napari_s2dc.widgets.reasons import allow
+from napari_s2dc.widgets.segment_classes import ClassRow
+from napari_s2dc.widgets.segment_layers import (
+    SegmentLayers,
+    colours_of,
+    finest,
+    grid_problem,
+    name_class,
+    names_of,
+    recolour_class,
+)
+from napari_s2dc.widgets.segment_meaning import UNLABELLED, Meaning, likely_meaning
+from napari_s2dc.widgets.segment_tab import SegmentTab
+from napari_s2dc.widgets.session import Session
+from napari_s2dc.widgets.workers import Jobs
+
+if TYPE_CHECKING:
+    from napari.layers import Labels, Layer
+
+__all__ = ["PaintingActions"]
+
+_REST_MS = 300
+"""A stroke has ended: only then it is looked at."""
+
+
+class PaintingActions(QObject):
+    """Carry out what the Segment tab asks for about labels.
+
+    Parameters
+    ----------
+    session : Session
+        State of the viewer.
+    tab : SegmentTab
+        Controls.
+    layers : SegmentLayers
+        Adds layers.
+    jobs : Jobs
+        Threads.
+    volume : callable
+        Gives the volume chosen in the header.
+    tell : callable
+        Shows a sentence to the user.
+    """
+
+    changed = Signal()
+    """Another labels layer, or its classes, or what they mean."""
+    painted = Signal()
+    """Other voxels are labelled than before, and the mouse has come to rest."""
+
+    def __init__(
+        self,
+        session: Session,
+        tab: SegmentTab,
+        layers: SegmentLayers,
+        jobs: Jobs,
+        volume: Callable[[], Layer | None],
+        tell: Callable[[str], None],
+        parent: QObject,
+    ) -> None:
+        super().__init__(parent)
+        self._session, self._tab, self._layers, self._jobs = session, tab, layers, jobs
+        self._volume, self._tell = volume, tell
+        self._meanings: WeakKeyDictionary[Any, Meaning] = WeakKeyDictionary()
+        self._settled_for: ref[Any] | None = None  # the volume
+        self._followed: Any | None = None
+        self._counts: dict[int, int] | None = None
+        self._was_painted = False
+        self._rest = QTimer(self)
+        self._rest.setSingleShot(True)
+        self._rest.setInterval(_REST_MS)
+        self._rest.timeout.connect(self._count)
+        tab.labels_changed.connect(self._on_labels)
+        tab.labels.activated.connect(self._settle)  # by the user, not by the program
+        tab.shown.connect(self._count_soon)  # later, once the first picture is on the screen
+        tab.new_labels_wanted.connect(self.new_labels)
+        tab.class_wanted.connect(self._add_class)
+        tab.meaning_changed.connect(self._on_meaning)
+        tab.classes.renamed.connect(self._rename)
+        tab.classes.recoloured.connect(self._recolour)
+        tab.classes.chosen.connect(self._paint_with)
+
+    # ------------------------------------------------------------------------- what there is
+    @property
+    def labels(self) -> Any | None:
+        """The chosen labels layer."""
+        return self._tab.labels.layer
+
+    @property
+    def counts(self) -> dict[int, int] | None:
+        """Voxels of every class of the chosen layer, None until they are counted."""
+        return self._counts
+
+    def meaning_of(self, layer: Labels) -> Meaning:
+        """Say what the labels of a layer mean: as chosen, or as its file and names suggest."""
+        return self._meanings.get(layer) or likely_meaning(layer)
+
+    def offer(self, layers: Iterable[Layer]) -> None:
+        """Renew the choices after layers came, went or changed name."""
+        self._tab.labels.offer(layers)
+        self.suggest()
+        allow(self._tab.new_button, "" if self._volume() is not None else "Open a 3D image first")
+
+    def suggest(self, _: object = None) -> None:
+        """Choose the labels on the grid of the volume with the name most like its own.
+
+        Those that the user has chosen, made or painted in for this volume stay chosen.
+        """
+        image = self._volume()
+        settled_for = None if self._settled_for is None else self._settled_for()
+        fitting = [
+            one
+            for one in (self.labels, *self._tab.labels.layers)  # equally alike: as it is
+            if image is not None and one is not None and not grid_problem(one, image)
+        ]
+        if image is not None and image is not settled_for and fitting:
+            self._tab.labels.choose(most_alike(fitting, str(image.name)))
+
+    def _settle(self, _: object = None) -> None:
+        image = self._volume()
+        self._settled_for = None if image is None else ref(plain(image))
+
+    def take(self, layer: Labels, meaning: Meaning) -> None:
+        """Choose a labels layer whose meaning is known."""
+        self._meanings[plain(layer)] = meaning
+        self._settle()
+        if self._tab.labels.choose(layer):
+            self._show_classes()
+
+    # --------------------------------------------------------------------- what is asked for
+    def new_labels(self) -> None:
+        """Add a layer to paint in on the grid of the chosen volume, and choose it."""
+        source = self._volume()
+        if source is None:
+            return
+        layer = self._layers.new_labels(source)
+        self.take(layer, Meaning(UNLABELLED, 1))
+        self._session.viewer.layers.selection.active = layer
+        self._tell(
+            "Take napari's brush and paint a few strokes of every class, the background too; "
+            "click a class in the table to paint with it."
+        )
+
+    def _add_class(self) -> None:
+        layer = self.labels
+        if layer is None:
+            return
+        label = max((row.label for row in self._tab.classes.rows), default=0) + 1
+        if label > np.iinfo(layer.data.dtype).max:
+            self._tell(f"{layer.name} cannot hold class {label}.")
+            return
+        name_class(layer, {label: f"class {label}"})
+        self._paint_with(label)
+
+    def _rename(self, label: int, name: str) -> None:
+        if self.labels is not None:
+            name_class(self.labels, {label: name})
+
+    def _recolour(self, label: int, colour: tuple[float, float, float]) -> None:
+        if self.labels is not None:
+            recolour_class(self.labels, label, colour)
+
+    def _paint_with(self, label: int) -> None:
+        layer = self.labels
+        if layer is not None:
+            layer.selected_label = label
+            self._session.viewer.layers.selection.active = layer  # napari's brush works on it
+
+    def _on_meaning(self) -> None:
+        layer = self.labels
+        if layer is None:
+            return
+        zero, background = self._tab.zero.currentData(), self._tab.background.currentData()
+        known = self.meaning_of(layer)
+        # The other choice is kept for when it has a say again.
+        chosen = replace(known, background=background) if zero == UNLABELLED else known
+        self._meanings[layer] = replace(chosen, zero=zero)
+        self._show_classes()
+
+    # ------------------------------------------------------------------------- following it
+    def follow(self, on: bool) -> None:
+        """Follow the chosen layer while the panel is shown."""
+        self._let_go()
+        if on:
+            self._on_labels()
+
+    def _let_go(self) -> None:
+        self._rest.stop()
+        layer, self._followed = self._followed, None
+        if layer is not None:
+            for emitter, callback in self._emitters(layer):
+                emitter.disconnect(callback)
+
+    def _emitters(self, layer: Any) -> list[tuple[Any, Callable[[Any], None]]]:
+        events = layer.events
+        return [
+            (events.paint, self._on_paint),
+            (events.data, self._on_paint),
+            (events.set_data, self._on_drawn),
+            (events.features, self._show_classes),
+            (events.colormap, self._show_classes),
+            (events.selected_label, self._show_classes),
+        ]
+
+    def _on_labels(self) -> None:
+        layer = self.labels
+        if layer is self._followed and layer is not None:
+            return
+        self._let_go()
+        self._counts = None
+        self._was_painted = False
+        self._followed = layer
+        if layer is not None:
+            for emitter, callback in self._emitters(layer):
+                emitter.connect(callback)
+            self._count_soon()
+        self._show_classes()
+
+    def _on_paint(self, _: object = None) -> None:
+        self._was_painted = True
+        self._rest.start()
+
+    def _on_drawn(self, _: object = None) -> None:
+        # Also when another slice is shown; but undo tells of itself in no other way.
+        self._count_soon()
+
+    def _count_soon(self) -> None:
+        """Count where anyone sees the numbers; what is painted is counted in any case."""
+        if self._tab.isVisible():
+            self._rest.start()
+
+    def _count(self) -> None:
+        layer = self.labels
+        if layer is None:
+            return
+        data, painted = finest(layer), self._was_painted
+        self._was_painted = False
+
+        def count() -> dict[int, int]:
+            from napari_s2dc.engine.labelled_scans import voxels_of_labels
+
+            array = np.asarray(data)
+            if array.dtype.kind == "i" and array.min() < 0:
+                raise S2DCError(f"{layer_name} holds negative values, which are no labels.")
+            return voxels_of_labels(array)
+
+        def done(counts: dict[int, int]) -> None:
+            if self.labels is not layer:
+                return
+            before, self._counts = self._counts, counts
+            if painted or (before is not None and before != counts):
+                self._settle()
+                self.painted.emit()
+            if before != counts:
+                self._show_classes()
+
+        layer_name = str(layer.name)
+        if painted:
+            self._jobs.cancel("segment classes")
+        elif self._jobs.is_running("segment classes"):
+            self._rest.start()
+            return
+        self._jobs.run("segment classes", f"Counting in {layer.name}", count, done, quiet=True)
+
+    def _show_classes(self, _: object = None) -> None:
+        """Show classes and meaning of the chosen layer; asks for nothing."""
+        layer, tab = self.labels, self._tab
+        why = "" if layer is not None else "Make or choose a labels layer first"
+        tab.allow_classes(why)
+        if layer is None:
+            tab.classes.show_classes((), 0)
+            tab.show_backgrounds((), None)
+        else:
+            names, counts = names_of(layer), self._counts or {}
+            rows = [
+                ClassRow(label, names.get(label, ""), colour, counts.get(label, 0))
+                for label, colour in colours_of(layer, {*names, *counts} - {0}).items()
+            ]
+            tab.classes.show_classes(rows, int(layer.selected_label))
+            meaning = self.meaning_of(layer)
+            tab.zero.setCurrentIndex(tab.zero.findData(meaning.zero))
+            tab.show_backgrounds([(row.label, row.name) for row in rows], meaning.background)
+        self.changed.emit()

@@ -1,0 +1,217 @@
+"""What the Segment tab runs in threads with a model and with what it found; no Qt, no layers."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from napari_s2dc.engine.progress import Progress
+from napari_s2dc.errors import S2DCError
+from napari_s2dc.widgets.segment_jobs import Ready, at_level
+
+if TYPE_CHECKING:
+    from napari_s2dc.engine.embedding import Embedding
+    from napari_s2dc.engine.evaluate import Evaluation
+    from napari_s2dc.engine.label_next import PlaceToLabel
+    from napari_s2dc.engine.segment import Segmentation
+    from napari_s2dc.engine.segmentation_model import SegmentationModel
+    from napari_s2dc.widgets.volumes_of_layers import LayerSnapshot
+
+__all__ = ["FolderOutcome", "carried", "compare", "places", "segment", "segment_folder"]
+
+_LABEL_MAP = ".labels.nii.gz"
+"""Ending of a label map in a folder, as ``s2dc segment`` has it."""
+_PLACE_VOX = 8
+"""Side of a place that is worth a stroke."""
+
+
+def segment(
+    scan: LayerSnapshot,
+    model: SegmentationModel,
+    device: str,
+    ready: Ready | None,
+) -> Generator[Any, None, tuple[Segmentation, int]]:
+    """Segment a scan, with the features of Quick where they are at hand.
+
+    Returns
+    -------
+    found : Segmentation
+        On the grid of the scan.
+    classes : int
+        How many were found.
+    """
+    from napari_s2dc.engine.labelled_scans import voxels_of_labels
+    from napari_s2dc.engine.segment import segment_volume
+
+    features = None if ready is None else ready.features
+    volume = scan.load() if features is None else features.volume
+    found = yield from segment_volume(volume, model, device=device, prepared=features)
+    return found, len(voxels_of_labels(found.labels))
+
+
+def carried(
+    labels: Any, labels_place: np.ndarray, image_place: np.ndarray, shape: tuple[int, ...]
+) -> np.ndarray:
+    """Bring labels onto the grid of an image, by their places in the world.
+
+    Parameters
+    ----------
+    labels : array-like
+        Integers, (z, y, x).
+    labels_place, image_place : np.ndarray (4, 4)
+        Voxels to the world.
+    shape : tuple of int
+        Voxels (z, y, x) of the image.
+
+    Returns
+    -------
+    np.ndarray
+        Nearest label; 0 beyond those that are given.
+    """
+    from napari_s2dc.volumes.preprocess import resample_to
+    from napari_s2dc.volumes.volume import Volume
+
+    grid = Volume(np.broadcast_to(np.uint8(0), shape), image_place)
+    found: np.ndarray = resample_to(
+        Volume(np.asarray(labels), labels_place), grid, labels=True
+    ).array
+    return found
+
+
+@dataclass(frozen=True)
+class FolderOutcome:
+    """What became of the scans of a folder.
+
+    Parameters
+    ----------
+    done : int
+        Scans whose label map is there.
+    kept : int
+        Those of them whose label map was there already.
+    skipped : list of str
+        Name and reason of the others.
+    """
+
+    done: int
+    kept: int
+    skipped: list[str]
+
+
+def segment_folder(
+    model: SegmentationModel, folder: Path, results: Path, device: str
+) -> Generator[Any, None, FolderOutcome]:
+    """Segment all scans of a folder; those that cannot be used are skipped."""
+    from napari_s2dc.engine.cli_scans import MAPS, refuse_to_replace, scans_in, targets_of
+    from napari_s2dc.engine.segment import segment_volume
+    from napari_s2dc.engine.segment_files import SegmentationFiles, maker_name
+    from napari_s2dc.volumes.io import read_volume
+
+    scans = scans_in([str(folder)])
+    targets = targets_of(scans, str(results), MAPS, _LABEL_MAP)
+    refuse_to_replace(targets, [scan.path for scan in scans])
+    maker = maker_name(model, model.segment)
+    done, kept, skipped = 0, 0, []
+    for number, (scan, target) in enumerate(zip(scans, targets, strict=True)):
+        progress = Progress(number, len(scans), "scans")
+        yield progress
+        files = SegmentationFiles(target)
+        try:
+            if files.are_there(scan.path, maker):
+                kept += 1
+            else:
+                volume = read_volume(scan.path)
+                with closing(segment_volume(volume, model, device=device)) as steps:
+                    found = yield from _as_one(steps, progress)
+                files.write(found, volume, model, maker)
+            done += 1
+        except (S2DCError, OSError, EOFError, MemoryError) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            skipped.append(f"{scan.path.name} ({reason})")
+    return FolderOutcome(done, kept, skipped)
+
+
+def _as_one(steps: Any, progress: Progress) -> Generator[Any, None, Segmentation]:
+    """Run a long function, each of its steps a moment of one larger step."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            found: Segmentation = end.value
+            return found
+        yield progress
+
+
+def places(
+    found: Segmentation,
+    painted: Any | None,
+    scan: LayerSnapshot,
+    model: SegmentationModel,
+    device: str,
+    ready: Ready | None,
+    embedding: Embedding | None,
+) -> Generator[Any, None, list[PlaceToLabel]]:
+    """Find the places where a label would help most.
+
+    Parameters
+    ----------
+    found : Segmentation
+        Of the scan.
+    painted : array-like or None
+        Labels on the finest grid of the scan's layer.
+    scan : LayerSnapshot
+        What was segmented.
+    model : SegmentationModel
+        What it was segmented with.
+    device : str
+        Where the scan is embedded, should it not be.
+    ready : Ready or None
+        Features of Quick.
+    embedding : Embedding or None
+        Of the scan's layer, at whatever resolution.
+    """
+    from napari_s2dc.engine.embed import EmbedSettings, embed_volume
+    from napari_s2dc.engine.label_next import places_to_label
+
+    shape = found.labels.shape
+    known = [] if ready is None else list(ready.features.embeddings)
+    known.sort(key=lambda one: abs(one.stride - _PLACE_VOX))
+    fitting = [one for one in (embedding, *known) if one is not None and one.shape == shape]
+    if fitting:
+        features = fitting[0]
+    else:
+        settings = EmbedSettings(preset=model.preset, device=device)
+        features = yield from embed_volume(scan.load(), model.encoder, settings)
+    if painted is None:
+        labels = np.zeros(shape, np.uint8)
+    else:
+        labels = at_level(np.asarray(painted), shape, complete=False)
+    return places_to_label(found.uncertainty, labels, features)
+
+
+def compare(
+    found: np.ndarray, reference: Any, affine: np.ndarray, labels: Sequence[int]
+) -> Evaluation:
+    """Compare a segmentation with a reference on its grid, over the classes that it knows.
+
+    Parameters
+    ----------
+    found, reference : array-like
+        Integers.
+    affine : np.ndarray (4, 4)
+        Voxels to mm.
+    labels : sequence of int
+        Classes.
+    """
+    from napari_s2dc.engine.evaluate import evaluate_labels
+    from napari_s2dc.volumes.volume import Volume
+
+    truth = np.asarray(reference)
+    truth = np.where(np.isin(truth, labels), truth, 0)
+    return evaluate_labels(
+        Volume(found, affine, name="the segmentation"), Volume(truth, affine, name="the reference")
+    )

@@ -1,0 +1,134 @@
+"""Strokes survive a crash, and nothing is left after a session that ended as it should."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from napari_s2dc.errors import S2DCError
+from napari_s2dc.widgets import segment_autosave
+from napari_s2dc.widgets.segment_recovery import (
+    KeptLabels,
+    autosave_folder,
+    left_behind,
+    own_name,
+    read_facts,
+    read_labels,
+)
+from tests.gui.conftest import open_workbench
+from tests.gui.segmenting import LUNG, MUSCLE, painted, settled, stroke
+
+DEAD = "4000000-1700000000-0.npz"
+"""File of a process that is not there: Linux numbers them up to 4194304, at most."""
+
+
+@pytest.fixture(autouse=True)
+def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """Keep labels in a folder of the test, and without a pause."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.setattr(segment_autosave, "_PAUSE_MS", 10)
+    yield autosave_folder()
+    segment_autosave._remove_own()
+    segment_autosave._own.clear()
+
+
+def kept(workbench: Any, folder: Path, qtbot: Any) -> Path:
+    """Wait for the only file."""
+    settled(workbench, qtbot)
+    qtbot.waitUntil(lambda: not workbench.segmenting.autosave._soon.isActive())
+    qtbot.waitUntil(lambda: not any(name.startswith("writing") for name in workbench.jobs._running))
+    (path,) = folder.iterdir()
+    return path
+
+
+def test_strokes_and_classes_are_kept_and_come_back_after_a_crash(
+    workbench: Any, viewer: Any, qtbot: Any, folder: Path
+) -> None:
+    layer = painted(workbench, qtbot)
+    workbench.segmenting.painting._rename(LUNG, "lung")
+    workbench.segmenting.painting._recolour(LUNG, (0.0, 1.0, 0.0))
+    path = kept(workbench, folder, qtbot)
+    assert left_behind(folder) == []  # this process lives
+    facts = read_facts(path)
+    assert facts.names[LUNG] == "lung"
+    assert facts.colours[LUNG] == (0.0, 1.0, 0.0)
+    array, extent, name = layer.data.copy(), layer.extent.world, layer.name
+
+    path.rename(folder / DEAD)  # as if this process were another one that has crashed
+    viewer.window.remove_dock_widget(workbench)
+    viewer.layers.clear()
+    again = open_workbench(viewer, qtbot)
+    tab = again.segment_tab
+    qtbot.waitUntil(lambda: "did not end properly" in tab.offer.text())
+    assert name in tab.offer.text()
+    tab.restore_button.click()
+    qtbot.waitUntil(lambda: "The labels are back" in again.message.text())
+    (back,) = viewer.layers
+    np.testing.assert_array_equal(back.data, array)
+    np.testing.assert_allclose(back.extent.world, extent)
+    assert [str(unit) for unit in back.units] == ["millimeter"] * 3
+    np.testing.assert_allclose(back.colormap.map(LUNG)[:3], (0, 1, 0))
+    assert tab.labels.layer is back
+    assert tab.background.currentData() == 1
+    assert {row.label: row.name for row in tab.classes.rows}[LUNG] == "lung"
+    assert tab.offer.text() == ""
+    # Still kept, by this process now; the next stroke goes into the same file.
+    mine = kept(again, folder, qtbot)
+    assert mine.name.startswith(str(os.getpid()))
+    stroke(back, MUSCLE, plane=20)
+    assert kept(again, folder, qtbot) == mine
+    qtbot.waitUntil(lambda: bool((read_labels(mine)[20] == MUSCLE).any()))
+
+
+def test_labels_that_nobody_painted_are_not_kept(
+    workbench: Any, viewer: Any, qtbot: Any, folder: Path
+) -> None:
+    viewer.add_labels(np.ones(workbench.header.volume.layer.data.shape, np.uint8), name="mask")
+    settled(workbench, qtbot)
+    workbench.segmenting.painting._rename(1, "all")
+    settled(workbench, qtbot)
+    assert not folder.exists()
+
+
+def test_labels_can_be_discarded(viewer: Any, qtbot: Any, folder: Path) -> None:
+    facts = KeptLabels("strokes", {}, {1: "one"}, {1: (1.0, 0.0, 0.0)}, "unlabelled", 1)
+    facts.write(np.zeros((2, 3, 4), np.uint8), folder / DEAD)
+    workbench = open_workbench(viewer, qtbot)
+    qtbot.waitUntil(lambda: "strokes" in workbench.segment_tab.offer.text())
+    workbench.segment_tab.discard_button.click()
+    qtbot.waitUntil(lambda: not list(folder.iterdir()))
+    assert workbench.segment_tab.offer.text() == ""
+
+
+def test_only_files_of_ended_processes_are_left_behind(folder: Path) -> None:
+    facts = KeptLabels("strokes", {}, {}, {}, "background", None)
+    for name in (own_name(0), DEAD, f"{os.getpid()}-1700000000-0.npz", "other.npz"):
+        facts.write(np.zeros((2, 3, 4), np.uint8), folder / name)
+    # A number that another process had before this one counts as ended.
+    assert {path.name for path in left_behind(folder)} == {
+        DEAD,
+        f"{os.getpid()}-1700000000-0.npz",
+    }
+    (folder / DEAD).write_bytes(b"half a fi")
+    with pytest.raises(S2DCError, match="no labels that can be restored"):
+        read_facts(folder / DEAD)
+
+
+def test_a_folder_that_cannot_be_written_is_told_once(
+    workbench: Any, qtbot: Any, folder: Path
+) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.write_text("in the way")
+    layer = painted(workbench, qtbot)
+    qtbot.waitUntil(lambda: "not kept for the case of a crash" in workbench.message.text())
+    workbench.tell("")
+    stroke(layer, LUNG, plane=20)
+    settled(workbench, qtbot)
+    qtbot.wait(100)
+    assert workbench.message.text() == ""
+    folder.unlink()

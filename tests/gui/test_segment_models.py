@@ -1,0 +1,146 @@
+"""A trained model on the Segment tab: files, other scans, folders, and the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+
+from napari_s2dc.engine.cli import main
+from napari_s2dc.volumes.io import read_volume
+from napari_s2dc.widgets.preferences import PLUGIN
+from tests.gui.conftest import SHAPE, add_phantom, open_workbench
+from tests.gui.segmenting import painted, settled, trained
+
+pytestmark = pytest.mark.usefixtures("light_quick")
+
+
+def saved_phantom(path: Path, seed: int) -> Path:
+    """Write a phantom scan as NIfTI with voxels of 3 mm."""
+    from napari_s2dc.volumes.phantom import phantom
+    from napari_s2dc.volumes.writing import write_volume
+
+    image, _ = phantom(SHAPE, seed=seed)
+    return write_volume(path, image.array, image)
+
+
+def written(workbench: Any, path: Path, qtbot: Any) -> None:
+    """Wait until a file is there and was told of."""
+    qtbot.waitUntil(lambda: f"Saved {path}" in workbench.message.text())
+    assert path.is_file()
+
+
+def test_the_command_line_repeats_a_session(
+    plugin: Any, checkpoint: Path, tmp_path: Path, qtbot: Any
+) -> None:
+    scan = saved_phantom(tmp_path / "scan.nii.gz", 1)
+    (layer,) = plugin.open(str(scan), plugin=PLUGIN)
+    workbench = open_workbench(plugin, qtbot)
+    workbench.header.volume.choose(layer)
+    strokes = painted(workbench, qtbot)
+    workbench.segment_tab.largest.setChecked(True)
+    found = trained(workbench, qtbot)
+    strokes.save(str(tmp_path / "strokes.nii.gz"), plugin=PLUGIN)
+    config, model = tmp_path / "config.yaml", tmp_path / "model.safetensors"
+    workbench.segment_tab.models.export_wanted.emit(str(config))
+    written(workbench, config, qtbot)
+    learned = main(
+        [
+            *("finetune", "--config", str(config), "--images", str(scan)),
+            *("--labels", str(tmp_path / "strokes.nii.gz"), "--encoder", str(checkpoint)),
+            *("--out", str(model)),
+        ]
+    )
+    assert learned == 0
+    result = tmp_path / "result.nii.gz"
+    assert main(["segment", str(scan), "--model", str(model), "--out", str(result)]) == 0
+    np.testing.assert_array_equal(read_volume(result, labels=True).array, found.data)
+
+
+def test_a_model_is_saved_and_used_by_the_command_line(
+    plugin: Any, tmp_path: Path, qtbot: Any
+) -> None:
+    scan = saved_phantom(tmp_path / "scan.nii.gz", 1)
+    (layer,) = plugin.open(str(scan), plugin=PLUGIN)
+    workbench = open_workbench(plugin, qtbot)
+    painted(workbench, qtbot)
+    found = trained(workbench, qtbot)
+    workbench.segment_tab.models.save_wanted.emit(str(tmp_path / "model"))
+    model = tmp_path / "model.safetensors"
+    written(workbench, model, qtbot)
+    result = tmp_path / "result.nii.gz"
+    assert main(["segment", str(scan), "--model", str(model), "--out", str(result)]) == 0
+    np.testing.assert_array_equal(read_volume(result, labels=True).array, found.data)
+    assert layer.data.shape == found.data.shape
+
+
+def test_a_model_is_loaded_and_applied_to_another_scan(
+    workbench: Any, viewer: Any, scan: Any, tmp_path: Path, qtbot: Any
+) -> None:
+    box = workbench.segment_tab.models
+    assert not box.apply_button.isEnabled()
+    assert "Train or load" in box.apply_button.toolTip()
+    painted(workbench, qtbot)
+    workbench.segment_tab.largest.setChecked(True)
+    first = trained(workbench, qtbot)
+    box.save_wanted.emit(str(tmp_path / "model.safetensors"))
+    written(workbench, tmp_path / "model.safetensors", qtbot)
+    workbench.segment_tab.largest.setChecked(False)
+    other = add_phantom(viewer, 2, translate=(10.0, -200.0, 35.0), visible=False)
+    box.load_wanted.emit(str(tmp_path / "model.safetensors"))
+    qtbot.waitUntil(lambda: "Loaded model.safetensors" in workbench.message.text())
+    assert workbench.segment_tab.largest.isChecked()
+    assert "class 2" in box.about.text()
+    box.menu.aboutToShow.emit()
+    actions = {action.text(): action for action in box.menu.actions()}
+    assert list(actions) == [other.name, scan.name, "", "Folder…"]
+    actions[other.name].trigger()
+    settled(workbench, qtbot)
+    second = workbench.segmenting.layers.found_for(other)
+    np.testing.assert_allclose(second.extent.world, other.extent.world)
+    assert second.data.any()
+    assert not second.visible  # it lies where the other scan is shown
+    assert "hidden, as its scan is" in workbench.message.text()
+    np.testing.assert_allclose(second.colormap.map(2), first.colormap.map(2))
+    actions[scan.name].trigger()
+    before = first.data.copy()
+    settled(workbench, qtbot)
+    np.testing.assert_array_equal(first.data, before)
+
+
+def test_a_folder_is_segmented_and_bad_files_are_reported(
+    workbench: Any, tmp_path: Path, qtbot: Any
+) -> None:
+    painted(workbench, qtbot)
+    found = trained(workbench, qtbot)
+    scans, results = tmp_path / "scans", tmp_path / "results"
+    saved_phantom(scans / "one.nii.gz", 1)
+    (scans / "broken.nii.gz").write_bytes(b"no scan")
+    box = workbench.segment_tab.models
+    box.folder_wanted.emit(str(scans), str(results))
+    settled(workbench, qtbot)
+    words = workbench.message.text()
+    assert "1 of 2 scans" in words
+    assert "Skipped: broken.nii.gz" in words
+    (result,) = results.iterdir()
+    labels = nibabel.load(result)
+    assert np.array_equal(np.unique(labels.dataobj), np.unique(found.data))
+    box.folder_wanted.emit(str(scans), str(results))
+    settled(workbench, qtbot)
+    assert "1 of them were there already" in workbench.message.text()
+
+
+def test_what_is_no_model_is_refused_in_one_sentence(
+    workbench: Any, tmp_path: Path, qtbot: Any
+) -> None:
+    import pickle
+
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(pickle.dumps({"weights": 1}))
+    workbench.segment_tab.models.load_wanted.emit(str(path))
+    settled(workbench, qtbot)
+    assert "pickle) are never read" in workbench.message.text()
+    assert workbench.segmenting.training.model is None

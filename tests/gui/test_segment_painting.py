@@ -1,0 +1,141 @@
+"""The class table and what labels mean on the Segment tab."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from qtpy.QtCore import Qt
+from qtpy.QtGui import QColor
+from qtpy.QtWidgets import QColorDialog, QLineEdit
+
+from napari_s2dc.widgets.segment_layers import colours_of, names_of, recolour_class
+from tests.gui.conftest import add_labels, add_phantom
+from tests.gui.segmenting import LUNG, MUSCLE, painted, settled, stroke
+
+
+def test_the_table_shows_what_is_painted_and_changes_the_layer(
+    workbench: Any, viewer: Any, qtbot: Any, monkeypatch: Any
+) -> None:
+    layer = painted(workbench, qtbot)
+    settled(workbench, qtbot)
+    table = workbench.segment_tab.classes
+    assert [row.label for row in table.rows] == [1, 2, 3]
+    assert [row.name for row in table.rows] == ["background", "class 2", ""]
+    assert [row.voxels for row in table.rows] == [
+        int((layer.data == label).sum()) for label in (1, 2, 3)
+    ]
+    colours = colours_of(layer, range(1, 20))
+    table.item(2, 2).setText("  lung ")
+    assert names_of(layer) == {0: "background", 1: "background", 2: "class 2", 3: "lung"}
+    monkeypatch.setattr(QColorDialog, "getColor", lambda *_: QColor(0, 255, 0))
+    table.itemDoubleClicked.emit(table.item(2, 0))
+    assert colours_of(layer, range(1, 20)) == {**colours, LUNG: (0.0, 1.0, 0.0)}
+    viewer.layers.selection.active = workbench.header.volume.layer
+    table.itemClicked.emit(table.item(1, 1))
+    assert layer.selected_label == MUSCLE
+    assert viewer.layers.selection.active is layer
+    layer.selected_label = LUNG  # in napari's own controls
+    assert {item.row() for item in table.selectedItems()} == {2}
+
+
+def test_add_class_takes_the_next_number(workbench: Any, qtbot: Any) -> None:
+    layer = painted(workbench, qtbot)
+    layer.data_setitem((np.array([0]), np.array([0]), np.array([0])), 300)
+    settled(workbench, qtbot)
+    workbench.segment_tab.class_button.click()
+    assert layer.selected_label == 301
+    assert [row.label for row in workbench.segment_tab.classes.rows] == [1, 2, 3, 300, 301]
+    small = workbench._viewer.add_labels(np.full((4, 5, 6), 255, np.uint8), name="small")
+    workbench.segment_tab.labels.choose(small)
+    settled(workbench, qtbot)
+    workbench.segment_tab.class_button.click()
+    assert "small cannot hold class 256" in workbench.message.text()
+
+
+def test_meaning_is_remembered_by_layer(workbench: Any, viewer: Any, scan: Any, qtbot: Any) -> None:
+    tab = workbench.segment_tab
+    mine = painted(workbench, qtbot)
+    assert tab.background.currentData() == 1
+    organs = add_labels(viewer, scan)
+    tab.labels.choose(organs)
+    assert tab.background.currentData() is None
+    tab.zero.setCurrentIndex(1)
+    tab.zero.activated.emit(1)
+    assert not tab.background.isEnabled()
+    assert "Background is what has 0" in tab.background.toolTip()
+    tab.labels.choose(mine)
+    assert tab.zero.currentIndex() == 0
+    assert tab.background.currentData() == 1
+    tab.labels.choose(organs)
+    assert tab.zero.currentIndex() == 1
+
+
+def test_labels_from_a_label_file_are_complete(workbench: Any, viewer: Any, scan: Any) -> None:
+    from napari_s2dc.widgets.placement import geometry_of
+
+    layer = viewer.add_labels(
+        np.ones(scan.data.shape, np.uint8),
+        name="mask",
+        metadata={"s2dc": {"path": "/data/labelsTr/case.nii.gz"}},
+        **geometry_of(scan),
+    )
+    workbench.segment_tab.labels.choose(layer)
+    assert workbench.segment_tab.zero.currentData() == "background"
+
+
+def test_the_labels_of_the_scan_are_suggested(workbench: Any, viewer: Any, scan: Any) -> None:
+    from napari_s2dc.widgets.placement import geometry_of
+
+    other = add_phantom(viewer, 2)
+    layers = {
+        name: viewer.add_labels(np.zeros(scan.data.shape, np.uint8), name=name, **geometry_of(scan))
+        for name in ("torso 1 labels", "torso 2 labels")
+    }
+    workbench.header.volume.choose(other)
+    assert workbench.segment_tab.labels.layer is layers["torso 2 labels"]
+    workbench.header.volume.choose(scan)
+    assert workbench.segment_tab.labels.layer is layers["torso 1 labels"]
+    combo = workbench.segment_tab.labels
+    combo.choose(layers["torso 2 labels"])
+    combo.activated.emit(combo.currentIndex())  # by the user
+    workbench._offer()
+    assert workbench.segment_tab.labels.layer is layers["torso 2 labels"]
+
+
+def test_painting_goes_on_unwatched_while_the_panel_is_hidden(
+    workbench: Any, viewer: Any, qtbot: Any
+) -> None:
+    layer = painted(workbench, qtbot)
+    settled(workbench, qtbot)
+    before = workbench.segmenting.painting.counts
+    workbench.hide()
+    stroke(layer, LUNG, plane=20)
+    qtbot.wait(400)
+    assert workbench.segmenting.painting.counts == before
+    workbench.show()
+    qtbot.waitUntil(lambda: workbench.segmenting.painting.counts != before)
+
+
+def test_colours_of_a_layer_that_shows_one_class_only_are_kept(viewer: Any) -> None:
+    layer = viewer.add_labels(np.ones((4, 5, 6), np.uint8))
+    colours = colours_of(layer, range(1, 9))
+    layer.selected_label, layer.show_selected_label = 3, True
+    assert colours_of(layer, range(1, 9)) == colours
+    recolour_class(layer, 2, (1.0, 0.0, 0.0))
+    layer.show_selected_label = False
+    assert colours_of(layer, range(1, 9)) == {**colours, 2: (1.0, 0.0, 0.0)}
+
+
+def test_a_name_that_is_being_typed_is_not_taken_away(workbench: Any, qtbot: Any) -> None:
+    layer = painted(workbench, qtbot)
+    settled(workbench, qtbot)
+    table = workbench.segment_tab.classes
+    table.editItem(table.item(1, 2))
+    (field,) = table.findChildren(QLineEdit)
+    field.setText("muscle")
+    stroke(layer, LUNG, plane=20)
+    settled(workbench, qtbot)
+    qtbot.keyClick(field, Qt.Key.Key_Return)
+    qtbot.waitUntil(lambda: names_of(layer)[MUSCLE] == "muscle")
+    assert table.rows[2].voxels == int((layer.data == LUNG).sum())

@@ -1,0 +1,153 @@
+"""Stopping a fine-tuning, going on with it, and using what it has learned so far."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from napari_s2dc.engine.progress import TrainingProgress
+from napari_s2dc.errors import S2DCError
+from tests.gui.segmenting import painted, settled
+
+pytestmark = pytest.mark.usefixtures("light_quick")
+
+
+class Run:
+    """Stands for the engine's fine-tuning: a step whenever it is let, a model of Quick so far."""
+
+    def __init__(self, scans: Any, encoder: Any, classes: Any, settings: Any) -> None:
+        self.scans, self.encoder, self.classes, self.settings = scans, encoder, classes, settings
+        self.done = 0
+        self.asked: list[int] = []
+        self.fails = False
+
+    def train(self) -> Iterator[TrainingProgress]:
+        while self.done < self.settings.finetune.steps:
+            assert LET.acquire(timeout=60)
+            if self.fails:
+                raise S2DCError("The loss is no number any more.")
+            self.done += 1
+            yield TrainingProgress(
+                self.done, self.settings.finetune.steps, "steps", 1 / self.done, self.done / 100
+            )
+
+    def model(self) -> Any:
+        from napari_s2dc.engine.progress import finish
+        from napari_s2dc.engine.quick import train_quick
+        from napari_s2dc.engine.quick_features import prepare_scan
+
+        self.asked.append(self.done)
+        scan = self.scans[0]
+        features = finish(prepare_scan(scan.image, self.encoder, self.settings.quick, device="cpu"))
+        labelled = [(features, scan.labels.array)]
+        return finish(train_quick(labelled, self.classes, self.encoder, self.settings))
+
+
+LET = threading.Semaphore(0)
+
+
+@pytest.fixture
+def tuning(workbench: Any, qtbot: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Begin a fine-tuning of 100 steps on strokes."""
+    from napari_s2dc.engine import finetune
+
+    monkeypatch.setattr(finetune, "FinetuneRun", Run)
+    painted(workbench, qtbot)
+    tab = workbench.segment_tab
+    tab.mode.setCurrentIndex(tab.mode.findData("finetune"))
+    tab.steps.setValue(100)
+    assert not tab.refresh.isEnabled()
+    assert "Only Quick" in tab.refresh.toolTip()
+    assert not tab.stop_button.isEnabled()
+    assert not tab.continue_button.isEnabled()
+    LET.acquire(blocking=False)
+    tab.train_button.click()
+    yield workbench.segmenting.tuning
+    for _ in range(300):
+        LET.release()
+    settled(workbench, qtbot)
+    while LET.acquire(blocking=False):
+        pass
+
+
+def let(workbench: Any, steps: int, qtbot: Any) -> None:
+    """Let it take some steps, and wait for them."""
+    plot = workbench.segment_tab.plot
+    wanted = len(plot.losses) + steps
+    for _ in range(steps):
+        LET.release()
+    qtbot.waitUntil(lambda: len(plot.losses) == wanted)
+
+
+def test_stopped_it_segments_with_the_best_so_far_and_goes_on(
+    tuning: Any, workbench: Any, scan: Any, qtbot: Any
+) -> None:
+    tab = workbench.segment_tab
+    let(workbench, 3, qtbot)
+    assert tab.plot.losses[-1] == (3, 1 / 3)
+    assert tab.plot.dices[-1] == (3, 0.03)
+    tab.stop_button.click()
+    LET.release()
+    settled(workbench, qtbot)
+    run = tuning._tuning.run
+    assert run.asked == [4]
+    assert workbench.segmenting.layers.found_for(scan) is not None
+    assert workbench.segmenting.training.model.metadata["scans"][0]["name"] == scan.name
+    assert tab.continue_button.isEnabled()
+    assert not tab.stop_button.isEnabled()
+    tab.continue_button.click()
+    let(workbench, 2, qtbot)
+    assert tuning._tuning.run is run
+    assert tab.plot.losses[-1][0] == 6
+    assert not tab.continue_button.isEnabled()
+
+
+def test_the_best_is_used_while_it_goes_on(
+    tuning: Any, workbench: Any, scan: Any, qtbot: Any
+) -> None:
+    tab = workbench.segment_tab
+    let(workbench, 2, qtbot)
+    tab.best_button.click()
+    LET.release()
+    qtbot.waitUntil(lambda: workbench.segmenting.layers.found_for(scan) is not None)
+    assert tuning._tuning.run.asked == [3]
+    assert workbench.jobs.is_running("segment training")
+    let(workbench, 1, qtbot)
+
+
+def test_cancelled_it_can_still_be_used(tuning: Any, workbench: Any, scan: Any, qtbot: Any) -> None:
+    tab = workbench.segment_tab
+    let(workbench, 2, qtbot)
+    workbench.task_bar.cancel_button.click()
+    LET.release()
+    settled(workbench, qtbot)
+    assert workbench.segmenting.training.model is None
+    tab.best_button.click()
+    settled(workbench, qtbot)
+    assert workbench.segmenting.layers.found_for(scan) is not None
+
+
+def test_a_second_training_waits_for_the_user(tuning: Any, workbench: Any, qtbot: Any) -> None:
+    let(workbench, 1, qtbot)
+    run = tuning._tuning.run
+    workbench.segment_tab.train_button.click()
+    assert "stop that first" in workbench.message.text()
+    assert tuning._tuning.run is run
+
+
+def test_an_error_keeps_what_was_learned(
+    tuning: Any, workbench: Any, scan: Any, qtbot: Any
+) -> None:
+    tab = workbench.segment_tab
+    let(workbench, 2, qtbot)
+    tuning._tuning.run.fails = True
+    LET.release()
+    qtbot.waitUntil(lambda: not workbench.jobs.is_running("segment training"))
+    assert "The loss is no number" in workbench.message.text()
+    assert tab.continue_button.isEnabled()
+    tab.best_button.click()
+    settled(workbench, qtbot)
+    assert workbench.segmenting.layers.found_for(scan) is not None
