@@ -22,7 +22,7 @@ from napari_s2dc.engine.labelled_scans import classes_in
 from napari_s2dc.engine.match import match_embeddings
 from napari_s2dc.engine.progress import finish
 from napari_s2dc.engine.quick import train_quick
-from napari_s2dc.engine.quick_features import QuickScan, prepare_scan
+from napari_s2dc.engine.quick_scan import QuickScan, prepare_scan
 from napari_s2dc.engine.segment import QuickSegmenter, segment_volume
 from napari_s2dc.engine.transfer import Transfer, fuse, transfer_labels
 from napari_s2dc.method.encoder import SwinEncoder

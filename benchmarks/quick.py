@@ -52,7 +52,7 @@ def report(options: argparse.Namespace) -> str:
     from napari_s2dc.engine.labelled_scans import LabelledScan, classes_in
     from napari_s2dc.engine.progress import finish
     from napari_s2dc.engine.quick import train_quick
-    from napari_s2dc.engine.quick_features import prepare_scan
+    from napari_s2dc.engine.quick_scan import prepare_scan
     from napari_s2dc.engine.segment import QuickSegmenter
     from napari_s2dc.method.encoder import SwinEncoder
     from napari_s2dc.volumes.phantom import phantom

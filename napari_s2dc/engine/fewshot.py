@@ -15,7 +15,7 @@ from napari_s2dc.engine.fewshot_settings import FewshotSettings, SegmentationCla
 from napari_s2dc.engine.labelled_scans import LabelledScan, classes_in
 from napari_s2dc.engine.progress import Steps, StopTraining
 from napari_s2dc.engine.quick import train_quick
-from napari_s2dc.engine.quick_features import prepare_scan
+from napari_s2dc.engine.quick_scan import prepare_scan
 from napari_s2dc.engine.segmentation_model import SegmentationModel
 from napari_s2dc.method.encoder import SwinEncoder
 from napari_s2dc.volumes.preprocess import resample

@@ -8,139 +8,19 @@ from itertools import product
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from napari_s2dc.engine.embed import EmbedSettings, embed_volume
 from napari_s2dc.engine.embedding import Embedding
-from napari_s2dc.engine.encoders import preset_of, weights_hash
-from napari_s2dc.engine.fewshot_settings import QuickSettings
-from napari_s2dc.engine.progress import Steps
-from napari_s2dc.method.encoder import SwinEncoder
-from napari_s2dc.volumes.foreground import foreground_mask
-from napari_s2dc.volumes.preprocess import Scaling, scaling_of
-from napari_s2dc.volumes.volume import Volume
+from napari_s2dc.engine.quick_scan import Box, QuickScan
 
-__all__ = [
-    "Box",
-    "Projection",
-    "QuickScan",
-    "VoxelFeatures",
-    "blocks_of",
-    "prepare_scan",
-    "project",
-]
+__all__ = ["Projection", "VoxelFeatures", "blocks_of", "project"]
 
-Box = tuple[slice, slice, slice]
-"""Voxels (z, y, x) of a part of a scan; every slice has a start and a stop."""
-
-BLOCK_VOX = 96
+_BLOCK_VOX = 96
 """Side of the blocks that features are computed in, which bounds the memory."""
-_TRUNCATE = 3.0
 _PLACE_WEIGHT = 6.0
 _FARTHEST = 4.0
 _LEAST_SPREAD = 1e-3
-
-
-@dataclass(frozen=True, eq=False)
-class QuickScan:
-    """A scan that is ready for the head of Quick.
-
-    Parameters
-    ----------
-    volume : Volume
-        Raw intensities, on the grid that is learned from or segmented.
-    scaling : Scaling
-        From raw intensities to [0, 1].
-    embeddings : tuple of Embedding
-        Of the whole scan, one for each stage.
-    body : tuple of (first, end)
-        Box of the tissue in voxels along z, y and x.
-    """
-
-    volume: Volume
-    scaling: Scaling
-    embeddings: tuple[Embedding, ...]
-    body: tuple[tuple[int, int], ...]
-
-
-def prepare_scan(
-    volume: Volume,
-    encoder: SwinEncoder,
-    settings: QuickSettings,
-    *,
-    preset: str = "checkpoint",
-    device: str = "auto",
-    embedding: Embedding | None = None,
-) -> Steps[QuickScan]:
-    """Embed a scan at every stage that the head uses.
-
-    Parameters
-    ----------
-    volume : Volume
-        Scan with raw intensities.
-    encoder : SwinEncoder
-        Not changed.
-    settings : QuickSettings
-        Say which stages.
-    preset, device : str
-        As those of :class:`napari_s2dc.engine.embed.EmbedSettings`.
-    embedding : Embedding, optional
-        Of this scan; used where it is what would be computed.
-
-    Yields
-    ------
-    Progress
-        Windows of the stage that is embedded.
-
-    Raises
-    ------
-    VolumeError
-        The scan holds no usable values.
-    ConfigurationError
-        A stage, the preset or the device does not exist.
-    """
-    preset = preset_of(volume, encoder, preset)
-    embeddings = []
-    for stage in settings.stages:
-        wanted = EmbedSettings(stage=stage, preset=preset, device=device)
-        if embedding is not None and _is_same(embedding, volume, encoder, wanted):
-            embeddings.append(embedding)
-        else:
-            embeddings.append((yield from embed_volume(volume, encoder, wanted)))
-    tissue = foreground_mask(volume.array)
-    return QuickScan(
-        volume=volume,
-        scaling=scaling_of(volume.array, preset, tissue),
-        embeddings=tuple(embeddings),
-        body=_box_of(tissue),
-    )
-
-
-def _is_same(
-    embedding: Embedding, volume: Volume, encoder: SwinEncoder, wanted: EmbedSettings
-) -> bool:
-    """Whether an embedding is of the whole scan and made as wanted, on whatever device."""
-    facts = embedding.metadata
-    made = facts.get("settings") or {}
-    return (
-        facts.get("stage") == wanted.stage
-        and facts.get("preset") == wanted.preset
-        and facts.get("weights") == weights_hash(encoder)
-        and embedding.shape == volume.shape
-        and np.allclose(embedding.affine, volume.affine)
-        and made.get("roi") is None
-        and facts.get("window_vox") == wanted.window_vox
-        and made.get("overlap") == wanted.overlap
-    )
-
-
-def _box_of(tissue: np.ndarray) -> tuple[tuple[int, int], ...]:
-    box = []
-    for axis, side in enumerate(tissue.shape):
-        others = tuple(other for other in range(3) if other != axis)
-        inside = np.flatnonzero(tissue.any(others))
-        box.append((int(inside[0]), int(inside[-1]) + 1) if len(inside) else (0, side))
-    return tuple(box)
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,24 +82,19 @@ class VoxelFeatures:
         Scan.
     projections : sequence of Projection
         One for each of its embeddings.
-    smoothing_vox : sequence of float
-        Widths of the Gaussians in voxels; 0 for the intensity itself.
     """
 
-    def __init__(
-        self, scan: QuickScan, projections: Sequence[Projection], smoothing_vox: Sequence[float]
-    ) -> None:
+    def __init__(self, scan: QuickScan, projections: Sequence[Projection]) -> None:
         self.scan = scan
         self._grids = [
             (projection(one.features), one.stride)
             for projection, one in zip(projections, scan.embeddings, strict=True)
         ]
-        self._smoothing = tuple(smoothing_vox)
 
     def in_box(self, box: Box) -> Tensor:
         """Features (z, y, x, F), float32, of all voxels of a box."""
         shape = [part.stop - part.start for part in box]
-        channels = [torch.from_numpy(part) for part in self._intensities(box)]
+        channels = [torch.from_numpy(part) for part in self.scan.intensities(box)]
         channels += [place.expand(shape) for place in self._place(box)]
         tokens = [_interpolated(grid, box, stride) for grid, stride in self._grids]
         return torch.cat([torch.stack(channels), *tokens]).permute(1, 2, 3, 0)
@@ -227,7 +102,7 @@ class VoxelFeatures:
     def at(self, voxels: np.ndarray) -> Tensor:
         """Features (N, F) of single voxels (N, 3), z, y, x."""
         result: Tensor | None = None
-        blocks, inverse = np.unique(voxels // BLOCK_VOX, axis=0, return_inverse=True)
+        blocks, inverse = np.unique(voxels // _BLOCK_VOX, axis=0, return_inverse=True)
         for number in range(len(blocks)):
             chosen = np.flatnonzero(inverse.ravel() == number)
             inside = voxels[chosen]
@@ -243,29 +118,15 @@ class VoxelFeatures:
         assert result is not None, "there is at least one voxel"
         return result
 
-    def _intensities(self, box: Box) -> list[np.ndarray]:
-        """Smoothed intensities and their gradients, without an edge where the box ends."""
-        from scipy import ndimage
-
-        array = self.scan.volume.array
-        halo = int(np.ceil(_TRUNCATE * max(self._smoothing, default=0.0))) + 1
-        grown = [
-            (max(0, part.start - halo), min(side, part.stop + halo))
-            for part, side in zip(box, array.shape, strict=True)
-        ]
-        image = self.scan.scaling(array[tuple(slice(a, b) for a, b in grown)])
-        inner = tuple(
-            slice(part.start - a, part.stop - a) for part, (a, _) in zip(box, grown, strict=True)
-        )
-        channels = []
-        for width in self._smoothing:
-            if width == 0:
-                channels.append(image[inner])
-                continue
-            smooth = ndimage.gaussian_filter(image, width, mode="nearest", truncate=_TRUNCATE)
-            slopes = [_slope(smooth, axis) for axis in range(3)]
-            channels += [smooth[inner], np.sqrt(sum(slope**2 for slope in slopes))[inner]]
-        return channels
+    def of_sample(self) -> tuple[np.ndarray, Tensor]:
+        """Random voxels (N, 3) and their features (N, F); quick after the first time."""
+        voxels, intensities = self.scan.sample
+        points = torch.from_numpy(voxels)
+        first, end = torch.tensor(self.scan.body).T
+        half = ((end - first) / 2).clamp(min=1.0)
+        places = (points - (first + end - 1) / 2) / half * _PLACE_WEIGHT
+        tokens = [_at_points(grid, points, stride) for grid, stride in self._grids]
+        return voxels, torch.cat([torch.from_numpy(intensities), places.float(), *tokens], dim=1)
 
     def _place(self, box: Box) -> list[Tensor]:
         """Where the voxels lie in the box of the tissue: -1 to 1 along each axis, weighted."""
@@ -276,16 +137,6 @@ class VoxelFeatures:
             shape = [-1 if other == axis else 1 for other in range(3)]
             places.append(((voxels - middle) / half * _PLACE_WEIGHT).reshape(shape))
         return places
-
-
-def intensity_channels(smoothing_vox: Sequence[float]) -> int:
-    """Count the first features of a voxel: smoothed intensities and their gradients."""
-    return sum(1 if width == 0 else 2 for width in smoothing_vox)
-
-
-def _slope(image: np.ndarray, axis: int) -> np.ndarray:
-    """Change from voxel to voxel; none along an axis of one voxel."""
-    return np.gradient(image, axis=axis) if image.shape[axis] > 1 else np.zeros_like(image)
 
 
 def _interpolated(grid: Tensor, box: Box, stride: int) -> Tensor:
@@ -301,10 +152,20 @@ def _interpolated(grid: Tensor, box: Box, stride: int) -> Tensor:
     return grid
 
 
+def _at_points(grid: Tensor, points: Tensor, stride: int) -> Tensor:
+    """Interpolate values (K, tz, ty, tx) linearly to voxels (N, 3); (N, K)."""
+    sides = torch.tensor(grid.shape[1:])
+    tokens = ((points + 0.5) / stride - 0.5).clamp(min=0).minimum(sides - 1)
+    # From -1 to 1 between the centres of the first and the last token; x comes first.
+    place = tokens / (sides - 1).clamp(min=1) * 2 - 1
+    found = F.grid_sample(grid[None], place.flip(1)[None, None, None].float(), align_corners=True)
+    return found[0, :, 0, 0].mT
+
+
 def blocks_of(shape: Sequence[int]) -> list[Box]:
     """Cut a scan into blocks, z slowest."""
     parts = [
-        [slice(first, min(first + BLOCK_VOX, side)) for first in range(0, side, BLOCK_VOX)]
+        [slice(first, min(first + _BLOCK_VOX, side)) for first in range(0, side, _BLOCK_VOX)]
         for side in shape
     ]
     return [(z, y, x) for z, y, x in product(*parts)]

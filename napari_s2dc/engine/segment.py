@@ -14,13 +14,8 @@ from napari_s2dc.engine.encode import device_of
 from napari_s2dc.engine.fewshot_settings import FewshotSettings, SegmentSettings, settings_from
 from napari_s2dc.engine.progress import Progress, Steps
 from napari_s2dc.engine.quick import head_of
-from napari_s2dc.engine.quick_features import (
-    Box,
-    QuickScan,
-    VoxelFeatures,
-    blocks_of,
-    prepare_scan,
-)
+from napari_s2dc.engine.quick_features import VoxelFeatures, blocks_of
+from napari_s2dc.engine.quick_scan import Box, QuickScan, prepare_scan
 from napari_s2dc.engine.segmentation_model import SegmentationModel
 from napari_s2dc.errors import ConfigurationError
 from napari_s2dc.volumes.io import check_values
@@ -60,8 +55,7 @@ class QuickSegmenter:
     def __init__(self, scan: QuickScan, model: SegmentationModel) -> None:
         self.scan = scan
         self._head, projections = head_of(model)
-        quick = settings_of(model).quick
-        self._features = VoxelFeatures(scan, projections, quick.smoothing_vox)
+        self._features = VoxelFeatures(scan, projections)
         self._labels = label_numbers(model)
 
     def box(self, box: Box) -> Segmentation:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     )
     from napari_s2dc.engine.finetune import FinetuneRun
     from napari_s2dc.engine.labelled_scans import LabelledScan
-    from napari_s2dc.engine.quick_features import QuickScan
+    from napari_s2dc.engine.quick_scan import QuickScan
     from napari_s2dc.engine.segment import Segmentation
     from napari_s2dc.engine.segmentation_model import SegmentationModel
     from napari_s2dc.volumes.volume import Volume
@@ -195,7 +195,7 @@ def learn(
     """
     from napari_s2dc.engine.fewshot import with_provenance
     from napari_s2dc.engine.quick import train_quick
-    from napari_s2dc.engine.quick_features import prepare_scan
+    from napari_s2dc.engine.quick_scan import prepare_scan
     from napari_s2dc.engine.segment import QuickSegmenter
 
     if ready is not None and not ready.suits(task):

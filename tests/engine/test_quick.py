@@ -16,12 +16,8 @@ from napari_s2dc.engine.fewshot_settings import FewshotSettings, QuickSettings, 
 from napari_s2dc.engine.labelled_scans import LabelledScan, classes_in
 from napari_s2dc.engine.progress import Progress, TrainingProgress, finish
 from napari_s2dc.engine.quick import train_quick
-from napari_s2dc.engine.quick_features import (
-    QuickScan,
-    VoxelFeatures,
-    prepare_scan,
-    project,
-)
+from napari_s2dc.engine.quick_features import VoxelFeatures, project
+from napari_s2dc.engine.quick_scan import QuickScan, prepare_scan
 from napari_s2dc.engine.segment import (
     QuickSegmenter,
     Segmentation,
@@ -53,7 +49,7 @@ def scan(labelled: LabelledScan, tiny: SwinEncoder) -> QuickScan:
 @pytest.fixture(scope="module")
 def features(scan: QuickScan) -> VoxelFeatures:
     projections = [project([one], 4) for one in scan.embeddings]
-    return VoxelFeatures(scan, projections, QUICK.smoothing_vox)
+    return VoxelFeatures(scan, projections)
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +83,12 @@ def test_a_part_of_a_scan_has_the_features_of_the_whole(features: VoxelFeatures)
     torch.testing.assert_close(features.in_box(box), whole[box], atol=1e-5, rtol=1e-4)
     voxels = np.array([[39, 0, 0], [3, 47, 55], [20, 20, 20], [3, 1, 2]])
     torch.testing.assert_close(features.at(voxels), whole[tuple(voxels.T)], atol=1e-5, rtol=1e-4)
+
+
+def test_random_voxels_have_the_features_that_they_have_anywhere(features: VoxelFeatures) -> None:
+    voxels, found = features.of_sample()
+    assert len(voxels) > 1000
+    torch.testing.assert_close(found, features.at(voxels), atol=1e-4, rtol=1e-3)
 
 
 def test_tokens_are_interpolated_at_their_centres(features: VoxelFeatures) -> None:
@@ -161,6 +163,27 @@ def test_strokes_are_learned_and_refreshed(
     )
     assert after > before
     assert after > 0.4
+
+
+def test_what_was_not_painted_counts_as_background_a_little(
+    labelled: LabelledScan, scan: QuickScan, tiny: SwinEncoder
+) -> None:
+    # Two organs in one slice and nothing else: without that all of the scan would be one of them.
+    truth = labelled.labels.array
+    first, second = np.argsort(-np.bincount(truth.ravel())[1:])[:2] + 1
+    strokes = np.zeros_like(truth)
+    strokes[20] = np.where((truth[20] == first) | (truth[20] == second), truth[20], 0)
+    strokes[20, ::2] = 0
+    settings = replace(STROKES, background=None)
+    painted = LabelledScan(labelled.image, labelled.labels.with_array(strokes))
+    classes = classes_in([painted], settings)
+    found = finish(
+        QuickSegmenter(
+            scan, finish(train_quick([(scan, strokes)], classes, tiny, settings))
+        ).whole()
+    ).labels
+    assert set(np.unique(found)) == {0, first, second}
+    assert (found[truth == 0] == 0).mean() > 0.5
 
 
 def test_the_same_seed_gives_the_same_head(

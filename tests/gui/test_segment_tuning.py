@@ -37,7 +37,7 @@ class Run:
     def model(self) -> Any:
         from napari_s2dc.engine.progress import finish
         from napari_s2dc.engine.quick import train_quick
-        from napari_s2dc.engine.quick_features import prepare_scan
+        from napari_s2dc.engine.quick_scan import prepare_scan
 
         self.asked.append(self.done)
         scan = self.scans[0]

@@ -1,0 +1,189 @@
+"""A scan prepared for the head of Quick: embedded, and with its intensities smoothed on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from napari_s2dc.engine.embed import EmbedSettings, embed_volume
+from napari_s2dc.engine.embedding import Embedding
+from napari_s2dc.engine.encoders import preset_of, weights_hash
+from napari_s2dc.engine.fewshot_settings import QuickSettings
+from napari_s2dc.engine.progress import Steps
+from napari_s2dc.method.encoder import SwinEncoder
+from napari_s2dc.volumes.foreground import foreground_mask
+from napari_s2dc.volumes.preprocess import Scaling, scaling_of
+from napari_s2dc.volumes.volume import Volume
+
+__all__ = ["Box", "QuickScan", "intensity_channels", "prepare_scan"]
+
+Box = tuple[slice, slice, slice]
+"""Voxels (z, y, x) of a part of a scan; every slice has a start and a stop."""
+
+_TRUNCATE = 3.0
+_CUBES = 32
+_CUBE_VOX = 16
+_VOXELS_OF_CUBE = 128
+
+
+@dataclass(frozen=True, eq=False)
+class QuickScan:
+    """A scan that is ready for the head of Quick.
+
+    Parameters
+    ----------
+    volume : Volume
+        Raw intensities, on the grid that is learned from or segmented.
+    scaling : Scaling
+        From raw intensities to [0, 1].
+    embeddings : tuple of Embedding
+        Of the whole scan, one for each stage.
+    body : tuple of (first, end)
+        Box of the tissue in voxels along z, y and x.
+    smoothing_vox : tuple of float
+        Widths of the Gaussians in voxels; 0 for the intensity itself.
+    """
+
+    volume: Volume
+    scaling: Scaling
+    embeddings: tuple[Embedding, ...]
+    body: tuple[tuple[int, int], ...]
+    smoothing_vox: tuple[float, ...]
+
+    @cached_property
+    def sample(self) -> tuple[np.ndarray, np.ndarray]:
+        """Random voxels (N, 3) and what `intensities` gives at them (N, channels); made once.
+
+        They lie in a few small cubes, the same each time, because the neighbours that smoothing
+        needs are then shared.
+        """
+        random = np.random.default_rng(0)
+        shape = np.asarray(self.volume.shape)
+        voxels, values = [], []
+        for _ in range(_CUBES):
+            sides = np.minimum(_CUBE_VOX, shape)
+            first = random.integers(shape - sides + 1)
+            z, y, x = (slice(int(a), int(a + n)) for a, n in zip(first, sides, strict=True))
+            places = random.integers(sides, size=(_VOXELS_OF_CUBE, 3))
+            found = np.stack(self.intensities((z, y, x)), axis=-1)
+            voxels.append(places + first)
+            values.append(found[tuple(places.T)])
+        return np.concatenate(voxels), np.concatenate(values)
+
+    def intensities(self, box: Box) -> list[np.ndarray]:
+        """Smoothed intensities and their gradients in a box, without an edge where it ends."""
+        from scipy import ndimage
+
+        array = self.volume.array
+        halo = int(np.ceil(_TRUNCATE * max(self.smoothing_vox, default=0.0))) + 1
+        grown = [
+            (max(0, part.start - halo), min(side, part.stop + halo))
+            for part, side in zip(box, array.shape, strict=True)
+        ]
+        image = self.scaling(array[tuple(slice(a, b) for a, b in grown)])
+        inner = tuple(
+            slice(part.start - a, part.stop - a) for part, (a, _) in zip(box, grown, strict=True)
+        )
+        channels = []
+        for width in self.smoothing_vox:
+            if width == 0:
+                channels.append(image[inner])
+                continue
+            smooth = ndimage.gaussian_filter(image, width, mode="nearest", truncate=_TRUNCATE)
+            slopes = [_slope(smooth, axis) for axis in range(3)]
+            channels += [smooth[inner], np.sqrt(sum(slope**2 for slope in slopes))[inner]]
+        return channels
+
+
+def prepare_scan(
+    volume: Volume,
+    encoder: SwinEncoder,
+    settings: QuickSettings,
+    *,
+    preset: str = "checkpoint",
+    device: str = "auto",
+    embedding: Embedding | None = None,
+) -> Steps[QuickScan]:
+    """Embed a scan at every stage that the head uses.
+
+    Parameters
+    ----------
+    volume : Volume
+        Scan with raw intensities.
+    encoder : SwinEncoder
+        Not changed.
+    settings : QuickSettings
+        Say which stages.
+    preset, device : str
+        As those of :class:`napari_s2dc.engine.embed.EmbedSettings`.
+    embedding : Embedding, optional
+        Of this scan; used where it is what would be computed.
+
+    Yields
+    ------
+    Progress
+        Windows of the stage that is embedded.
+
+    Raises
+    ------
+    VolumeError
+        The scan holds no usable values.
+    ConfigurationError
+        A stage, the preset or the device does not exist.
+    """
+    preset = preset_of(volume, encoder, preset)
+    embeddings = []
+    for stage in settings.stages:
+        wanted = EmbedSettings(stage=stage, preset=preset, device=device)
+        if embedding is not None and _is_same(embedding, volume, encoder, wanted):
+            embeddings.append(embedding)
+        else:
+            embeddings.append((yield from embed_volume(volume, encoder, wanted)))
+    tissue = foreground_mask(volume.array)
+    return QuickScan(
+        volume=volume,
+        scaling=scaling_of(volume.array, preset, tissue),
+        embeddings=tuple(embeddings),
+        body=_box_of(tissue),
+        smoothing_vox=settings.smoothing_vox,
+    )
+
+
+def _is_same(
+    embedding: Embedding, volume: Volume, encoder: SwinEncoder, wanted: EmbedSettings
+) -> bool:
+    """Whether an embedding is of the whole scan and made as wanted, on whatever device."""
+    facts = embedding.metadata
+    made = facts.get("settings") or {}
+    return (
+        facts.get("stage") == wanted.stage
+        and facts.get("preset") == wanted.preset
+        and facts.get("weights") == weights_hash(encoder)
+        and embedding.shape == volume.shape
+        and np.allclose(embedding.affine, volume.affine)
+        and made.get("roi") is None
+        and facts.get("window_vox") == wanted.window_vox
+        and made.get("overlap") == wanted.overlap
+    )
+
+
+def _box_of(tissue: np.ndarray) -> tuple[tuple[int, int], ...]:
+    box = []
+    for axis, side in enumerate(tissue.shape):
+        others = tuple(other for other in range(3) if other != axis)
+        inside = np.flatnonzero(tissue.any(others))
+        box.append((int(inside[0]), int(inside[-1]) + 1) if len(inside) else (0, side))
+    return tuple(box)
+
+
+def intensity_channels(smoothing_vox: Sequence[float]) -> int:
+    """Count the first features of a voxel: smoothed intensities and their gradients."""
+    return sum(1 if width == 0 else 2 for width in smoothing_vox)
+
+
+def _slope(image: np.ndarray, axis: int) -> np.ndarray:
+    """Change from voxel to voxel; none along an axis of one voxel."""
+    return np.gradient(image, axis=axis) if image.shape[axis] > 1 else np.zeros_like(image)
