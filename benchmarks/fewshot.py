@@ -3,7 +3,10 @@
 The encoders must have been trained before, without labels and without the tests:
 
     s2dc-train --config tiny_cpu --data.path DATA/mouse_brain --data.validation_volumes 5 \
-        --views.matching 3d --trainer.max_steps 1600 --out MOUSE
+        --views.matching 3d --trainer.max_steps 1200 --out MOUSE
+    s2dc-train --config tiny_cpu --data.path DATA/mouse_brain --data.validation_volumes 5 \
+        --data.spacing_mm "[0.3,0.3,0.3]" --data.grid "[1,1,1]" --data.batch_size 4 \
+        --views.matching 3d --trainer.max_steps 1200 --out COARSE
     s2dc-train --config tiny_cpu --data.path DATA/hippocampus --data.validation_volumes 60 \
         --data.grid "[1,1,1]" --data.batch_size 4 --views.matching 3d \
         --trainer.max_steps 400 --trainer.validate_every 400 --out HIPPOCAMPUS
@@ -32,6 +35,7 @@ def mouse_part(options: argparse.Namespace) -> str:
         options.data / MOUSE.name,
         MOUSE,
         options.mouse,
+        network_encoder=options.mouse_coarse,
         ways=list(WAYS),
         runs=options.runs,
         jobs=options.jobs,
@@ -44,6 +48,7 @@ def hippocampus_part(options: argparse.Namespace) -> str:
         options.data / HIPPOCAMPUS.name,
         HIPPOCAMPUS,
         options.hippocampus,
+        network_encoder=options.hippocampus,
         ways=[way for way in WAYS if way != "label transfer"],
         runs=options.runs,
         jobs=options.jobs,
@@ -75,6 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("data", type=Path, help="folder of the data sets, decathlon folders")
     parser.add_argument("--mouse", type=Path, required=True, help="encoder for mouse_brain")
+    parser.add_argument(
+        "--mouse-coarse", type=Path, required=True, help="the like at 0.3 mm, for Swin UNETR"
+    )
     parser.add_argument("--hippocampus", type=Path, required=True, help="encoder for hippocampus")
     parser.add_argument("--ct", type=Path, required=True, help="encoder for CT")
     parser.add_argument("--runs", type=Path, default=Path("runs/fewshot"), help="finished runs")
@@ -88,7 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "load was not measured then."
         )
         command = (
-            "    python -m benchmarks.fewshot DATA --mouse MOUSE/encoder.safetensors --hippocampus "
+            "    python -m benchmarks.fewshot DATA --mouse MOUSE/encoder.safetensors "
+            "--mouse-coarse COARSE/encoder.safetensors --hippocampus "
             f"HIPPOCAMPUS/encoder.safetensors --ct CT/encoder.safetensors --parts {name} --write"
         )
         section = "\n\n".join([f"## Few labels, {name}", facts, PARTS[name](options), command])

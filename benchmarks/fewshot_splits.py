@@ -27,11 +27,15 @@ class LabelledSet:
         ``s2dc-train --data.validation_volumes`` of the same number leaves out.
     shots : tuple of int
         Numbers of labelled scans, ascending.
+    network_spacing_mm : tuple of float, optional
+        Spacing (z, y, x) at which Swin UNETR learns, so that a crop of 64 voxels a side holds
+        most of a scan; that of the scans when left out.
     """
 
     name: str
     tests: int
     shots: tuple[int, ...]
+    network_spacing_mm: tuple[float, float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Split:
     tests: tuple[str, ...]
 
 
-MOUSE = LabelledSet("mouse_brain", tests=5, shots=(1, 3, 5))
+MOUSE = LabelledSet("mouse_brain", 5, (1, 3, 5), network_spacing_mm=(0.3, 0.3, 0.3))
 HIPPOCAMPUS = LabelledSet("hippocampus", tests=60, shots=(1, 5, 10))
 
 

@@ -13,10 +13,11 @@ import numpy as np
 from benchmarks.fewshot_forest import VOXELS
 from benchmarks.fewshot_runs import Memo, Result, Run, results_of
 from benchmarks.fewshot_splits import SEEDS, LabelledSet, names_in, require_unseen, split_of
-from benchmarks.fewshot_ways import WAYS, Case, LabelledScan
+from benchmarks.fewshot_ways import NETWORKS, WAYS, Case, LabelledScan
 from benchmarks.report import table
 from napari_s2dc.engine.encoders import weights_hash
 from napari_s2dc.engine.evaluate import evaluate_labels
+from napari_s2dc.engine.fewshot_settings import FinetuneSettings
 from napari_s2dc.method.encoder import SwinEncoder
 from napari_s2dc.volumes.io import read_volume
 
@@ -42,20 +43,23 @@ class VolumesWork:
         Decathlon folder.
     data : LabelledSet
         How it is split.
-    encoder : Path
-        Pretrained on all but the tests, without labels.
+    encoder, network_encoder : Path
+        Pretrained on all but the tests, without labels; the second one is for Swin UNETR.
     """
 
     folder: Path
     data: LabelledSet
     encoder: Path
+    network_encoder: Path
 
     def __call__(self, run: Run) -> Result:
         """Do a run in this process."""
         split = split_of(names_in(self.folder), self.data, run.seed)
         scans = [read_scan(self.folder, name) for name in split.labelled[: run.shots]]
         begun = _MEMO.now()
-        segment = WAYS[run.way](Case(scans, self.encoder, run.seed), _MEMO)
+        encoder = self.network_encoder if run.way in NETWORKS else self.encoder
+        case = Case(scans, encoder, run.seed, self.data.network_spacing_mm)
+        segment = WAYS[run.way](case, _MEMO)
         training = _MEMO.now() - begun
         dice, distance, seconds = [], [], []
         for name in split.tests:
@@ -110,6 +114,7 @@ def volumes_section(
     data: LabelledSet,
     encoder: Path,
     *,
+    network_encoder: Path,
     ways: Sequence[str],
     runs: Path,
     jobs: int,
@@ -122,8 +127,8 @@ def volumes_section(
         Decathlon folder.
     data : LabelledSet
         How it is split.
-    encoder : Path
-        Pretrained on all but the tests.
+    encoder, network_encoder : Path
+        Pretrained on all but the tests; the second one is for Swin UNETR.
     ways : sequence of str
         Keys of ``WAYS``.
     runs : Path
@@ -132,13 +137,21 @@ def volumes_section(
         Processes, each with one thread.
     """
     names = names_in(folder)
-    network = SwinEncoder.from_checkpoint(encoder)
-    require_unseen(network.metadata, names, data)
-    wanted = [
-        Run(data.name, way, number, seed) for way in ways for number in data.shots for seed in SEEDS
-    ]
-    work = VolumesWork(folder, data, encoder)
-    results = results_of(wanted, work, runs, weights_hash(network), jobs)
+    work = VolumesWork(folder, data, encoder, network_encoder)
+    results: dict[Run, Result] = {}
+    for path, learners in (
+        (encoder, [way for way in ways if way not in NETWORKS]),
+        (network_encoder, [way for way in ways if way in NETWORKS]),
+    ):
+        trained = SwinEncoder.from_checkpoint(path)
+        require_unseen(trained.metadata, names, data)
+        wanted = [
+            Run(data.name, way, number, seed)
+            for way in learners
+            for number in data.shots
+            for seed in SEEDS
+        ]
+        results |= results_of(wanted, work, runs, weights_hash(trained), jobs)
     pool = len(names) - data.tests
     text = (
         f"{data.name}: {', '.join(map(str, data.shots))} labelled of the {pool} scans that the "
@@ -152,5 +165,16 @@ def volumes_section(
         text += (
             " How long the registration of label transfer goes on and its weights were chosen on "
             "some pairs of these scans, tests among them."
+        )
+    if set(NETWORKS) & set(ways):
+        where = data.network_spacing_mm
+        text += (
+            f" Swin UNETR takes {FinetuneSettings().steps} steps on crops, pretrained or not"
+            + (
+                f", at {' × '.join(map(str, where))} mm, as its own pretraining did"
+                if where
+                else ""
+            )
+            + "."
         )
     return "\n\n".join([text, result_table(results, ways, data.shots)])

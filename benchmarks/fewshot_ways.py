@@ -57,11 +57,14 @@ class Case:
         Pretrained on scans of the kind, without labels.
     seed : int
         Of everything random.
+    network_spacing_mm : tuple of float, optional
+        Spacing (z, y, x) at which Swin UNETR learns.
     """
 
     scans: Sequence[LabelledScan]
     encoder: Path
     seed: int
+    network_spacing_mm: tuple[float, float, float] | None = None
 
 
 Segment = Callable[[Volume], np.ndarray]
@@ -162,7 +165,10 @@ def fine_tuned(case: Case, memo: Memo, *, pretrained: bool) -> Segment:
     """Train a Swin UNETR, from the encoder's weights or from random ones, for as many steps."""
     encoder = encoder_of(case.encoder, memo)
     scans, settings = painted(
-        case, mode="finetune", preset=encoder.metadata["preprocessing"]["preset"]
+        case,
+        mode="finetune",
+        preset=encoder.metadata["preprocessing"]["preset"],
+        spacing_mm=case.network_spacing_mm,
     )
     if not pretrained:
         torch.manual_seed(case.seed)
@@ -171,11 +177,14 @@ def fine_tuned(case: Case, memo: Memo, *, pretrained: bool) -> Segment:
     return lambda image: finish(segment_volume(image, model, device="cpu")).labels
 
 
+NETWORKS = ("Swin UNETR from scratch", "Swin UNETR pretrained")
+"""Ways that learn at ``network_spacing_mm``, with an encoder that was pretrained at it."""
+
 WAYS: dict[str, Way] = {
     "label transfer": transferred,
     "random forest": random_forest,
     "Quick": quick,
-    "Swin UNETR from scratch": partial(fine_tuned, pretrained=False),
-    "Swin UNETR pretrained": partial(fine_tuned, pretrained=True),
+    NETWORKS[0]: partial(fine_tuned, pretrained=False),
+    NETWORKS[1]: partial(fine_tuned, pretrained=True),
 }
 """By the name of their row."""

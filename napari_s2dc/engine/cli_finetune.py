@@ -124,6 +124,8 @@ def run_finetune(
             raise KeyboardInterrupt from None
     seconds = round(time.perf_counter() - started, 2)
     model.save(target)
+    if failure := model.metadata.get("failure"):
+        raise S2DCError(failure, f"The best so far is in {target}.")
     if others and not interrupt.noted:
         found = _judge(model, others, settings.device)
         metrics = {**model.metadata.get("metrics", {}), "held_out": found}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -12,11 +11,12 @@ import numpy as np
 from napari_s2dc import __version__
 from napari_s2dc.engine.encoders import name_of, weights_hash
 from napari_s2dc.engine.fewshot_settings import FewshotSettings, SegmentationClass
-from napari_s2dc.engine.labelled_scans import LabelledScan, classes_in
+from napari_s2dc.engine.labelled_scans import LabelledScan, classes_in, voxels_of_labels
 from napari_s2dc.engine.progress import Steps, StopTraining
 from napari_s2dc.engine.quick import train_quick
 from napari_s2dc.engine.quick_scan import prepare_scan
 from napari_s2dc.engine.segmentation_model import SegmentationModel
+from napari_s2dc.errors import S2DCError
 from napari_s2dc.method.encoder import SwinEncoder
 from napari_s2dc.volumes.preprocess import resample
 from napari_s2dc.volumes.volume import Volume
@@ -61,10 +61,12 @@ def train_model(
     Raises
     ------
     S2DCError
-        There is nothing to learn, a scan cannot be used, or training failed.
+        There is nothing to learn, a scan cannot be used, or training failed at once. Where it
+        failed later, ``metadata["failure"]`` of the model so far says why.
     """
     classes = classes_in(scans, settings) if classes is None else tuple(classes)
     ready = [on_training_grid(scan, settings) for scan in scans]
+    _require_all(classes, ready, settings)
     if settings.mode == "quick":
         prepared = []
         for scan in ready:
@@ -78,20 +80,50 @@ def train_model(
 
         judges = [on_training_grid(scan, settings) for scan in held_out]
         run = FinetuneRun(ready, encoder, classes, settings, held_out=judges)
-        with suppress(StopTraining):
+        failure = ""
+        try:
             yield from run.train()
+        except StopTraining:
+            pass
+        except S2DCError as error:
+            if not run.steps_done:
+                raise
+            failure = str(error)
         model = run.model()
+        if failure:
+            model = replace(model, metadata={**model.metadata, "failure": failure})
     return with_provenance(model, encoder, [scan.image for scan in scans], settings)
 
 
 def on_training_grid(scan: LabelledScan, settings: FewshotSettings) -> LabelledScan:
-    """Resample a scan and its labels to the spacing of the settings."""
+    """Resample a scan and its labels to the spacing of the settings; no stroke is lost."""
     if settings.spacing_mm is None:
         return scan
-    return LabelledScan(
-        resample(scan.image, settings.spacing_mm),
-        resample(scan.labels, settings.spacing_mm, labels=True),
-    )
+    image = resample(scan.image, settings.spacing_mm)
+    labels = resample(scan.labels, settings.spacing_mm, labels=True)
+    if settings.zero == "unlabelled" and labels is not scan.labels:
+        # The nearest voxel of a larger one may lie beside a thin stroke.
+        array = labels.array.copy()
+        painted = np.argwhere(scan.labels.array)
+        places = np.rint(labels.to_vox(scan.labels.to_mm(painted))).astype(int)
+        places = places.clip(0, np.asarray(array.shape) - 1)
+        array[tuple(places.T)] = scan.labels.array[tuple(painted.T)]
+        labels = labels.with_array(array)
+    return LabelledScan(image, labels)
+
+
+def _require_all(
+    classes: Sequence[SegmentationClass], scans: Sequence[LabelledScan], settings: FewshotSettings
+) -> None:
+    """Refuse a spacing at which a class has no voxel left."""
+    left = set().union(*(voxels_of_labels(scan.labels.array) for scan in scans))
+    lost = [one.name for one in classes if one.label not in left]
+    if lost and settings.spacing_mm is not None:
+        spacing = " x ".join(f"{side:g}" for side in settings.spacing_mm)
+        raise S2DCError(
+            f"At a spacing of {spacing} mm no voxel of {', '.join(lost)} is left.",
+            "Choose a smaller spacing, or leave these classes out.",
+        )
 
 
 def with_provenance(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -17,10 +16,10 @@ from napari_s2dc.engine.progress import Steps, TrainingProgress
 from napari_s2dc.engine.quick_features import Projection, VoxelFeatures, project
 from napari_s2dc.engine.quick_scan import QuickScan, intensity_channels
 from napari_s2dc.engine.segmentation_model import SegmentationModel
-from napari_s2dc.errors import S2DCError
+from napari_s2dc.errors import ConfigurationError, S2DCError
 from napari_s2dc.method.encoder import SwinEncoder
 
-__all__ = ["QuickHead", "head_of", "train_quick"]
+__all__ = ["QuickHead", "check_quick", "head_of", "train_quick"]
 
 _BATCH = 4096
 _LEARNING_RATE = 4e-2
@@ -79,6 +78,21 @@ def head_of(model: SegmentationModel) -> tuple[QuickHead, list[Projection]]:
     return head.eval(), projections
 
 
+def check_quick(settings: QuickSettings) -> None:
+    """Refuse settings that nothing can be trained with, by ConfigurationError."""
+    least = {"components": 1, "hidden": 1, "steps": 1, "voxels": 1}
+    for name, lowest in least.items():
+        if getattr(settings, name) < lowest:
+            raise ConfigurationError(
+                f"quick.{name} is {getattr(settings, name)}, but must be at least {lowest}."
+            )
+    if not settings.stages or not all(0 <= width < math.inf for width in settings.smoothing_vox):
+        raise ConfigurationError(
+            "Quick needs at least one stage, and smoothing by widths of 0 voxels or more.",
+            "Mend quick.stages or quick.smoothing_vox.",
+        )
+
+
 def train_quick(
     scans: Sequence[tuple[QuickScan, np.ndarray]],
     classes: Sequence[SegmentationClass],
@@ -110,10 +124,12 @@ def train_quick(
     Returns
     -------
     SegmentationModel
-        Of kind ``quick``; metadata has ``steps``, ``loss`` and ``settings``.
+        Of kind ``quick``; metadata has ``stages``, ``smoothing_vox``, ``steps`` and ``loss``.
 
     Raises
     ------
+    ConfigurationError
+        A setting of Quick is out of range.
     S2DCError
         No voxel is labelled, or the loss is no number.
 
@@ -129,6 +145,7 @@ def train_quick(
     from 0.38 to 0.60; a tenth instead of a hundredth gave 0.52.
     """
     quick = settings.quick
+    check_quick(quick)
     random = torch.Generator().manual_seed(settings.seed)
     if start is None:
         projections = [
@@ -156,8 +173,10 @@ def train_quick(
         logits = head(features[chosen], random)
         error = F.cross_entropy(logits, truth, weight=weights)
         if unlabelled is not None:
-            nothing = torch.zeros(len(unlabelled), dtype=torch.long)
-            error = error + _UNLABELLED * F.cross_entropy(head(unlabelled, random), nothing)
+            some = torch.randperm(len(unlabelled), generator=random)[:_BATCH]
+            nothing = torch.zeros(len(some), dtype=torch.long)
+            others = F.cross_entropy(head(unlabelled[some], random), nothing)
+            error = error + _UNLABELLED * others
         loss = float(error.detach())
         if not math.isfinite(loss):
             raise S2DCError(
@@ -182,7 +201,12 @@ def train_quick(
         preset=scans[0][0].embeddings[0].metadata["preset"],
         spacing_mm=settings.spacing_mm,
         segment=settings.segment,
-        metadata={"settings": asdict(settings), "steps": steps, "loss": loss},
+        metadata={
+            "stages": list(quick.stages),
+            "smoothing_vox": list(quick.smoothing_vox),
+            "steps": steps,
+            "loss": loss,
+        },
     )
 
 
@@ -194,22 +218,15 @@ def _labelled(
 ) -> tuple[Tensor, Tensor]:
     """Features (N, F) and targets (N,) of the voxels that are learned from."""
     random = np.random.default_rng(settings.seed)
-    places, values = [], []
-    for _, labels in scans:
-        targets = targets_of(labels, classes, settings)
-        known = np.flatnonzero(targets.ravel() != UNLABELLED)
-        places.append(known)
-        values.append(targets.ravel()[known])
-    drawn = _draw(np.concatenate(values), settings, random)
+    share = max(1, settings.quick.voxels // len(scans))
     features, truth = [], []
-    first = 0
-    for (scan, labels), known, own in zip(scans, places, values, strict=True):
-        mine = drawn[(drawn >= first) & (drawn < first + len(known))] - first
-        first += len(known)
-        if len(mine):
-            voxels = np.stack(np.unravel_index(known[mine], labels.shape), axis=1)
+    for scan, labels in scans:
+        targets = targets_of(labels, classes, settings).ravel()
+        drawn = _draw(targets, share, random)
+        if len(drawn):
+            voxels = np.stack(np.unravel_index(drawn, labels.shape), axis=1)
             features.append(VoxelFeatures(scan, projections).at(voxels))
-            truth.append(torch.from_numpy(own[mine].astype(np.int64)))
+            truth.append(torch.from_numpy(targets[drawn].astype(np.int64)))
     if not features:
         raise S2DCError("No voxel is labelled.", "Paint at least two classes.")
     return torch.cat(features), torch.cat(truth)
@@ -227,17 +244,17 @@ def _unlabelled(
     return everything if len(everything) else None
 
 
-def _draw(
-    targets: np.ndarray, settings: FewshotSettings, random: np.random.Generator
-) -> np.ndarray:
-    """Choose voxels to learn from, ascending; of every class at least a few."""
-    limit = settings.quick.voxels
-    if len(targets) <= limit:
-        return np.arange(len(targets))
-    order = random.permutation(len(targets))
-    shuffled = targets[order]
-    rare = [order[shuffled == one][:_LEAST_OF_CLASS] for one in np.unique(targets)]
-    return np.unique(np.concatenate([order[:limit], *rare]))
+def _draw(targets: np.ndarray, limit: int, random: np.random.Generator) -> np.ndarray:
+    """Choose labelled voxels of a scan to learn from, ascending; of every class at least a few."""
+    known = np.flatnonzero(targets != UNLABELLED)
+    if len(known) <= limit:
+        return known
+    drawn = [random.choice(known, limit, replace=False)]
+    for output, number in enumerate(np.bincount(targets[known])):
+        if 0 < number * limit < _LEAST_OF_CLASS * len(known):
+            its = np.flatnonzero(targets == output)
+            drawn.append(random.choice(its, min(number, _LEAST_OF_CLASS), replace=False))
+    return np.unique(np.concatenate(drawn))
 
 
 def _new_head(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from napari_s2dc.engine.encode import device_of
-from napari_s2dc.engine.fewshot_settings import FewshotSettings, SegmentSettings, settings_from
+from napari_s2dc.engine.fewshot_settings import QuickSettings, SegmentSettings
 from napari_s2dc.engine.progress import Progress, Steps
 from napari_s2dc.engine.quick import head_of
 from napari_s2dc.engine.quick_features import VoxelFeatures, blocks_of
@@ -100,11 +100,6 @@ def judge(logits: Tensor) -> tuple[Tensor, Tensor]:
     return logits.argmax(-1), entropy.clamp(0, 1).half()
 
 
-def settings_of(model: SegmentationModel) -> FewshotSettings:
-    """Read the settings that a model was trained with."""
-    return settings_from(model.metadata["settings"], "The model")
-
-
 def label_numbers(model: SegmentationModel) -> np.ndarray:
     """Label number of every output, in the smallest type that holds them."""
     numbers = np.array([0, *(one.label for one in model.classes)])
@@ -163,17 +158,20 @@ def segment_volume(
         )
     else:
         found = yield from _by_head(volume, grid, model, device, prepared)
-    if not settings.largest_component:
-        return found
-    labels = largest_components(found.labels, [one.label for one in model.classes])
-    return Segmentation(labels, found.uncertainty)
+    if settings.largest_component:
+        labels = yield from largest_components(found.labels, [one.label for one in model.classes])
+        return Segmentation(labels, found.uncertainty)
+    return found
 
 
 def _by_head(
     volume: Volume, grid: Volume, model: SegmentationModel, device: str, scan: QuickScan | None
 ) -> Steps[Segmentation]:
     if scan is None:
-        quick = settings_of(model).quick
+        quick = QuickSettings(
+            stages=tuple(model.metadata["stages"]),
+            smoothing_vox=tuple(model.metadata["smoothing_vox"]),
+        )
         scan = yield from prepare_scan(
             grid, model.encoder, quick, preset=model.preset, device=device
         )
@@ -201,10 +199,26 @@ def _by_network(
     return Segmentation(label_numbers(model)[best], uncertainty)
 
 
-def largest_components(labels: np.ndarray, classes: Sequence[int]) -> np.ndarray:
-    """Keep the largest connected part of every class; the other parts become background."""
-    from monai.transforms import KeepLargestConnectedComponent
+def largest_components(labels: np.ndarray, classes: Sequence[int]) -> Steps[np.ndarray]:
+    """Keep the largest connected part of every class; the other parts become background.
 
-    keep = KeepLargestConnectedComponent(applied_labels=list(classes), is_onehot=False)
-    kept = keep(torch.from_numpy(labels.astype(np.int32))[None])[0]
-    return np.asarray(kept).astype(labels.dtype)
+    Yields
+    ------
+    Progress
+        After every class.
+    """
+    from monai.transforms.utils import get_largest_connected_component_mask
+    from scipy import ndimage
+
+    kept = labels.copy()
+    # MONAI looks at the whole array for each class; the box of the class is enough.
+    boxes = ndimage.find_objects(np.searchsorted(np.unique(labels), labels).astype(np.int32))
+    there = {int(label): box for label, box in zip(np.unique(labels)[1:], boxes, strict=False)}
+    for done, label in enumerate(classes, start=1):
+        if label in there:
+            part = kept[there[label]]
+            mask = part == label
+            largest = get_largest_connected_component_mask(torch.from_numpy(mask))
+            part[mask & ~np.asarray(largest, bool)] = 0
+        yield Progress(done, len(classes), "classes")
+    return kept

@@ -22,7 +22,7 @@ __all__ = ["ModelFileError", "SegmentationModel"]
 
 _KEY = "napari_s2dc_segmentation"
 _FORMAT = 1
-_KINDS = ("quick", "finetune")
+_NEEDED = {"quick": ("stages", "smoothing_vox"), "finetune": ("window_vox",)}
 
 
 class ModelFileError(S2DCError):
@@ -50,9 +50,11 @@ class SegmentationModel:
     segment : SegmentSettings
         How scans are segmented unless something else is asked for.
     metadata : dict
-        JSON-able facts: ``encoder`` (name) and ``encoder_weights`` (hash before training),
-        ``spacing_of_training_mm``, ``scans`` (name and hash of each that was learned from),
-        ``settings``, ``metrics``, ``background_labelled``, ``version``.
+        JSON-able facts. What segmenting needs: ``stages`` and ``smoothing_vox`` of a quick model,
+        ``window_vox`` of a fine-tuned one. Provenance: ``encoder`` (name) and ``encoder_weights``
+        (hash before training), ``scans`` (name, spacing and hash of each that was learned from),
+        ``settings``, ``steps``, ``loss``, ``metrics``, ``version``; ``failure`` where training
+        ended early by an error.
     """
 
     kind: Literal["quick", "finetune"]
@@ -70,15 +72,15 @@ class SegmentationModel:
         return len(self.classes) + 1
 
     def fingerprint(self, segment: SegmentSettings) -> str:
-        """Hash of all that decides what is found in a scan: equal hashes, equal results."""
+        """Hash of all that decides what files of results hold: equal hashes, equal files."""
         facts = [
             __version__,
             self.kind,
             weights_hash(self.encoder),
-            [one.label for one in self.classes],
+            [asdict(one) for one in self.classes],
             self.preset,
             self.spacing_mm,
-            self.metadata.get("settings"),
+            [self.metadata.get(name) for name in ("stages", "smoothing_vox", "window_vox")],
             asdict(segment),
         ]
         digest = hashlib.sha256(json.dumps(facts).encode())
@@ -137,8 +139,10 @@ class SegmentationModel:
 
 
 def _assemble(facts: dict[str, Any], tensors: dict[str, Tensor]) -> SegmentationModel:
-    if facts["kind"] not in _KINDS or facts["preset"] not in PRESETS:
+    if facts["kind"] not in _NEEDED or facts["preset"] not in PRESETS:
         raise ValueError("unknown kind or preset")
+    if any(name not in facts["metadata"] for name in _NEEDED[facts["kind"]]):
+        raise ValueError("what segmenting needs is missing")
     encoder = SwinEncoder(EncoderConfig.from_dict(facts["architecture"]))
     encoder.metadata = dict(facts["encoder_metadata"])
     own = _below("encoder.", tensors)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 
 from napari_s2dc.engine.embed import EmbedSettings, embed_volume
 from napari_s2dc.engine.embedding import to_voxels
-from napari_s2dc.engine.fewshot import train_model
+from napari_s2dc.engine.fewshot import on_training_grid, train_model
 from napari_s2dc.engine.fewshot_settings import FewshotSettings, QuickSettings, SegmentSettings
 from napari_s2dc.engine.labelled_scans import LabelledScan, classes_in
 from napari_s2dc.engine.progress import Progress, TrainingProgress, finish
@@ -254,6 +255,53 @@ def test_labels_with_gaps_and_a_class_of_one_voxel(
     assert dice(found.labels, (labels == 7) * 7) > 0.6
 
 
+def test_no_stroke_is_lost_at_a_larger_spacing(labelled: LabelledScan) -> None:
+    strokes = np.zeros_like(labelled.labels.array)
+    strokes[7, 20, 10:40] = 5
+    strokes[30, 30, 30] = 6
+    thin = LabelledScan(labelled.image, labelled.labels.with_array(strokes))
+    coarse = on_training_grid(thin, replace(STROKES, spacing_mm=(9.0, 9.0, 9.0)))
+    assert np.count_nonzero(coarse.labels.array == 5) in (10, 11)
+    assert np.count_nonzero(coarse.labels.array == 6) == 1
+    assert coarse.image.shape == coarse.labels.shape != thin.image.shape
+
+
+def test_a_class_that_vanishes_at_the_spacing_is_named(
+    labelled: LabelledScan, tiny: SwinEncoder
+) -> None:
+    mask = np.zeros_like(labelled.labels.array)
+    mask[10:30, 10:40, 10:40] = 1
+    mask[2, 2, 2] = 2  # between the voxels that are left
+    thin = LabelledScan(labelled.image, labelled.labels.with_array(mask))
+    with pytest.raises(S2DCError, match="no voxel of class 2"):
+        finish(train_model([thin], tiny, replace(COMPLETE, spacing_mm=(9.0, 9.0, 9.0))))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"stages": ()}, {"hidden": 0}, {"smoothing_vox": (-1.0,)}, {"steps": 0}]
+)
+def test_settings_out_of_range_are_refused(
+    labelled: LabelledScan, scan: QuickScan, tiny: SwinEncoder, wrong: dict[str, Any]
+) -> None:
+    settings = replace(COMPLETE, quick=replace(QUICK, **wrong))
+    classes = classes_in([labelled], settings)
+    with pytest.raises(ConfigurationError, match=r"quick|Quick"):
+        finish(train_quick([(scan, labelled.labels.array)], classes, tiny, settings))
+
+
+def test_of_a_rare_class_a_few_voxels_are_always_learned(
+    labelled: LabelledScan, scan: QuickScan, tiny: SwinEncoder
+) -> None:
+    labels = np.zeros_like(labelled.labels.array)
+    labels[12:28, 12:36, 12:44] = 1
+    labels[20, 20, 20:25] = 2
+    settings = replace(COMPLETE, quick=replace(QUICK, voxels=500))
+    rare = LabelledScan(labelled.image, labelled.labels.with_array(labels))
+    model = finish(train_quick([(scan, labels)], classes_in([rare], settings), tiny, settings))
+    found = QuickSegmenter(scan, model).box((slice(20, 21), slice(20, 21), slice(20, 25)))
+    assert (found.labels == 2).mean() > 0.5
+
+
 def test_mirror_images_are_refused(labelled: LabelledScan, model: SegmentationModel) -> None:
     with pytest.raises(ConfigurationError, match="left from right"):
         finish(segment_volume(labelled.image, model, settings=SegmentSettings(flips=True)))
@@ -272,7 +320,7 @@ def test_only_the_largest_part_of_a_class_stays() -> None:
     labels[1:3, 1:3, 1:3] = 300
     labels[0, 5, 5] = 300
     labels[3, 0, 0] = 7
-    kept = largest_components(labels, [7, 300])
+    kept = finish(largest_components(labels, [7, 300]))
     expected = labels.copy()
     expected[0, 5, 5] = 0
     np.testing.assert_array_equal(kept, expected)
