@@ -86,7 +86,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--hippocampus", type=Path, required=True, help="encoder for hippocampus")
     parser.add_argument("--ct", type=Path, required=True, help="encoder for CT")
     parser.add_argument("--runs", type=Path, default=Path("runs/fewshot"), help="finished runs")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, each in one thread")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=2,
+        help="runs at a time, each in one thread; 0 tabulates what is finished",
+    )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--write", action="store_true", help="put it into docs/benchmarks.md")
     options = parser.parse_args(arguments)

@@ -107,13 +107,15 @@ def results_of(
     encoder : str
         Hash of its weights: another encoder, another file.
     jobs : int
-        Processes.
+        Processes; with 0 nothing is made, and what is not there is left out.
     """
     folder.mkdir(parents=True, exist_ok=True)
     files = {run: file_of(folder, run, encoder) for run in runs}
     missing = [run for run in runs if not files[run].is_file()]
     print(f"{len(runs) - len(missing)} of {len(runs)} runs are there.", flush=True)
-    if missing:
+    if missing and not jobs:
+        files = {run: file for run, file in files.items() if run not in missing}
+    elif missing:
         with ProcessPoolExecutor(jobs, get_context("spawn"), one_thread) as pool:
             waiting = {pool.submit(work, run): run for run in missing}
             for number, done in enumerate(as_completed(waiting), 1):

@@ -13,11 +13,10 @@ import numpy as np
 from benchmarks.fewshot_forest import VOXELS
 from benchmarks.fewshot_runs import Memo, Result, Run, results_of
 from benchmarks.fewshot_splits import SEEDS, LabelledSet, names_in, require_unseen, split_of
-from benchmarks.fewshot_ways import NETWORKS, WAYS, Case, LabelledScan
+from benchmarks.fewshot_ways import NETWORK_STEPS, NETWORKS, WAYS, Case, LabelledScan
 from benchmarks.report import table
 from napari_s2dc.engine.encoders import weights_hash
 from napari_s2dc.engine.evaluate import evaluate_labels
-from napari_s2dc.engine.fewshot_settings import FinetuneSettings
 from napari_s2dc.method.encoder import SwinEncoder
 from napari_s2dc.volumes.io import read_volume
 
@@ -95,18 +94,27 @@ def result_table(results: dict[Run, Result], ways: Sequence[str], shots: Sequenc
     rows = []
     for way in ways:
         figures = [by_shots(results, way, number) for number in shots]
-        trained = [mean(one.training_seconds for one in chosen) for _, _, chosen in figures]
+        if not any(chosen for _, _, chosen in figures):
+            continue
+        trained = [
+            f"{mean(one.training_seconds for one in chosen):.0f}" if chosen else "–"
+            for _, _, chosen in figures
+        ]
         tested = mean(one.test_seconds for _, _, chosen in figures for one in chosen)
         row = [way, *(spread_over_seeds(dice) for dice, _, _ in figures)]
-        row += [f"{mean(distance):.2f}" for _, distance, _ in figures]
-        row += [", ".join(f"{seconds:.0f}" for seconds in trained), f"{tested:.1f}"]
+        row += [f"{mean(distance):.2f}" if distance else "–" for _, distance, _ in figures]
+        row += [", ".join(trained), f"{tested:.1f}"]
         rows.append(row)
     return table(header, rows)
 
 
 def spread_over_seeds(values: Sequence[float]) -> str:
-    """Mean and standard deviation over the seeds."""
-    return f"{mean(values):.3f} ± {stdev(values):.3f}"
+    """Mean and standard deviation over the seeds; how many there are where some are missing."""
+    if not values:
+        return "–"
+    if len(values) == len(SEEDS):
+        return f"{mean(values):.3f} ± {stdev(values):.3f}"
+    return f"{mean(values):.3f} ({len(values)} seeds)"
 
 
 def volumes_section(
@@ -169,7 +177,7 @@ def volumes_section(
     if set(NETWORKS) & set(ways):
         where = data.network_spacing_mm
         text += (
-            f" Swin UNETR takes {FinetuneSettings().steps} steps on crops, pretrained or not"
+            f" Swin UNETR takes {NETWORK_STEPS} steps on crops, pretrained or not"
             + (
                 f", at {' × '.join(map(str, where))} mm, as its own pretraining did"
                 if where

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from argparse import BooleanOptionalAction
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 
     from napari_s2dc.engine.fewshot_settings import SegmentSettings
     from napari_s2dc.engine.segmentation_model import SegmentationModel
-    from napari_s2dc.volumes.volume import Volume
 
 __all__ = ["SEGMENT_SUMMARY", "run_segment", "segment_parser"]
 
@@ -176,52 +174,22 @@ class _Work:
     quiet: bool
 
     def __call__(self, scan: ScanFile, target: Path) -> dict[str, Any]:
-        from napari_s2dc.engine.labelled_scans import voxels_of_labels
         from napari_s2dc.engine.progress import finish_with_bar
-        from napari_s2dc.engine.segment import segment_volume
-        from napari_s2dc.engine.segment_files import SegmentationFiles
-        from napari_s2dc.volumes.io import check_values, read_volume
+        from napari_s2dc.engine.segment_files import SegmentationFiles, segment_file
 
         files = SegmentationFiles(target, self.uncertainty)
-        facts: dict[str, Any] = {
-            "uncertainty": str(files.uncertainty) if self.uncertainty else None
-        }
-        if files.are_there(scan.path, self.made_by):
-            return {**facts, "kept": True}
-        started = time.perf_counter()
-        volume = read_volume(scan.path)
-        check_values(volume)
-        warning = _warning(volume, self.model)
-        if warning:
-            tell(f"{scan.path}: {warning}")
-        result = finish_with_bar(
-            segment_volume(volume, self.model, settings=self.settings, device=self.device)
+        facts: dict[str, Any] = finish_with_bar(
+            segment_file(scan.path, files, self.model, self.settings, self.made_by, self.device)
         )
-        files.write(result, volume, self.model, self.made_by)
-        voxels = voxels_of_labels(result.labels)
-        seconds = round(time.perf_counter() - started, 2)
-        unsure = float(result.uncertainty.mean(dtype="float64"))
+        facts["uncertainty"] = str(files.uncertainty) if self.uncertainty else None
+        if facts["kept"]:
+            return facts
+        if facts["warning"]:
+            tell(f"{scan.path}: {facts['warning']}")
         if not self.quiet:
             print(
-                f"{target}: {len(voxels)} of {len(self.model.classes)} classes, mean uncertainty "
-                f"{unsure:.3f}, {seconds:.1f} s",
+                f"{target}: {len(facts['voxels'])} of {len(self.model.classes)} classes, mean "
+                f"uncertainty {facts['mean_uncertainty']:.3f}, {facts['seconds']:.1f} s",
                 flush=True,
             )
-        return {
-            **facts,
-            "kept": False,
-            "voxels": {str(label): count for label, count in voxels.items()},
-            "mean_uncertainty": unsure,
-            "warning": warning,
-            "seconds": seconds,
-        }
-
-
-def _warning(volume: Volume, model: SegmentationModel) -> str:
-    """Say when a scan is far from those that the model was trained on."""
-    from napari_s2dc.engine.encoders import difference
-
-    # A model with a spacing of its own resamples every scan to it.
-    scans = model.metadata.get("scans") if model.spacing_mm is None else None
-    spacing = scans[0].get("spacing_mm") if scans else None
-    return difference(volume, model.preset, spacing, "the model")
+        return facts

@@ -66,23 +66,24 @@ class FinetuneSettings:
     steps: int = 300
     """Optimiser steps of the training."""
     crop_vox: int = 64
-    """A crop has at most as many voxels as a cube of this side, a multiple of 32; along an axis it
-    is about as long as the tissue where that is shorter."""
+    """Side in voxels of the cube that has as many voxels as a crop may have; a crop is as long as
+    the tissue along axes where that is short, and longer along others."""
     crops_per_step: int = 1
     """Crops whose gradients make a step; they are computed one after the other where they do not
     fit into the memory together."""
-    learning_rate: float = 2e-2
+    learning_rate: float = 4e-2
     """Peak learning rate of the decoder."""
-    encoder_rate: float = 0.3
+    encoder_rate: float = 0.05
     """Learning rate of the last layer of a pretrained encoder, as a share of the decoder's. An
     encoder that was not pretrained has the decoder's."""
     layer_decay: float = 0.8
     """Factor of the learning rate from a layer of a pretrained encoder to the one before."""
-    frozen_steps: int = 30
-    """Steps in which a pretrained encoder is not changed, while the decoder learns its features."""
+    frozen_share: float = 0.6
+    """Share of the steps, the first ones, in which a pretrained encoder is not changed; they take a
+    quarter less time."""
     voxels_per_crop: int = 20_000
     """Most labelled voxels of a crop that a step learns from, drawn at random."""
-    augmentation: float = 1.0
+    augmentation: float = 0.6
     """Strength of the random changes of place, form and intensity; 0 for none."""
     averaging: float = 0.95
     """Share of the averaged weights, which make the model, that a step keeps."""
@@ -114,7 +115,7 @@ class FewshotSettings:
     """``quick``: frozen features and a light head, seconds; ``finetune``: a Swin UNETR, minutes."""
     zero: Literal["unlabelled", "background"] = "unlabelled"
     """What label 0 means: ``unlabelled`` where strokes were painted, ``background`` where label
-    maps are complete."""
+    maps are complete. Quick takes some unlabelled voxels for background, with little weight."""
     background: int | None = None
     """Label that means background where 0 means unlabelled; none is painted when left out."""
     preset: str = "checkpoint"

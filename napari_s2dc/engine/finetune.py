@@ -1,4 +1,4 @@
-"""Fine-tuning: a Swin UNETR learns to segment from labelled scans, step by step."""
+"""Fine-tuning: a network learns to segment from labelled scans, step by step."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import copy
 import math
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from napari_s2dc.engine.encoders import preset_of
 from napari_s2dc.engine.fewshot_settings import FewshotSettings, SegmentationClass
 from napari_s2dc.engine.finetune_data import CropSource
 from napari_s2dc.engine.finetune_loss import labelled_voxels, voxel_loss
-from napari_s2dc.engine.finetune_network import ENCODER_PREFIX, decoded, logits_of
+from napari_s2dc.engine.finetune_network import ENCODER_PREFIX, SegmentationNetwork
 from napari_s2dc.engine.finetune_segment import segment_with_network
 from napari_s2dc.engine.finetune_setup import (
     check_settings,
@@ -32,15 +31,13 @@ from napari_s2dc.errors import S2DCError
 from napari_s2dc.method.encoder import SwinEncoder
 from napari_s2dc.volumes.preprocess import normalize
 
-if TYPE_CHECKING:
-    from monai.networks.nets.swin_unetr import SwinUNETR
-
 __all__ = ["FinetuneRun"]
 
 _WARM_UP = 0.1
 _ENCODER_WARM_UP = 20
 _GRADIENT_NORM = 1.0
 _LAST_LOSSES = 20
+_MEASURE_EVERY = 10
 
 
 class FinetuneRun:
@@ -98,11 +95,14 @@ class FinetuneRun:
         network = new_network(encoder, self._source.voxels, settings.seed)
         learner, optimizer = _Learner(network), make_optimizer(network, encoder, settings.finetune)
         self._learner, self._optimizer = self._fabric.setup(learner, optimizer)
-        self._average: SwinUNETR = copy.deepcopy(learner.network).requires_grad_(False).eval()
+        self._average: SegmentationNetwork = (
+            copy.deepcopy(learner.network).requires_grad_(False).eval()
+        )
         self._together = crops_together(network, self._source.shape, settings.finetune, device)
         self._best: dict[str, Tensor] | None = None
         self._best_dice = -1.0
         self._losses: list[float] = []
+        self._crop_dice: float | None = None
         self._done = self._first = self._end = 0
 
     @property
@@ -121,7 +121,8 @@ class FinetuneRun:
         Yields
         ------
         TrainingProgress
-            After every optimiser step; closed there, the run can be continued.
+            After every optimiser step; closed there, the run can be continued. Dice is that on the
+            held-out scans, or else every few steps that of the last crop.
 
         Raises
         ------
@@ -145,6 +146,8 @@ class FinetuneRun:
                 ) from error
             self._done += 1
             dice = self._judge() if self._is_judged() else None
+            if not self._held_out and self._done % _MEASURE_EVERY == 0:
+                dice = self._crop_dice
             yield TrainingProgress(self._done, self._end, "steps", loss=loss, dice=dice)
 
     def model(self) -> SegmentationModel:
@@ -185,7 +188,7 @@ class FinetuneRun:
         """Draw crops, learn from them; the loss, as it was before."""
         settings = self.settings.finetune
         self._set_rates()
-        network: SwinUNETR = self._learner.network
+        network: SegmentationNetwork = self._learner.network
         crops = [self._source.draw() for _ in range(settings.crops_per_step)]
         loss = 0.0
         for first in range(0, len(crops), self._together):
@@ -226,6 +229,11 @@ class FinetuneRun:
             for one, (_, targets), chosen in zip(logits, crops, places, strict=True)
             if len(chosen)
         ]
+        if not self._held_out and len(places[-1]):
+            found = logits[-1].detach().argmax(-1).cpu().numpy()
+            truth = crops[-1][1].reshape(-1)[places[-1]].numpy()
+            dice = _mean_dice(found, truth)
+            self._crop_dice = None if math.isnan(dice) else dice
         # A crop may hold no labelled voxel once it is turned.
         return torch.stack(losses).sum() if losses else 0.0 * sum(one.sum() for one in logits)
 
@@ -235,10 +243,12 @@ class FinetuneRun:
         here, all_steps = self._done - self._first, self._end - self._first
         rate = settings.learning_rate * 0.5 * (1 + math.cos(math.pi * here / all_steps))
         rate *= min(1.0, (here + 1) / max(1.0, _WARM_UP * all_steps))
-        frozen = settings.frozen_steps if self._encoder.metadata else 0
-        warm = min(1.0, (self._done - frozen + 1) / _ENCODER_WARM_UP) if frozen else 1.0
+        # A training that is added to one that ended begins with an encoder that is free already.
+        pretrained = bool(self._encoder.metadata) and self._first == 0
+        frozen = round(settings.frozen_share * all_steps) if pretrained else 0
+        warm = min(1.0, (here - frozen + 1) / _ENCODER_WARM_UP) if frozen else 1.0
         for group in self._optimizer.param_groups:
-            moving = not group["of_encoder"] or self._done >= frozen
+            moving = not group["of_encoder"] or here >= frozen
             group["lr"] = rate * group["share"] * (warm if group["of_encoder"] else 1.0)
             for parameter in group["params"]:
                 parameter.requires_grad_(moving)
@@ -267,18 +277,14 @@ class FinetuneRun:
 
 
 class _Learner(nn.Module):
-    """Logits at chosen voxels of crops."""
+    """Logits at chosen voxels, by the pass that Fabric sees to the precision of."""
 
-    def __init__(self, network: SwinUNETR) -> None:
+    def __init__(self, network: SegmentationNetwork) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, images: Tensor, places: Sequence[Tensor]) -> list[Tensor]:
-        features = decoded(self.network, images).permute(0, 2, 3, 4, 1).flatten(1, 3)
-        return [
-            logits_of(self.network, one[chosen])
-            for one, chosen in zip(features, places, strict=True)
-        ]
+        return self.network.logits_at(images, places)
 
 
 def _mean_dice(found: np.ndarray, targets: np.ndarray) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from monai.transforms import (
 from torch import Tensor
 
 from napari_s2dc.engine.fewshot_settings import FewshotSettings, SegmentationClass
+from napari_s2dc.engine.finetune_segment import box_of
 from napari_s2dc.engine.labelled_scans import UNLABELLED, LabelledScan, targets_of
 from napari_s2dc.errors import S2DCError
 from napari_s2dc.volumes.foreground import foreground_mask
@@ -182,7 +184,7 @@ def _prepare(
     random: np.random.Generator,
 ) -> _Scan:
     foreground = foreground_mask(scan.image.array)
-    places = np.argwhere(foreground | (targets > 0))
+    box = box_of(foreground | (targets > 0)) or tuple(slice(0, side) for side in targets.shape)
     order = np.argsort(targets, axis=None, kind="stable")  # by output, the unlabelled first
     centres = []
     for output in np.flatnonzero(found):
@@ -194,8 +196,8 @@ def _prepare(
     return _Scan(
         image=normalize(scan.image.array, preset, foreground),
         targets=targets + np.int16(1),
-        first=places.min(axis=0),
-        end=places.max(axis=0) + 1,
+        first=np.array([part.start for part in box]),
+        end=np.array([part.stop for part in box]),
         centres=tuple(centres),
     )
 
@@ -216,24 +218,24 @@ def _variations(shape: tuple[int, int, int], strength: float, seed: int) -> Comp
     Without mirror images: left and right may be classes of their own.
     """
     keys = ("image", "targets")
+    if not strength:
+        return Compose([CenterSpatialCropd(keys, shape)])
     place = RandAffined(
         keys,
         prob=1.0,
-        rotate_range=0.25 * strength,
-        scale_range=0.15 * strength,
-        shear_range=0.1 * strength,
+        rotate_range=(0.25 * strength,) * 3,
+        scale_range=(0.2 * strength,) * 3,
+        shear_range=(0.05 * strength,) * 6,
         spatial_size=shape,
         mode=("bilinear", "nearest"),
         padding_mode="zeros",
     )
-    if not strength:
-        return Compose([CenterSpatialCropd(keys, shape)])
-    gamma = (1 - 0.25 * strength, 1 + 0.33 * strength)
+    gamma = (math.exp(-0.3 * strength), math.exp(0.3 * strength))
     return Compose(
         [
             place,
-            RandAdjustContrastd("image", prob=0.5, gamma=gamma),
-            RandScaleIntensityd("image", factors=0.15 * strength, prob=0.5),
+            RandAdjustContrastd("image", prob=0.9, gamma=gamma),
+            RandScaleIntensityd("image", factors=0.15 * strength, prob=0.9),
             RandGaussianNoised("image", prob=0.5, std=0.03 * strength),
         ]
     ).set_random_state(seed)

@@ -13,8 +13,9 @@ __all__ = ["labelled_voxels", "voxel_loss"]
 def labelled_voxels(targets: Tensor, most: int, generator: torch.Generator) -> Tensor:
     """Choose the voxels that a step learns from.
 
-    A random part is enough to learn from, and the last layer with its many outputs is computed for
-    these voxels only.
+    A random part is enough to learn from, and the last layers with their many outputs are computed
+    for these voxels only. Every voxel is as likely as another: with more of small classes, these
+    would be found too large.
 
     Parameters
     ----------

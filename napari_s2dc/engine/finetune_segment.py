@@ -7,12 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from monai.data.utils import compute_importance_map, dense_patch_slices
-from monai.networks.nets.swin_unetr import SwinUNETR
 from torch import Tensor
 
 from napari_s2dc.engine.encode import out_of_memory, windows_at_once
 from napari_s2dc.engine.fewshot_settings import SegmentSettings
-from napari_s2dc.engine.finetune_network import network_of, segment_crops
+from napari_s2dc.engine.finetune_network import SegmentationNetwork, network_of
 from napari_s2dc.engine.finetune_planes import ProbabilityPlanes
 from napari_s2dc.engine.progress import Progress, Steps
 from napari_s2dc.engine.segmentation_model import SegmentationModel
@@ -20,7 +19,7 @@ from napari_s2dc.errors import S2DCError
 from napari_s2dc.volumes.foreground import foreground_mask
 from napari_s2dc.volumes.volume import Volume
 
-__all__ = ["places_of", "segment_with_network"]
+__all__ = ["box_of", "places_of", "segment_with_network"]
 
 _MIRRORS: tuple[tuple[int, ...], ...] = ((), (2,), (3,), (4,), (2, 3), (2, 4), (3, 4), (2, 3, 4))
 _FRAME_VOX = 4
@@ -89,7 +88,7 @@ def segment_with_network(
     S2DCError
         There is not enough memory.
     """
-    box = _tissue_box(image)
+    box = box_of(foreground_mask(image), _FRAME_VOX)
     wanted = [np.arange(n, dtype=float) for n in image.shape] if places is None else list(places)
     planes = ProbabilityPlanes(model.outputs, wanted, box)
     if box is None:  # nothing but air
@@ -108,23 +107,22 @@ def segment_with_network(
     return planes.found, planes.uncertainty
 
 
-def _tissue_box(image: np.ndarray) -> tuple[slice, slice, slice] | None:
-    """Box of the tissue and a frame around it; None where there is none."""
-    mask = foreground_mask(image)
+def box_of(mask: np.ndarray, frame: int = 0) -> tuple[slice, slice, slice] | None:
+    """Box of what a mask (Z, Y, X) holds, and a frame around it; None where it holds nothing."""
     sides = []
-    for axis in range(3):
+    for axis, length in enumerate(mask.shape):
         there = np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis})))
         if not len(there):
             return None
-        first, end = int(there[0]) - _FRAME_VOX, int(there[-1]) + 1 + _FRAME_VOX
-        sides.append(slice(max(0, first), min(image.shape[axis], end)))
+        first, end = int(there[0]) - frame, int(there[-1]) + 1 + frame
+        sides.append(slice(max(0, first), min(length, end)))
     return sides[0], sides[1], sides[2]
 
 
 def _windows(
     image: np.ndarray,
     model: SegmentationModel,
-    network: SwinUNETR,
+    network: SegmentationNetwork,
     overlap: float,
     mirrors: Sequence[tuple[int, ...]],
     planes: ProbabilityPlanes,
@@ -176,7 +174,7 @@ def _windows(
 
 
 def _probabilities(
-    network: SwinUNETR, images: Tensor, mirrors: Sequence[tuple[int, ...]], weight: Tensor
+    network: SegmentationNetwork, images: Tensor, mirrors: Sequence[tuple[int, ...]], weight: Tensor
 ) -> Tensor:
     """Weighted probabilities, and the weight behind them, (B, outputs + 1, *window)."""
     device = images.device
@@ -186,7 +184,7 @@ def _probabilities(
         torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"),
     ):
         for axes in mirrors:
-            logits = segment_crops(network, images.flip(axes) if axes else images)
+            logits = network(images.flip(axes) if axes else images)
             found = logits.float().softmax(1)
             found = found.flip(axes) if axes else found
             total = found if total is None else total + found

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
 from torch import nn
 
 from napari_s2dc.engine.fewshot_settings import FinetuneSettings
-from napari_s2dc.engine.finetune_network import ENCODER_PREFIX
+from napari_s2dc.engine.finetune_network import ENCODER_PREFIX, SegmentationNetwork
 from napari_s2dc.errors import ConfigurationError, S2DCError
 from napari_s2dc.method.encoder import SwinEncoder
-
-if TYPE_CHECKING:
-    from monai.networks.nets.swin_unetr import SwinUNETR
 
 __all__ = [
     "BYTES_PER_VOXEL_AND_FEATURE",
@@ -37,26 +33,28 @@ _BETAS = (0.9, 0.99)  # the second one is short, because there are only hundreds
 def check_settings(settings: FinetuneSettings) -> None:
     """Refuse settings that nothing can be trained with, by ConfigurationError."""
     least = {"steps": 1, "crop_vox": 32, "crops_per_step": 1, "voxels_per_crop": 1}
-    least |= {"held_out_every": 1, "frozen_steps": 0}
+    least |= {"held_out_every": 1}
     for name, lowest in least.items():
         if getattr(settings, name) < lowest:
             raise ConfigurationError(
                 f"finetune.{name} is {getattr(settings, name)}, but must be at least {lowest}."
             )
-    for name in ("learning_rate", "encoder_rate", "layer_decay", "averaging", "augmentation"):
-        if not 0 <= getattr(settings, name) < math.inf:
-            raise ConfigurationError(f"finetune.{name} must be a number of at least 0.")
-    if settings.averaging >= 1:
-        raise ConfigurationError("finetune.averaging must be below 1, or nothing would be learned.")
+    highest = {"learning_rate": 1.0, "encoder_rate": 1.0, "layer_decay": 1.0, "averaging": 0.9999}
+    highest |= {"frozen_share": 1.0, "augmentation": 3.0}
+    for name, most in highest.items():
+        if not 0 <= getattr(settings, name) <= most:
+            raise ConfigurationError(
+                f"finetune.{name} is {getattr(settings, name):g}, but must be from 0 to {most:g}."
+            )
 
 
-def new_network(encoder: SwinEncoder, voxels: np.ndarray, seed: int) -> SwinUNETR:
-    """Swin UNETR with the encoder; its last layer begins with how frequent the outputs are."""
+def new_network(encoder: SwinEncoder, voxels: np.ndarray, seed: int) -> SegmentationNetwork:
+    """Network with the encoder; its last layer begins with how frequent the outputs are."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = encoder.to_swin_unetr(len(voxels)).cpu()
+        network = SegmentationNetwork(encoder, len(voxels)).cpu()
     frequency = np.maximum(voxels, 0.5) / max(1, voxels.sum())
-    bias = cast(nn.Conv3d, network.out.conv.conv).bias
+    bias = network.last.bias
     assert bias is not None
     with torch.no_grad():
         bias.copy_(torch.from_numpy(np.log(frequency)))
@@ -64,7 +62,7 @@ def new_network(encoder: SwinEncoder, voxels: np.ndarray, seed: int) -> SwinUNET
 
 
 def make_optimizer(
-    network: SwinUNETR, encoder: SwinEncoder, settings: FinetuneSettings
+    network: SegmentationNetwork, encoder: SwinEncoder, settings: FinetuneSettings
 ) -> torch.optim.Optimizer:
     """AdamW with a rate of its own for every layer of a pretrained encoder."""
     by_share: dict[tuple[bool, float], list[nn.Parameter]] = {}
@@ -88,14 +86,13 @@ def _layer_of(name: str) -> int:
 
 
 def crops_together(
-    network: SwinUNETR,
+    network: SegmentationNetwork,
     shape: tuple[int, int, int],
     settings: FinetuneSettings,
     device: torch.device,
 ) -> int:
     """Count the crops that fit into the memory budget at once, at least one."""
-    features = cast(nn.Conv3d, network.out.conv.conv).in_channels
-    crop_gb = math.prod(shape) * features * BYTES_PER_VOXEL_AND_FEATURE / 1e9
+    crop_gb = math.prod(shape) * network.last.in_channels * BYTES_PER_VOXEL_AND_FEATURE / 1e9
     budget_gb = settings.memory_gb
     if not budget_gb:
         on_gpu = device.type == "cuda"

@@ -57,18 +57,26 @@ def voxels_of_labels(labels: np.ndarray) -> dict[int, int]:
     Parameters
     ----------
     labels : np.ndarray
-        Integers of at least 0.
+        Integers of at least 0, (z, y, x).
 
     Returns
     -------
     dict of int to int
         By label, ascending.
     """
-    if labels.dtype.kind == "b" or (labels.size and int(labels.max()) < 2**16):
-        counts = np.bincount(labels.ravel())
-        return {int(label): int(counts[label]) for label in np.flatnonzero(counts) if label}
-    found, numbers = np.unique(labels, return_counts=True)
-    return {int(label): int(n) for label, n in zip(found, numbers, strict=True) if label}
+    counts: dict[int, int] = {}
+    small = labels.dtype.kind == "b" or (labels.size > 0 and int(labels.max()) < 2**16)
+    for plane in labels:  # of all at once, numpy would make a copy of eight bytes a voxel
+        if small:
+            numbers = np.bincount(plane.ravel().astype(np.int64, copy=False))
+            found = np.flatnonzero(numbers)
+            numbers = numbers[found]
+        else:
+            found, numbers = np.unique(plane[plane != 0], return_counts=True)
+        for label, number in zip(found.tolist(), numbers.tolist(), strict=True):
+            counts[label] = counts.get(label, 0) + number
+    counts.pop(0, None)
+    return dict(sorted(counts.items()))
 
 
 def classes_in(

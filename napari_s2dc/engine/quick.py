@@ -218,11 +218,12 @@ def _labelled(
 ) -> tuple[Tensor, Tensor]:
     """Features (N, F) and targets (N,) of the voxels that are learned from."""
     random = np.random.default_rng(settings.seed)
-    share = max(1, settings.quick.voxels // len(scans))
+    limit = max(1, settings.quick.voxels // len(scans))
+    least = max(1, _LEAST_OF_CLASS // len(scans))
     features, truth = [], []
     for scan, labels in scans:
         targets = targets_of(labels, classes, settings).ravel()
-        drawn = _draw(targets, share, random)
+        drawn = _draw(targets, limit, least, random)
         if len(drawn):
             voxels = np.stack(np.unravel_index(drawn, labels.shape), axis=1)
             features.append(VoxelFeatures(scan, projections).at(voxels))
@@ -244,17 +245,19 @@ def _unlabelled(
     return everything if len(everything) else None
 
 
-def _draw(targets: np.ndarray, limit: int, random: np.random.Generator) -> np.ndarray:
-    """Choose labelled voxels of a scan to learn from, ascending; of every class at least a few."""
+def _draw(targets: np.ndarray, limit: int, least: int, random: np.random.Generator) -> np.ndarray:
+    """Choose labelled voxels of a scan, ascending; of every class at least a few, where it has."""
     known = np.flatnonzero(targets != UNLABELLED)
     if len(known) <= limit:
         return known
-    drawn = [random.choice(known, limit, replace=False)]
-    for output, number in enumerate(np.bincount(targets[known])):
-        if 0 < number * limit < _LEAST_OF_CLASS * len(known):
-            its = np.flatnonzero(targets == output)
-            drawn.append(random.choice(its, min(number, _LEAST_OF_CLASS), replace=False))
-    return np.unique(np.concatenate(drawn))
+    drawn = random.choice(known, limit, replace=False)
+    number = np.bincount(targets[known])
+    missing = np.minimum(number, least) - np.bincount(targets[drawn], minlength=len(number))
+    rare = [
+        random.choice(np.flatnonzero(targets == output), min(number[output], least), replace=False)
+        for output in np.flatnonzero(missing > 0)
+    ]
+    return np.unique(np.concatenate([drawn, *rare]))
 
 
 def _new_head(

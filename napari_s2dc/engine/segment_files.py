@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from napari_s2dc.engine import segment as segmenting
 from napari_s2dc.engine.cli_labels import LABEL_ENDINGS, LABEL_MAP
 from napari_s2dc.engine.cli_scans import MAPS
+from napari_s2dc.engine.encoders import difference
 from napari_s2dc.engine.fewshot_settings import SegmentSettings
+from napari_s2dc.engine.labelled_scans import voxels_of_labels
+from napari_s2dc.engine.progress import Steps
 from napari_s2dc.engine.segment import Segmentation
 from napari_s2dc.engine.segmentation_model import SegmentationModel
+from napari_s2dc.volumes.io import check_values, read_volume
 from napari_s2dc.volumes.results import maker_of
 from napari_s2dc.volumes.segments import segment_fields
 from napari_s2dc.volumes.volume import Volume
 from napari_s2dc.volumes.writing import write_volume
 
-__all__ = ["SegmentationFiles", "maker_name"]
+__all__ = [
+    "SegmentationFiles",
+    "maker_name",
+    "segment_file",
+    "spacing_of_training",
+    "unlike_training",
+]
 
 _UNCERTAINTY = "uncertainty map"
 
@@ -92,3 +105,78 @@ class SegmentationFiles:
 def maker_name(model: SegmentationModel, segment: SegmentSettings) -> str:
     """Name a model and how it is used, for the header of what it made."""
     return f"model {model.fingerprint(segment)[:16]}"
+
+
+def segment_file(
+    scan: Path,
+    files: SegmentationFiles,
+    model: SegmentationModel,
+    settings: SegmentSettings,
+    maker: str,
+    device: str,
+) -> Steps[dict[str, Any]]:
+    """Segment a scan in a file and write what was found, unless that is there already.
+
+    Parameters
+    ----------
+    scan : Path
+        Scan.
+    files : SegmentationFiles
+        What is written.
+    model : SegmentationModel
+        Model.
+    settings : SegmentSettings
+        How it is used.
+    maker : str
+        Both, as of :func:`maker_name`.
+    device : str
+        ``auto``, ``cpu``, ``cuda`` or ``mps``.
+
+    Yields
+    ------
+    Progress
+        Windows, then blocks.
+
+    Returns
+    -------
+    dict
+        JSON-able: ``kept``, whether the files were there; else also ``voxels`` by label,
+        ``mean_uncertainty``, ``warning`` (as of :func:`unlike_training`) and ``seconds``.
+
+    Raises
+    ------
+    S2DCError
+        The scan cannot be used, or a file cannot be written.
+    """
+    if files.are_there(scan, maker):
+        return {"kept": True}
+    started = time.perf_counter()
+    volume = read_volume(scan)
+    check_values(volume)
+    warning = unlike_training(volume, model)
+    found = yield from segmenting.segment_volume(volume, model, settings=settings, device=device)
+    files.write(found, volume, model, maker)
+    voxels = voxels_of_labels(found.labels)
+    return {
+        "kept": False,
+        "voxels": {str(label): count for label, count in voxels.items()},
+        "mean_uncertainty": float(found.uncertainty.mean(dtype="float64")),
+        "warning": warning,
+        "seconds": round(time.perf_counter() - started, 2),
+    }
+
+
+def spacing_of_training(model: SegmentationModel) -> tuple[float, ...] | None:
+    """Spacing (z, y, x) in mm of the first scan that a model learned from.
+
+    None where it is not known, or does not matter: a model with a spacing of its own resamples
+    every scan to it.
+    """
+    scans = model.metadata.get("scans") if model.spacing_mm is None else None
+    spacing = scans[0].get("spacing_mm") if scans else None
+    return None if spacing is None else tuple(spacing)
+
+
+def unlike_training(volume: Volume, model: SegmentationModel) -> str:
+    """Say in a sentence when a scan is far from those that a model was trained on; else ""."""
+    return difference(volume, model.preset, spacing_of_training(model), "the model")

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
-import numpy as np
-from qtpy.QtCore import QObject, Signal
+from qtpy.QtCore import QObject, QTimer, Signal
 
 from napari_s2dc.engine.progress import TrainingProgress
 from napari_s2dc.widgets.layers import plain
@@ -19,12 +18,16 @@ from napari_s2dc.widgets.segment_jobs import (
     Task,
     learn,
 )
-from napari_s2dc.widgets.segment_layers import SegmentLayers, finest, grid_problem
+from napari_s2dc.widgets.segment_layers import (
+    SegmentLayers,
+    grid_problem,
+    plane_on_screen,
+)
 from napari_s2dc.widgets.segment_painting import PaintingActions
 from napari_s2dc.widgets.segment_tab import SegmentTab
-from napari_s2dc.widgets.segment_use import carried, segment
+from napari_s2dc.widgets.segment_use import segment
 from napari_s2dc.widgets.session import Session
-from napari_s2dc.widgets.volumes_of_layers import LayerSnapshot, world_matrix
+from napari_s2dc.widgets.volumes_of_layers import LayerSnapshot
 from napari_s2dc.widgets.workers import Jobs
 
 if TYPE_CHECKING:
@@ -63,6 +66,8 @@ class SegmentActions(QObject):
     model_changed = Signal()
     segmented = Signal(object)
     """The layer of a scan that was segmented."""
+    carrying_wanted = Signal(object, object, str)
+    """Image layer, labels layer on another grid, and in words how they differ."""
     fine_tuning_wanted = Signal(object, object, object)
     """Image layer, labels layer, Task."""
 
@@ -84,10 +89,13 @@ class SegmentActions(QObject):
         self._ready: WeakKeyDictionary[Any, Ready] = WeakKeyDictionary()
         self._found: WeakKeyDictionary[Any, tuple[LayerSnapshot, Segmentation]]
         self._found = WeakKeyDictionary()
-        self._stale = False
+        self._trained_on: WeakKeyDictionary[SegmentationModel, ref[Ready]] = WeakKeyDictionary()
+        self._learning = False  # Quick; a fine-tuning uses the same name of a job
+        self._waiting: tuple[Any, Any] | None = None  # image and labels of a stroke meanwhile
         tab.train_wanted.connect(self.train)
         painting.painted.connect(self._refresh)
         jobs.progressed.connect(self._on_progress)
+        jobs.ended.connect(self._on_ended)
 
     # ------------------------------------------------------------------------- what there is
     @property
@@ -130,16 +138,16 @@ class SegmentActions(QObject):
             return
         different = grid_problem(labels, image)
         if different:
-            self._ask_to_carry(image, labels, different)
+            self.carrying_wanted.emit(image, labels, different)
             return
         task = self._choices.task()
         if task is None:
             return
         self._tell("")
-        self._tab.plot.clear()
         if self._choices.is_quick:
             self._learn(image, labels, task, None, quiet=False)
         else:
+            self._tab.plot.clear()
             self.fine_tuning_wanted.emit(image, labels, task)
 
     def _learn(
@@ -153,21 +161,28 @@ class SegmentActions(QObject):
     ) -> None:
         """Train Quick; what is on the screen is shown before the rest is segmented."""
         self._jobs.cancel(_segmenting(image))
-        self._stale = False
-        ready, plane = self._ready.get(plain(image)), self._plane(image, task.scan)
+        self._learning, self._waiting = True, None
+        self._tab.plot.clear()
+        ready = self._ready.get(plain(image))
+        plane = plane_on_screen(self._session.viewer, image, task.scan)
 
         def done(learned: Learned) -> None:
+            self._learning = False
             self._ready[plain(image)] = learned.ready
             model = learned.model
+            self._trained_on[model] = ref(learned.ready)
+            if quiet:  # too short for a curve
+                steps = model.metadata["steps"]
+                self._tab.plot.add(steps, steps, model.metadata["loss"], None)
             if plane is not None and learned.plane is not None and self._session.has(image):
                 self._layers.show_plane(
                     image, task.scan, plane, learned.plane, model.classes, labels
                 )
-            if self._stale:
-                self.model = model
-                self._refresh()  # segments the volume when it is done
-            else:
-                self.use(model, image, task.scan, labels, learned.ready)
+            self.model = model
+            if self._waiting == (image, labels) and self._catch_up():
+                return  # the volume is segmented when that is done
+            self.use(model, image, task.scan, labels, learned.ready)
+            self._catch_up()
 
         self._jobs.run(
             TRAINING,
@@ -177,63 +192,43 @@ class SegmentActions(QObject):
             quiet=quiet,
         )
 
-    def _plane(self, image: Any, scan: LayerSnapshot) -> tuple[int, int] | None:
-        """Axis and index of the plane of a scan that is on the screen; None in 3D."""
-        dims = self._session.viewer.dims
-        hidden = [axis - (dims.ndim - 3) for axis in dims.not_displayed]
-        axes = [axis for axis in hidden if axis >= 0]
-        if len(axes) != 1:
-            return None
-        axis = axes[0]
-        place = image.world_to_data(dims.point)[-3:][axis]
-        index = int((float(place) + 0.5) // scan.factors[axis])
-        return (axis, index) if 0 <= index < scan.shape[axis] else None
-
-    def _refresh(self) -> None:
+    def _refresh(self) -> bool:
         """Train on after a stroke, where that is wanted; while it goes on, the next waits."""
         image, labels = self._choices.image, self._choices.labels
         wanted = self._tab.refresh.isChecked() and self._choices.is_quick
         if not wanted or self._choices.problem() or grid_problem(labels, image):
-            return
+            return False
         if self._jobs.is_running(TRAINING):
-            self._stale = True
-            return
+            self._waiting = (image, labels) if self._learning else None
+            return False
         task = self._choices.task()
         if task is None:
-            return
+            return False
         ready = self._ready.get(plain(image))
         at_hand = ready is not None and ready.suits(task)
-        mine = self._model is not None and self._model.encoder is task.encoder.network
-        self._learn(image, labels, task, self._model if mine else None, quiet=at_hand)
+        model = self._model
+        origin = None if model is None else self._trained_on.get(model)
+        mine = origin is not None and origin() is ready  # a head knows the features of one scan
+        self._learn(image, labels, task, model if at_hand and mine else None, quiet=at_hand)
+        return True
+
+    def _catch_up(self) -> bool:
+        """Train on after a stroke that waited, if its labels are still the chosen ones."""
+        waiting, self._waiting = self._waiting, None
+        return waiting == (self._choices.image, self._choices.labels) and self._refresh()
+
+    def _on_ended(self, name: str) -> None:
+        if name == TRAINING:
+            QTimer.singleShot(0, self._after_training)  # once its result, if any, was taken
+
+    def _after_training(self) -> None:
+        if self._learning and not self._jobs.is_running(TRAINING):  # stopped, or it failed
+            self._learning = False
+            self._catch_up()
 
     def _on_progress(self, name: str, progress: Any) -> None:
         if name == TRAINING and isinstance(progress, TrainingProgress):
             self._tab.plot.add(progress.done, progress.total, progress.loss, progress.dice)
-
-    def _ask_to_carry(self, image: Any, labels: Any, different: str) -> None:
-        """Ask whether labels of another grid are to be resampled; never done in silence."""
-        if not self._tab.ask(
-            "Labels on another grid",
-            f"{different}. Resample the labels to the grid of {image.name}, as a new layer? "
-            f"{labels.name} stays as it is.",
-        ):
-            self._tell(f"{different}, so nothing was trained.")
-            return
-        array, places = finest(labels), (world_matrix(labels), world_matrix(image))
-        shape = tuple(finest(image).shape)
-
-        def done(found: np.ndarray) -> None:
-            if self._session.has(image) and self._session.has(labels):
-                meaning = self._painting.meaning_of(labels)
-                self._painting.take(self._layers.carry(image, found, labels), meaning)
-                self._tell("The labels are resampled. Look whether they lie well, then train.")
-
-        self._jobs.run(
-            "segment carry",
-            f"Resampling {labels.name}",
-            lambda: carried(array, *places, shape),
-            done,
-        )
 
     # ------------------------------------------------------------------------------ segmenting
     def use(
@@ -259,21 +254,21 @@ class SegmentActions(QObject):
         ready : Ready, optional
             What Quick knows of the scan.
         """
-        if not self._session.has(image):
-            self._tell(f"{scan.name} was removed, so it is not segmented.")
-            return
         self.model = model
+        if not self._session.has(image):
+            self._tell(f"The model is there. {scan.name} was removed, so it is not segmented.")
+            return
         chosen, device = self._as_chosen(model), self._choices.device
 
-        def done(result: tuple[Segmentation, int]) -> None:
-            found, count = result
+        def done(result: tuple[Segmentation, int, str]) -> None:
+            found, count, warning = result
             if not self._session.has(image):
                 self._tell(f"{scan.name} was removed, so its segmentation is not shown.")
                 return
             first = self.found_in(image) is None
             self._found[plain(image)] = scan, found
             layer = self._layers.show(image, scan, found, model.classes, labels)
-            self._tell(_summary(layer, count, first=first))
+            self._tell(f"{_summary(layer, count, first=first)} {warning}".rstrip())
             self.segmented.emit(image)
 
         self._jobs.run(

@@ -17,7 +17,13 @@ from qtpy.QtCore import QObject, QTimer
 
 from napari_s2dc.errors import S2DCError
 from napari_s2dc.widgets.layers import geometry_of, plain
-from napari_s2dc.widgets.segment_layers import colormap_of, colours_of, finest, name_class, names_of
+from napari_s2dc.widgets.segment_layers import (
+    colormap_of,
+    finest,
+    kept_colours,
+    name_class,
+    names_of,
+)
 from napari_s2dc.widgets.segment_meaning import Meaning
 from napari_s2dc.widgets.segment_painting import PaintingActions
 from napari_s2dc.widgets.segment_recovery import (
@@ -84,6 +90,7 @@ class AutosaveActions(QObject):
         self._paths: WeakKeyDictionary[Any, Path] = WeakKeyDictionary()
         self._kept: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
         self._due: WeakSet[Any] = WeakSet()
+        self._being_written = 0
         self._left: list[tuple[Path, KeptLabels]] = []
         self._looked = False
         self._problem = ""
@@ -91,13 +98,13 @@ class AutosaveActions(QObject):
         self._soon.setSingleShot(True)
         self._soon.setInterval(_PAUSE_MS)
         self._soon.timeout.connect(self.keep)
-        painting.painted.connect(self._on_painted)
+        painting.touched.connect(self._on_touched)
         painting.changed.connect(self._on_changed)
         tab.restore_wanted.connect(self._restore)
         tab.discard_wanted.connect(self._discard)
 
     # ----------------------------------------------------------------------------- keeping
-    def _on_painted(self) -> None:
+    def _on_touched(self) -> None:
         if self._painting.labels is not None:
             self._due.add(self._painting.labels)
             self._start()
@@ -110,7 +117,8 @@ class AutosaveActions(QObject):
             self._start()
 
     def _start(self) -> None:
-        if not self._soon.isActive():  # not begun anew: who paints without a rest is kept too
+        # Not begun anew: who paints without a rest is kept too. A large file may take longer.
+        if not (self._soon.isActive() or self._being_written):
             self._soon.start()
 
     def keep(self) -> None:
@@ -120,25 +128,32 @@ class AutosaveActions(QObject):
             path = self._paths.setdefault(layer, autosave_folder() / own_name(next(_numbers)))
             _own.add(path)
             self._kept[layer] = _without_time(facts)
+            self._being_written += 1
             self._jobs.write("Keeping the labels", _writer(facts, labels, path), self._on_kept)
         self._due.clear()
 
     def _on_kept(self, problem: str) -> None:
+        self._being_written -= 1
+        if self._due:
+            self._start()
         if problem and problem != self._problem:  # once, not after every stroke
             self._tell(f"The labels are not kept for the case of a crash. {problem}")
         self._problem = problem
 
     def _facts(self, layer: Labels) -> KeptLabels:
         meaning = self._painting.meaning_of(layer)
-        names = names_of(layer)
+        painted = self._painting.counts if layer is self._painting.labels else None
+        known = layer.metadata.get("s2dc", {})
+        affine = known.get("affine")
         return KeptLabels(
             name=str(layer.name),
             geometry=_as_plain_values(geometry_of(layer)),
-            names=names,
-            colours=colours_of(layer, {*names, *(self._painting.counts or ())} - {0}),
+            names=names_of(layer),
+            colours=kept_colours(layer, painted or ()),
             zero=meaning.zero,
             background=meaning.background,
-            image=str(layer.metadata.get("s2dc", {}).get("path") or ""),
+            image=str(known.get("path") or ""),
+            affine=None if affine is None else np.asarray(affine, float).tolist(),
         )
 
     # --------------------------------------------------------------------------- restoring
@@ -190,7 +205,11 @@ class AutosaveActions(QObject):
     def _show(self, path: Path, facts: KeptLabels, labels: np.ndarray) -> None:
         layer = plain(
             self._session.overlays.own_labels(
-                labels, facts.name, facts.geometry, colormap=colormap_of(facts.colours)
+                labels,
+                facts.name,
+                facts.geometry,
+                colormap=colormap_of(facts.colours),
+                metadata=self._grid_of_file(facts),
             )
         )
         name_class(layer, facts.names)
@@ -201,6 +220,16 @@ class AutosaveActions(QObject):
         self._kept[layer] = _without_time(self._facts(layer))
         _own.add(mine)
         self._jobs.write("Keeping the labels", lambda: path.replace(mine), lambda _: None)
+
+    def _grid_of_file(self, facts: KeptLabels) -> dict[str, Any]:
+        """Metadata by which labels are saved on the grid of the scan that they were painted on."""
+        if facts.affine is None:
+            return {}
+        for layer in self._session.viewer.layers:
+            known = layer.metadata.get("s2dc", {})
+            if facts.image and str(known.get("path")) == facts.image:
+                return {"s2dc": known}
+        return {"s2dc": {"affine": np.array(facts.affine), "path": facts.image or None}}
 
     def _discard(self) -> None:
         left, self._left = self._left, []
@@ -217,8 +246,8 @@ def _writer(facts: KeptLabels, labels: Any, path: Path) -> Callable[[], str]:
     def write() -> str:
         try:
             facts.write(labels, path)
-        except S2DCError as error:
-            return str(error)
+        except Exception as error:  # told, whatever it is, so that the next file is tried
+            return str(error) or type(error).__name__
         return ""
 
     return write

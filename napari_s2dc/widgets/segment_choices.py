@@ -131,7 +131,11 @@ class SegmentChoices(QObject):
             does = f"{words} and segment {image.name}"
             strokes = self._tab.zero.currentData() == UNLABELLED
             if strokes and self._tab.background.currentData() is None:
-                note = "No class means background, so every voxel will become one of the classes."
+                note = "No class means background, so " + (
+                    "what looks like unlabelled voxels may become background."
+                    if self.is_quick
+                    else "every voxel will become one of the classes."
+                )
         self._tab.show_ready(words, does, problem, note)
         self.changed.emit()
 

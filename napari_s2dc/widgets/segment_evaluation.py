@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -87,14 +87,13 @@ class EvaluationActions(QObject):
         if scan is None:
             return
         known = names_of(found)
-        labels = sorted(set(known) - {0})
+        partners = _partners(known, names_of(reference))
         arrays = found.data, finest(reference)
 
         def done(result: Evaluation) -> None:
-            names = {**names_of(reference), **known}
             rows = [
                 (
-                    names.get(one.label) or str(one.label),
+                    known.get(one.label) or str(one.label),
                     f"{one.dice:.3f}",
                     _distance(one.hd95_mm),
                 )
@@ -107,9 +106,21 @@ class EvaluationActions(QObject):
         self._jobs.run(
             "segment scores",
             f"Comparing with {reference.name}",
-            lambda: compare(*arrays, scan.affine, labels),
+            lambda: compare(*arrays, scan.affine, partners),
             done,
         )
+
+
+def _partners(known: Mapping[int, str], others: Mapping[int, str]) -> dict[int, int]:
+    """Give the class of the reference for every class.
+
+    By name where the reference has all of them, so that liver is compared with liver whatever
+    their numbers are; else by number.
+    """
+    by_name = {name.casefold(): label for label, name in others.items()}
+    named = {label: by_name.get(name.casefold()) for label, name in known.items() if label}
+    found = {label: other for label, other in named.items() if other is not None}
+    return found if len(found) == len(named) else {label: label for label in named}
 
 
 def _distance(millimetres: float) -> str:

@@ -152,7 +152,8 @@ class Ready:
 
 
 def _recipe(task: Task) -> tuple[Any, ...]:
-    return id(task.encoder.network), task.settings.quick, task.settings.preset
+    # The network itself: its number may be another one's once it has gone.
+    return task.encoder.network, task.settings.quick, task.settings.preset
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,9 +24,12 @@ __all__ = [
     "colours_of",
     "finest",
     "grid_problem",
+    "kept_colours",
     "name_class",
     "names_of",
+    "plane_on_screen",
     "recolour_class",
+    "slice_on_screen",
 ]
 
 SEGMENTATION, UNCERTAINTY = "segmentation", "uncertainty"
@@ -35,7 +38,7 @@ SEGMENTATION, UNCERTAINTY = "segmentation", "uncertainty"
 Colour = tuple[float, float, float]
 
 _COLOURED = 256
-"""Labels that keep the colour they had when one is changed, at least."""
+"""Labels below keep their colour, also where none of them is painted or named yet."""
 
 
 def finest(layer: Any) -> Any:
@@ -52,6 +55,24 @@ def grid_problem(labels: Any, image: Any) -> str:
     if not np.allclose(world_matrix(labels), world_matrix(image), atol=1e-4):
         return f"{labels.name} has as many voxels as {image.name} but lies elsewhere"
     return ""
+
+
+def slice_on_screen(viewer: Any) -> tuple[Any, ...]:
+    """Say what the viewer shows, to tell whether it shows something else later."""
+    return viewer.dims.point, viewer.dims.order, viewer.dims.ndisplay
+
+
+def plane_on_screen(viewer: Any, image: Any, scan: LayerSnapshot) -> tuple[int, int] | None:
+    """Axis and index of the plane of a scan that is on the screen; None in 3D."""
+    dims = viewer.dims
+    hidden = [axis - (dims.ndim - 3) for axis in dims.not_displayed]
+    axes = [axis for axis in hidden if axis >= 0]
+    if len(axes) != 1:
+        return None
+    axis = axes[0]
+    place = image.world_to_data(dims.point)[-3:][axis]
+    index = int((float(place) + 0.5) // scan.factors[axis])
+    return (axis, index) if 0 <= index < scan.shape[axis] else None
 
 
 # ------------------------------------------------------------------ classes of a Labels layer
@@ -88,10 +109,16 @@ def colours_of(layer: Labels, labels: Iterable[int]) -> dict[int, Colour]:
     }
 
 
-def recolour_class(layer: Labels, label: int, colour: Colour) -> None:
-    """Change the colour of a class, all others keep theirs."""
-    known = range(1, max(_COLOURED, label + 1, int(layer.selected_label) + 1))
-    layer.colormap = colormap_of({**colours_of(layer, known), label: colour})
+def kept_colours(layer: Labels, labels: Iterable[int]) -> dict[int, Colour]:
+    """Colours of small labels, of those with a name, and of the given ones."""
+    known = {*range(1, _COLOURED), *names_of(layer), *labels}
+    return colours_of(layer, known - {0})
+
+
+def recolour_class(layer: Labels, label: int, colour: Colour, painted: Iterable[int] = ()) -> None:
+    """Change the colour of a class; others keep theirs, large ones that are named or painted."""
+    known = kept_colours(layer, {*painted, int(layer.selected_label)})
+    layer.colormap = colormap_of({**known, label: colour})
 
 
 def colormap_of(colours: Mapping[Any, Colour]) -> Any:

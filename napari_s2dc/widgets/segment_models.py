@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from qtpy.QtCore import QObject
 
 from napari_s2dc.errors import VolumeError
@@ -78,7 +79,7 @@ class ModelActions(QObject):
         if model is None or layer is None:
             return
         try:
-            scan = snapshot(layer)
+            scan = snapshot(layer, _level_of(layer, model))
         except VolumeError as error:
             self._tell(str(error))
             return
@@ -142,6 +143,21 @@ class ModelActions(QObject):
         )
 
 
+def _level_of(layer: Layer, model: SegmentationModel) -> int:
+    """Resolution level of a layer with voxels most like those that a model was trained on."""
+    from napari_s2dc.engine.segment_files import spacing_of_training
+
+    wanted = spacing_of_training(model)
+    if wanted is None or not getattr(layer, "multiscale", False):
+        return 0
+
+    def distance(level: int) -> float:
+        spacing = np.linalg.norm(snapshot(layer, level).affine[:3, :3], axis=0)
+        return float(np.abs(np.log(spacing / wanted)).sum())
+
+    return min(range(len(layer.data)), key=distance)
+
+
 def _about(model: SegmentationModel) -> str:
     """Say what a model knows."""
     kind = "Quick" if model.kind == QUICK else "Fine-tuned Swin UNETR"
@@ -154,6 +170,8 @@ def _report(outcome: FolderOutcome, folder: str) -> str:
     words = f"{outcome.done} of {outcome.done + len(outcome.skipped)} scans are in {folder}."
     if outcome.kept:
         words += f" {outcome.kept} of them were there already, made by this model."
+    if outcome.unlike:
+        words += f" Look at {_some(outcome.unlike, '; ')}."
     if outcome.skipped:
         words += f" Skipped: {_some(outcome.skipped, '; ')}"
     return words

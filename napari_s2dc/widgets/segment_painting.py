@@ -10,7 +10,6 @@ from weakref import WeakKeyDictionary, ref
 import numpy as np
 from qtpy.QtCore import QObject, QTimer, Signal
 
-from napari_s2dc.errors import S2DCError
 from napari_s2dc.widgets.layer_combo import most_alike
 from napari_s2dc.widgets.layers import plain
 from napari_s2dc.widgets.reasons import allow
@@ -23,9 +22,11 @@ from napari_s2dc.widgets.segment_layers import (
     name_class,
     names_of,
     recolour_class,
+    slice_on_screen,
 )
 from napari_s2dc.widgets.segment_meaning import UNLABELLED, Meaning, likely_meaning
 from napari_s2dc.widgets.segment_tab import SegmentTab
+from napari_s2dc.widgets.segment_use import counted
 from napari_s2dc.widgets.session import Session
 from napari_s2dc.widgets.workers import Jobs
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PaintingActions"]
 
+_COUNTING = "segment classes"
 _REST_MS = 300
 """A stroke has ended: only then it is looked at."""
 
@@ -59,6 +61,8 @@ class PaintingActions(QObject):
 
     changed = Signal()
     """Another labels layer, or its classes, or what they mean."""
+    touched = Signal()
+    """Voxels of the chosen layer have changed, this moment where they were painted."""
     painted = Signal()
     """Other voxels are labelled than before, and the mouse has come to rest."""
 
@@ -78,8 +82,9 @@ class PaintingActions(QObject):
         self._meanings: WeakKeyDictionary[Any, Meaning] = WeakKeyDictionary()
         self._settled_for: ref[Any] | None = None  # the volume
         self._followed: Any | None = None
-        self._counts: dict[int, int] | None = None
-        self._was_painted = False
+        self._strokes: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+        self._counted: WeakKeyDictionary[Any, tuple[int, dict[int, int]]] = WeakKeyDictionary()
+        self._place: tuple[Any, ...] = ()
         self._rest = QTimer(self)
         self._rest.setSingleShot(True)
         self._rest.setInterval(_REST_MS)
@@ -103,7 +108,8 @@ class PaintingActions(QObject):
     @property
     def counts(self) -> dict[int, int] | None:
         """Voxels of every class of the chosen layer, None until they are counted."""
-        return self._counts
+        known = None if self.labels is None else self._counted.get(self.labels)
+        return None if known is None else known[1]
 
     def meaning_of(self, layer: Labels) -> Meaning:
         """Say what the labels of a layer mean: as chosen, or as its file and names suggest."""
@@ -172,7 +178,7 @@ class PaintingActions(QObject):
 
     def _recolour(self, label: int, colour: tuple[float, float, float]) -> None:
         if self.labels is not None:
-            recolour_class(self.labels, label, colour)
+            recolour_class(self.labels, label, colour, self.counts or ())
 
     def _paint_with(self, label: int) -> None:
         layer = self.labels
@@ -200,6 +206,7 @@ class PaintingActions(QObject):
 
     def _let_go(self) -> None:
         self._rest.stop()
+        self._jobs.cancel(_COUNTING)
         layer, self._followed = self._followed, None
         if layer is not None:
             for emitter, callback in self._emitters(layer):
@@ -221,25 +228,28 @@ class PaintingActions(QObject):
         if layer is self._followed and layer is not None:
             return
         self._let_go()
-        self._counts = None
-        self._was_painted = False
         self._followed = layer
         if layer is not None:
+            self._place = slice_on_screen(self._session.viewer)
             for emitter, callback in self._emitters(layer):
                 emitter.connect(callback)
             self._count_soon()
         self._show_classes()
 
     def _on_paint(self, _: object = None) -> None:
-        self._was_painted = True
+        layer = self._followed
+        self._strokes[layer] = self._strokes.get(layer, 0) + 1
         self._rest.start()
+        self.touched.emit()
 
     def _on_drawn(self, _: object = None) -> None:
-        # Also when another slice is shown; but undo tells of itself in no other way.
-        self._count_soon()
+        """Count after undo, which tells of itself in no other way; not where a slice comes up."""
+        before, self._place = self._place, slice_on_screen(self._session.viewer)
+        if self._place == before:
+            self._count_soon()
 
     def _count_soon(self) -> None:
-        """Count where anyone sees the numbers; what is painted is counted in any case."""
+        """Count where anyone sees it; what is painted is counted in any case."""
         if self._tab.isVisible():
             self._rest.start()
 
@@ -247,34 +257,26 @@ class PaintingActions(QObject):
         layer = self.labels
         if layer is None:
             return
-        data, painted = finest(layer), self._was_painted
-        self._was_painted = False
-
-        def count() -> dict[int, int]:
-            from napari_s2dc.engine.labelled_scans import voxels_of_labels
-
-            array = np.asarray(data)
-            if array.dtype.kind == "i" and array.min() < 0:
-                raise S2DCError(f"{layer_name} holds negative values, which are no labels.")
-            return voxels_of_labels(array)
+        if self._jobs.is_due(_COUNTING):  # not cancelled: who paints fast is heard too
+            self._rest.start()
+            return
+        data, name, strokes = finest(layer), str(layer.name), self._strokes.get(layer, 0)
 
         def done(counts: dict[int, int]) -> None:
             if self.labels is not layer:
                 return
-            before, self._counts = self._counts, counts
-            if painted or (before is not None and before != counts):
+            known = self._counted.get(layer)
+            self._counted[layer] = strokes, counts
+            strokes_before, before = known or (0, counts)
+            if before != counts and strokes == strokes_before:  # undone, or painted unwatched
+                self.touched.emit()
+            if before != counts or strokes != strokes_before:
                 self._settle()
                 self.painted.emit()
-            if before != counts:
+            if known is None or before != counts:
                 self._show_classes()
 
-        layer_name = str(layer.name)
-        if painted:
-            self._jobs.cancel("segment classes")
-        elif self._jobs.is_running("segment classes"):
-            self._rest.start()
-            return
-        self._jobs.run("segment classes", f"Counting in {layer.name}", count, done, quiet=True)
+        self._jobs.run(_COUNTING, f"Counting {name}", lambda: counted(data, name), done, quiet=True)
 
     def _show_classes(self, _: object = None) -> None:
         """Show classes and meaning of the chosen layer; asks for nothing."""
@@ -285,7 +287,7 @@ class PaintingActions(QObject):
             tab.classes.show_classes((), 0)
             tab.show_backgrounds((), None)
         else:
-            names, counts = names_of(layer), self._counts or {}
+            names, counts = names_of(layer), self.counts or {}
             rows = [
                 ClassRow(label, names.get(label, ""), colour, counts.get(label, 0))
                 for label, colour in colours_of(layer, {*names, *counts} - {0}).items()

@@ -31,7 +31,8 @@ class TrainingPlot(QWidget):
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
         self.setToolTip(
             "Thin: loss of every step, lower is better.\n"
-            "Thick: Dice on labelled voxels where it is measured, 0 to 1, higher is better."
+            "Thick: Dice on labelled voxels that are learned from, measured every few steps;\n"
+            "0 to 1, higher is better."
         )
 
     def sizeHint(self) -> QSize:

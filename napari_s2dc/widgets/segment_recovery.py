@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -38,6 +39,8 @@ class KeptLabels:
         What the labels mean.
     image : str
         File of the scan that was painted on, or "".
+    affine : list of list of float, optional
+        Of that file, (4, 4): voxel (z, y, x) to mm.
     saved : str
         When, in ISO format.
     """
@@ -49,6 +52,7 @@ class KeptLabels:
     zero: str
     background: int | None
     image: str = ""
+    affine: list[list[float]] | None = None
     saved: str = field(default_factory=lambda: datetime.now().isoformat(timespec="seconds"))
 
     def write(self, labels: Any, path: Path) -> Path:
@@ -73,7 +77,12 @@ def own_name(number: int) -> str:
     """Name of a file of this process."""
     import psutil
 
-    return f"{os.getpid()}-{psutil.Process().create_time():.0f}-{number}{_ENDING}"
+    return f"{_host()}-{os.getpid()}-{psutil.Process().create_time():.0f}-{number}{_ENDING}"
+
+
+def _host() -> str:
+    """Name of this computer, of which several may share the folder; without a hyphen."""
+    return platform.node().replace("-", "_")
 
 
 def left_behind(folder: Path) -> list[Path]:
@@ -86,9 +95,12 @@ def _has_ended(path: Path) -> bool:
     import psutil
 
     try:
-        process, begun, _ = (int(part) for part in path.stem.split("-"))
+        host, *numbers = path.stem.split("-")
+        process, begun, _ = map(int, numbers)
     except ValueError:
         return False  # no file of ours
+    if host != _host():
+        return False  # only that computer knows
     try:
         began = psutil.Process(process).create_time()
     except psutil.NoSuchProcess:

@@ -79,7 +79,11 @@ class ScoresBox(QGroupBox):
         """Say what the button will do, or why it cannot."""
         self.compare_button.setText(words)
         self.compare_button.setEnabled(not problem)
-        self.compare_button.setToolTip(problem or f"{words}: Dice and HD95 of every class")
+        self.compare_button.setToolTip(
+            problem
+            or f"{words}: Dice and HD95 of every class.\n"
+            "Classes are paired by name where the reference has all of them, else by number."
+        )
 
     def show_scores(self, rows: Sequence[tuple[str, str, str]]) -> None:
         """Show class, Dice and distance in words; none for a comparison that is to be made."""

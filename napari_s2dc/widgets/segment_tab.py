@@ -82,7 +82,8 @@ class SegmentTab(QWidget):
         self.zero.addItem("unlabelled (strokes)", UNLABELLED)
         self.zero.addItem("background (complete masks)", BACKGROUND)
         self.zero.setToolTip(
-            "Strokes: nothing is learned from voxels with 0.\n"
+            "Strokes: Fine-tune learns nothing from voxels with 0;\n"
+            "Quick takes some of them as background, which counts little.\n"
             "Complete masks: whatever has no class is background."
         )
         self.zero.activated.connect(self.meaning_changed)
@@ -218,11 +219,15 @@ class SegmentTab(QWidget):
         self.note.setText(problem or note)
         self.note.setVisible(bool(problem or note))
 
-    def show_training(self, running: bool, can_continue: bool) -> None:
-        """Enable what can be done with the training that runs, or with the one that was stopped."""
+    def show_training(self, running: bool, can_continue: bool, taken: bool) -> None:
+        """Enable what can be done with the training that runs, or with the one that was stopped.
+
+        Nothing can go on while the best so far is `taken` from it.
+        """
         stopped = "" if can_continue else "Fine-tune first"
         allow(self.stop_button, "" if running else "Nothing is being trained")
-        allow(self.continue_button, "It is being trained" if running else stopped)
+        busy = "It is being trained" if running else "The best so far is being taken"
+        allow(self.continue_button, busy if running or taken else stopped)
         allow(self.best_button, stopped)
 
     def show_next(self, problem: str) -> None:

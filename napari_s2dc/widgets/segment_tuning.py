@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["TuningActions"]
 
+_BEST = "segment best"
+
 
 class TuningActions(QObject):
     """Fine-tune, and what can be done with a training that runs or was stopped.
@@ -41,7 +43,7 @@ class TuningActions(QObject):
         self._runs = False
         segmenting.fine_tuning_wanted.connect(self._begin)
         tab.stop_wanted.connect(self.stop)
-        tab.continue_wanted.connect(self._tune)
+        tab.continue_wanted.connect(self._go_on)
         tab.best_wanted.connect(self._use_best)
         jobs.started.connect(self._on_job)
         jobs.ended.connect(self._on_job)
@@ -51,6 +53,10 @@ class TuningActions(QObject):
     def _begin(self, image: Any, labels: Any, task: Task) -> None:
         self._tuning, self._layers = Tuning(task), (ref(image), ref(labels))
         self._tune()
+
+    def _go_on(self) -> None:
+        if not self._jobs.is_running(_BEST):  # it reads what the training would write
+            self._tune()
 
     def _tune(self) -> None:
         """Train on, or begin to."""
@@ -82,7 +88,7 @@ class TuningActions(QObject):
         if self._runs:
             tuning.best.set()  # only the thread that trains may look at it
         else:
-            self._jobs.run("segment best", "Best model", tuning.model, self._use, quiet=True)
+            self._jobs.run(_BEST, "Taking the best so far", tuning.model, self._use)
 
     def _use(self, model: SegmentationModel) -> None:
         tuning, layers = self._tuning, self._layers
@@ -97,10 +103,11 @@ class TuningActions(QObject):
             self._show()  # there is a model to use from the first step on
 
     def _on_job(self, name: str, _: str = "") -> None:
-        if name == TRAINING:
+        if name in (TRAINING, _BEST):
             self._runs = self._runs and self._jobs.is_running(TRAINING)
             self._show()
 
     def _show(self) -> None:
         begun = self._tuning is not None and self._tuning.run is not None
-        self._tab.show_training(self._jobs.is_running(TRAINING), begun)
+        taken = self._jobs.is_running(_BEST)
+        self._tab.show_training(self._jobs.is_running(TRAINING), begun, taken)

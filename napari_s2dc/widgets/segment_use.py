@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from napari_s2dc.engine.segmentation_model import SegmentationModel
     from napari_s2dc.widgets.volumes_of_layers import LayerSnapshot
 
-__all__ = ["FolderOutcome", "carried", "compare", "places", "segment", "segment_folder"]
+__all__ = ["FolderOutcome", "carried", "compare", "counted", "places", "segment", "segment_folder"]
 
 _LABEL_MAP = ".labels.nii.gz"
 """Ending of a label map in a folder, as ``s2dc segment`` has it."""
@@ -35,7 +35,7 @@ def segment(
     model: SegmentationModel,
     device: str,
     ready: Ready | None,
-) -> Generator[Any, None, tuple[Segmentation, int]]:
+) -> Generator[Any, None, tuple[Segmentation, int, str]]:
     """Segment a scan, with the features of Quick where they are at hand.
 
     Returns
@@ -44,14 +44,29 @@ def segment(
         On the grid of the scan.
     classes : int
         How many were found.
+    warning : str
+        How a scan is far from what the model was trained on, or "".
     """
     from napari_s2dc.engine.labelled_scans import voxels_of_labels
     from napari_s2dc.engine.segment import segment_volume
+    from napari_s2dc.engine.segment_files import unlike_training
 
     features = None if ready is None else ready.features
     volume = scan.load() if features is None else features.volume
     found = yield from segment_volume(volume, model, device=device, prepared=features)
-    return found, len(voxels_of_labels(found.labels))
+    # Features at hand are those of the scan that was learned from.
+    warning = unlike_training(volume, model) if features is None else ""
+    return found, len(voxels_of_labels(found.labels)), warning
+
+
+def counted(labels: Any, name: str) -> dict[int, int]:
+    """Count the voxels of every class in the labels of a layer."""
+    from napari_s2dc.engine.labelled_scans import voxels_of_labels
+
+    array = np.asarray(labels)
+    if array.dtype.kind == "i" and array.size and array.min() < 0:
+        raise S2DCError(f"{name} holds negative values, which are no labels.")
+    return voxels_of_labels(array)
 
 
 def carried(
@@ -83,7 +98,7 @@ def carried(
     return found
 
 
-@dataclass(frozen=True)
+@dataclass
 class FolderOutcome:
     """What became of the scans of a folder.
 
@@ -93,13 +108,16 @@ class FolderOutcome:
         Scans whose label map is there.
     kept : int
         Those of them whose label map was there already.
+    unlike : list of str
+        Name of those that are far from what the model was trained on, and how.
     skipped : list of str
         Name and reason of the others.
     """
 
-    done: int
-    kept: int
-    skipped: list[str]
+    done: int = 0
+    kept: int = 0
+    unlike: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
 
 
 def segment_folder(
@@ -107,42 +125,41 @@ def segment_folder(
 ) -> Generator[Any, None, FolderOutcome]:
     """Segment all scans of a folder; those that cannot be used are skipped."""
     from napari_s2dc.engine.cli_scans import MAPS, refuse_to_replace, scans_in, targets_of
-    from napari_s2dc.engine.segment import segment_volume
-    from napari_s2dc.engine.segment_files import SegmentationFiles, maker_name
-    from napari_s2dc.volumes.io import read_volume
+    from napari_s2dc.engine.segment_files import SegmentationFiles, maker_name, segment_file
 
     scans = scans_in([str(folder)])
     targets = targets_of(scans, str(results), MAPS, _LABEL_MAP)
     refuse_to_replace(targets, [scan.path for scan in scans])
     maker = maker_name(model, model.segment)
-    done, kept, skipped = 0, 0, []
+    outcome = FolderOutcome()
     for number, (scan, target) in enumerate(zip(scans, targets, strict=True)):
         progress = Progress(number, len(scans), "scans")
         yield progress
         files = SegmentationFiles(target)
         try:
-            if files.are_there(scan.path, maker):
-                kept += 1
-            else:
-                volume = read_volume(scan.path)
-                with closing(segment_volume(volume, model, device=device)) as steps:
-                    found = yield from _as_one(steps, progress)
-                files.write(found, volume, model, maker)
-            done += 1
+            with closing(
+                segment_file(scan.path, files, model, model.segment, maker, device)
+            ) as steps:
+                facts = yield from _as_one(steps, progress)
         except (S2DCError, OSError, EOFError, MemoryError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
-            skipped.append(f"{scan.path.name} ({reason})")
-    return FolderOutcome(done, kept, skipped)
+            outcome.skipped.append(f"{scan.path.name} ({reason})")
+            continue
+        outcome.done += 1
+        outcome.kept += facts["kept"]
+        if facts.get("warning"):
+            outcome.unlike.append(f"{scan.path.name} ({facts['warning']})")
+    return outcome
 
 
-def _as_one(steps: Any, progress: Progress) -> Generator[Any, None, Segmentation]:
+def _as_one(steps: Any, progress: Progress) -> Generator[Any, None, dict[str, Any]]:
     """Run a long function, each of its steps a moment of one larger step."""
     while True:
         try:
             next(steps)
         except StopIteration as end:
-            found: Segmentation = end.value
-            return found
+            facts: dict[str, Any] = end.value
+            return facts
         yield progress
 
 
@@ -178,11 +195,10 @@ def places(
     from napari_s2dc.engine.label_next import places_to_label
 
     shape = found.labels.shape
-    known = [] if ready is None else list(ready.features.embeddings)
-    known.sort(key=lambda one: abs(one.stride - _PLACE_VOX))
-    fitting = [one for one in (embedding, *known) if one is not None and one.shape == shape]
+    known = [embedding, *(() if ready is None else ready.features.embeddings)]
+    fitting = [one for one in known if one is not None and one.shape == shape]
     if fitting:
-        features = fitting[0]
+        features = min(fitting, key=lambda one: abs(one.stride - _PLACE_VOX))
     else:
         settings = EmbedSettings(preset=model.preset, device=device)
         features = yield from embed_volume(scan.load(), model.encoder, settings)
@@ -194,7 +210,7 @@ def places(
 
 
 def compare(
-    found: np.ndarray, reference: Any, affine: np.ndarray, labels: Sequence[int]
+    found: np.ndarray, reference: Any, affine: np.ndarray, partners: Mapping[int, int]
 ) -> Evaluation:
     """Compare a segmentation with a reference on its grid, over the classes that it knows.
 
@@ -204,14 +220,16 @@ def compare(
         Integers.
     affine : np.ndarray (4, 4)
         Voxels to mm.
-    labels : sequence of int
-        Classes.
+    partners : mapping
+        Classes of the segmentation to those of the reference.
     """
     from napari_s2dc.engine.evaluate import evaluate_labels
     from napari_s2dc.volumes.volume import Volume
 
-    truth = np.asarray(reference)
-    truth = np.where(np.isin(truth, labels), truth, 0)
+    array = np.asarray(reference)
+    truth = np.zeros(array.shape, found.dtype)
+    for label, partner in partners.items():
+        truth[array == partner] = label
     return evaluate_labels(
         Volume(found, affine, name="the segmentation"), Volume(truth, affine, name="the reference")
     )

@@ -11,6 +11,7 @@ from napari_s2dc.widgets.encoder_actions import EncoderActions
 from napari_s2dc.widgets.header import Header
 from napari_s2dc.widgets.segment_actions import SegmentActions
 from napari_s2dc.widgets.segment_autosave import AutosaveActions
+from napari_s2dc.widgets.segment_carrying import CarryingActions
 from napari_s2dc.widgets.segment_choices import SegmentChoices
 from napari_s2dc.widgets.segment_evaluation import EvaluationActions
 from napari_s2dc.widgets.segment_layers import SegmentLayers
@@ -71,6 +72,8 @@ class Segmenting(QObject):
         self.training = SegmentActions(
             session, tab, self.choices, self.painting, self.layers, jobs, tell, self
         )
+        self.carrying = CarryingActions(session, tab, self.painting, self.layers, jobs, tell, self)
+        self.training.carrying_wanted.connect(self.carrying.ask)
         self.tuning = TuningActions(tab, self.training, jobs, self)
         self.models = ModelActions(session, tab, self.choices, self.training, jobs, tell, self)
         self.places = PlaceActions(

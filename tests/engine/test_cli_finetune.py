@@ -21,9 +21,11 @@ from napari_s2dc.engine.fewshot_settings import (
     QuickSettings,
     write_settings,
 )
+from napari_s2dc.engine.finetune import FinetuneRun
 from napari_s2dc.engine.labelled_scans import LabelledScan
 from napari_s2dc.engine.progress import Progress, StopTraining, TrainingProgress
 from napari_s2dc.engine.segmentation_model import SegmentationModel
+from napari_s2dc.errors import S2DCError
 from napari_s2dc.method.encoder import SwinEncoder
 from napari_s2dc.volumes.io import read_volume
 from napari_s2dc.volumes.segments import segment_fields
@@ -144,6 +146,30 @@ def test_a_real_training_that_is_stopped_gives_a_model(
         steps.throw(StopTraining())
     assert ended.value.value.kind == "finetune"
     assert ended.value.value.metadata["scans"][0]["name"] == "torso1"
+
+
+def test_a_training_that_fails_leaves_the_best_so_far(
+    labelled_folder: Path,
+    checkpoint: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    step = FinetuneRun._step
+
+    def fails_at_last(run: FinetuneRun) -> float:
+        if run.steps_done == 2:
+            raise S2DCError("The loss is no number any more at step 3.", "Lower the rate.")
+        return step(run)
+
+    monkeypatch.setattr(FinetuneRun, "_step", fails_at_last)
+    out = tmp_path / "model.safetensors"
+    more = ("--finetune.steps=5", "--finetune.crop_vox=32", "--device=cpu", "--shots=1")
+    assert run(labelled_folder, out, checkpoint, *more) == 2
+    said = capsys.readouterr().err
+    assert "no number any more at step 3" in said
+    assert str(out) in said
+    assert SegmentationModel.load(out).metadata["steps"] == 2
 
 
 def ends_early(model: SegmentationModel, *, keeps: bool) -> Any:
@@ -271,8 +297,11 @@ def test_names_and_colours_come_from_nrrd_and_contradictions_are_told(
     more = (*QUICK, "--labels", str(tmp_path))
     assert run(labelled_folder, out, checkpoint, *more) == 0
     told = capsys.readouterr().err
-    first = SegmentationModel.load(out).classes[0]
-    assert first.name in ("liver", "spleen")
+    model = SegmentationModel.load(out)
+    first, names = model.classes[0], {"torso1": "liver", "torso2": "spleen"}
+    mine = model.metadata["scans"][0]["name"]  # the first that is learned from names the class
+    assert first.name == names.pop(mine)
     assert first.colour == (1.0, 0.5, 0.0)
-    assert "calls label 1" in told
+    ((other, name),) = names.items()
+    assert f"{other}.seg.nrrd calls label 1 '{name}'; others '{first.name}'" in told
     assert "1 of 3 scans" in told

@@ -217,7 +217,6 @@ def test_a_scan_of_another_kind_is_told(
         (["--out", "{tmp}/all.nii.gz"], "one file, but there are 3 scans"),
         (["--out", "{tmp}/x.mha"], "has an ending that is not written here"),
         (["--device", "cuda"], "no CUDA device"),
-        (["--devices", "3", "--device", "cuda"], "no CUDA device"),
     ],
 )
 def test_errors_are_one_line_and_exit_code_2(
@@ -236,6 +235,20 @@ def test_errors_are_one_line_and_exit_code_2(
     assert captured.err.startswith("s2dc: error: ")
     assert captured.err.count("\n") == 1
     assert sentence in captured.err
+
+
+def test_more_devices_than_there_are_is_refused(
+    scans: Path,
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    more = ("--devices", "3", "--device", "cuda")
+    assert run(scans, model, tmp_path / "out", *more) == 2
+    assert "--devices 3: this computer has 1 of CUDA" in capsys.readouterr().err
 
 
 def test_mirror_images_are_refused_by_a_quick_model(

@@ -117,6 +117,25 @@ def test_without_augmentation_a_crop_is_a_part_of_the_scan() -> None:
     assert (targets == targets[:, :, :1]).all() or (targets == -1).any()
 
 
+def test_crops_are_turned_and_scaled_along_every_axis() -> None:
+    """A rod leans to both sides, and a ball in its middle gets longer and shorter all ways."""
+    labels = np.zeros((32, 64, 32), np.uint8)
+    labels[15:17, 12:52, 15:17] = 1
+    z, y, x = np.indices(labels.shape)
+    labels[(z - 16) ** 2 + (y - 32) ** 2 + (x - 16) ** 2 < 50] = 2
+    source = source_of(labels, augmentation=1.0)
+    leaning, sizes = [], []
+    for _ in range(30):
+        _, targets = source.draw()
+        rod = torch.nonzero(targets == 1).float()
+        rod = torch.linalg.svd(rod - rod.mean(0), full_matrices=False)[2][0]
+        leaning.append(rod * rod[1].sign())
+        sizes.append(torch.nonzero(targets == 2).float().std(0))
+    assert (torch.stack(leaning).std(0)[[0, 2]] > 0.08).all()
+    sizes = torch.stack(sizes)
+    assert (sizes.std(0) / sizes.mean(0) > 0.06).all()
+
+
 def test_nothing_to_learn_is_one_sentence() -> None:
     scan = scan_of(two_blocks())
     settings = FewshotSettings(mode="finetune", preset="mr")

@@ -4,42 +4,71 @@ from __future__ import annotations
 
 import pytest
 import torch
+from monai.networks.nets.swin_unetr import SwinUNETR
 
 from napari_s2dc.engine.fewshot_settings import SegmentationClass
 from napari_s2dc.engine.finetune_network import (
     ENCODER_PREFIX,
+    SegmentationNetwork,
     network_of,
-    segment_crops,
 )
 from napari_s2dc.engine.segmentation_model import SegmentationModel
 from napari_s2dc.method.encoder import SwinEncoder
 
 
+def without_coarse(network: SegmentationNetwork) -> SegmentationNetwork:
+    for layer in network.coarse.values():
+        torch.nn.init.zeros_(layer.weight)
+    return network
+
+
+def monai_of(network: SegmentationNetwork, encoder: SwinEncoder) -> SwinUNETR:
+    monai = encoder.to_swin_unetr(network.last.out_channels)
+    state = network.state_dict()
+    monai.load_state_dict({name: state[name] for name in monai.state_dict()})
+    return monai
+
+
 @pytest.mark.parametrize("batch", [1, 2])
-def test_computes_what_monai_computes(tiny: SwinEncoder, batch: int) -> None:
+def test_full_resolution_is_what_monai_computes(tiny: SwinEncoder, batch: int) -> None:
     torch.manual_seed(1)
-    network = tiny.to_swin_unetr(3).eval()
+    network = without_coarse(SegmentationNetwork(tiny, 3))
     images = torch.rand(batch, 1, 32, 64, 32)
-    expected = network(images)
-    assert expected.std() > 0.01
-    torch.testing.assert_close(segment_crops(network, images), expected, atol=1e-4, rtol=1e-3)
+    with torch.no_grad():
+        expected = monai_of(network, tiny)(images)
+        assert expected.std() > 0.01
+        torch.testing.assert_close(network(images), expected, atol=1e-4, rtol=1e-3)
 
 
 def test_gradients_are_those_of_monai(tiny: SwinEncoder) -> None:
     torch.manual_seed(1)
-    network = tiny.to_swin_unetr(2)
+    network = without_coarse(SegmentationNetwork(tiny, 2))
+    monai = monai_of(network, tiny)
     images, weights = torch.rand(1, 1, 32, 64, 32), torch.rand(1, 2, 32, 64, 32)
-    found = []
-    for forward in (network, lambda images: segment_crops(network, images)):
-        network.zero_grad()
-        (forward(images) * weights).mean().backward()
-        found.append([one.grad.clone() for one in network.parameters() if one.grad is not None])
-    for ours, theirs in zip(*found, strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-2)
+    for one in (network, monai):
+        (one(images) * weights).mean().backward()
+    ours = dict(network.named_parameters())
+    for name, parameter in monai.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(ours[name].grad, parameter.grad, atol=1e-5, rtol=1e-2)
+
+
+def test_chosen_voxels_have_the_logits_of_all(tiny: SwinEncoder) -> None:
+    torch.manual_seed(1)
+    network = SegmentationNetwork(tiny, 3)
+    images = torch.rand(2, 1, 32, 64, 32)
+    places = [torch.tensor([0, 65535, 40000, 77]), torch.randint(0, 65536, (50,))]
+    with torch.no_grad():
+        whole = network(images).flatten(2)
+        for number, logits in enumerate(network.logits_at(images, places)):
+            expected = whole[number][:, places[number]].T
+            torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-3)
+        coarse = whole - without_coarse(network)(images).flatten(2)
+    assert coarse.std() > 0.01
 
 
 def model_of(encoder: SwinEncoder, outputs: int) -> SegmentationModel:
-    network = encoder.to_swin_unetr(outputs)
+    network = SegmentationNetwork(encoder, outputs)
     state = network.state_dict()
     return SegmentationModel(
         kind="finetune",

@@ -9,9 +9,12 @@ import pytest
 import torch
 from monai.inferers.utils import sliding_window_inference
 
-from napari_s2dc.engine import finetune_segment
 from napari_s2dc.engine.fewshot_settings import SegmentationClass, SegmentSettings
-from napari_s2dc.engine.finetune_network import ENCODER_PREFIX, network_of
+from napari_s2dc.engine.finetune_network import (
+    ENCODER_PREFIX,
+    SegmentationNetwork,
+    network_of,
+)
 from napari_s2dc.engine.finetune_segment import places_of, segment_with_network
 from napari_s2dc.engine.progress import Progress, finish
 from napari_s2dc.engine.segmentation_model import SegmentationModel
@@ -26,7 +29,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def model(tiny: SwinEncoder) -> SegmentationModel:
     torch.manual_seed(0)
-    state = tiny.to_swin_unetr(3).state_dict()
+    state = SegmentationNetwork(tiny, 3).state_dict()
     return SegmentationModel(
         kind="finetune",
         encoder=tiny,
@@ -122,7 +125,7 @@ def test_out_of_memory_is_one_sentence(
     def full(*_: object) -> None:
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr(finetune_segment, "segment_crops", full)
+    monkeypatch.setattr(SegmentationNetwork, "forward", full)
     with pytest.raises(S2DCError, match="not enough memory"):
         finish(segment_with_network(_image(32, 64, 32), model, SegmentSettings(), CPU))
 

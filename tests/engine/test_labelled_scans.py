@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
 from napari_s2dc.engine.fewshot_settings import FewshotSettings
-from napari_s2dc.engine.labelled_scans import LabelledScan, classes_in, targets_of
+from napari_s2dc.engine.labelled_scans import (
+    LabelledScan,
+    classes_in,
+    targets_of,
+    voxels_of_labels,
+)
 from napari_s2dc.errors import S2DCError
 from napari_s2dc.volumes.volume import Volume
 
@@ -57,3 +64,26 @@ def test_one_class_in_a_complete_mask_is_enough() -> None:
 def test_another_grid_is_refused() -> None:
     with pytest.raises(S2DCError, match="mm apart"):
         _scan([1, 2], spacing_mm=2.0)
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int16, np.uint32, np.uint64])
+@pytest.mark.parametrize("largest", [1, 200, 600_000_000])
+def test_voxels_are_counted_by_label(dtype: type, largest: int) -> None:
+    labels = np.zeros((3, 4, 5), dtype)
+    labels[0, 0, :2] = labels[2, 1, 1] = 1
+    if np.dtype(dtype).itemsize >= np.min_scalar_type(largest).itemsize:
+        labels[1, 1, 1] = largest
+    values, counts = np.unique(labels[labels > 0], return_counts=True)
+    assert voxels_of_labels(labels) == dict(
+        zip((int(one) for one in values), counts.tolist(), strict=True)
+    )
+    assert voxels_of_labels(labels[:0]) == {}
+
+
+def test_counting_makes_no_copy_of_the_scan() -> None:
+    labels = np.zeros((64, 64, 64), np.uint8)
+    tracemalloc.start()
+    voxels_of_labels(labels)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < labels.nbytes

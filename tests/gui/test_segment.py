@@ -10,7 +10,7 @@ import pytest
 
 from napari_s2dc.widgets.placement import geometry_of
 from napari_s2dc.widgets.preferences import PLUGIN
-from tests.gui.conftest import SHAPE, STEPS, add_phantom, named, open_workbench
+from tests.gui.conftest import SHAPE, STEPS, add_labels, add_phantom, named, open_workbench
 from tests.gui.segmenting import (
     AIR,
     LUNG,
@@ -42,7 +42,10 @@ def test_why_training_cannot_begin_is_said(workbench: Any, qtbot: Any) -> None:
     assert "Only class 2 is painted" in tab.train_button.toolTip()
     stroke(layer, LUNG)
     qtbot.waitUntil(tab.train_button.isEnabled)
+    assert "unlabelled voxels may become background" in tab.note.text()
+    tab.mode.setCurrentIndex(tab.mode.findData("finetune"))
     assert "every voxel will become one of the classes" in tab.note.text()
+    tab.mode.setCurrentIndex(tab.mode.findData("quick"))
     tab.background.setCurrentIndex(tab.background.findData(1))
     tab.background.activated.emit(1)
     assert not tab.train_button.isEnabled()
@@ -118,12 +121,74 @@ def test_strokes_refresh_the_segmentation(workbench: Any, qtbot: Any) -> None:
     qtbot.waitUntil(lambda: workbench.jobs.is_running("segment training"))
     settled(workbench, qtbot)
     refreshed = workbench.segmenting.training.model
+    assert workbench.segment_tab.plot.losses[0][0] == STEPS // 3  # no curve of another training
     assert refreshed.metadata["steps"] == model.metadata["steps"] // 3  # trained on
     assert refreshed.metadata["scans"] == model.metadata["scans"]
     assert (found.data != before).any()
     strokes.undo()  # tells of itself in no event of its own
     qtbot.waitUntil(lambda: workbench.segmenting.training.model.tensors is not refreshed.tensors)
     settled(workbench, qtbot)
+    workbench.segment_tab.refresh.setChecked(False)
+
+
+def test_a_stroke_during_a_training_is_learned_next_also_after_stop(
+    workbench: Any, viewer: Any, scan: Any, qtbot: Any, hold: Any, held: Any
+) -> None:
+    from napari_s2dc.engine import quick
+
+    strokes = painted(workbench, qtbot)
+    training, tab = workbench.segmenting.training, workbench.segment_tab
+    tab.refresh.setChecked(True)
+    inside = hold(quick, "targets_of")
+    tab.train_button.click()
+    qtbot.waitUntil(inside.is_set)
+    stroke(strokes, LUNG, plane=20)
+    qtbot.waitUntil(lambda: training._waiting is not None)
+    tab.stop_button.click()
+    held.set()
+    qtbot.waitUntil(lambda: training.model is not None)
+    settled(workbench, qtbot)
+    assert training.found_in(scan) is not None
+
+    # Where another labels layer is chosen meanwhile, the model in hand is used.
+    held.clear()
+    inside.clear()
+    model = training.model
+    stroke(strokes, LUNG, plane=21)
+    qtbot.waitUntil(inside.is_set)
+    stroke(strokes, LUNG, plane=22)
+    qtbot.waitUntil(lambda: training._waiting is not None)
+    tab.labels.choose(add_labels(viewer, scan))
+    found = training.found_in(scan)
+    held.set()
+    qtbot.waitUntil(lambda: training.found_in(scan) is not found)
+    settled(workbench, qtbot)
+    assert training.model.tensors is not model.tensors
+    assert len(training.model.classes) == 2
+
+
+def test_a_refresh_does_not_start_from_the_model_of_another_scan(
+    workbench: Any, viewer: Any, scan: Any, qtbot: Any
+) -> None:
+    painted(workbench, qtbot)
+    trained(workbench, qtbot)
+    other = add_phantom(viewer, 2)
+    workbench.header.volume.choose(other)
+    strokes = painted(workbench, qtbot)
+    trained(workbench, qtbot)
+    workbench.header.volume.choose(scan)
+    trained(workbench, qtbot)  # the model is that of the first scan, both have features
+    training = workbench.segmenting.training
+    assert training.model.metadata["scans"][0]["name"] == scan.name
+    workbench.header.volume.choose(other)
+    workbench.segment_tab.labels.choose(strokes)
+    settled(workbench, qtbot)
+    workbench.segment_tab.refresh.setChecked(True)
+    stroke(strokes, LUNG, plane=20)
+    qtbot.waitUntil(lambda: workbench.jobs.is_running("segment training"))
+    settled(workbench, qtbot)
+    assert training.model.metadata["scans"][0]["name"] == other.name
+    assert training.model.metadata["steps"] == STEPS
     workbench.segment_tab.refresh.setChecked(False)
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from napari_s2dc.errors import S2DCError
 from napari_s2dc.widgets import segment_autosave
+from napari_s2dc.widgets.placement import geometry_of
 from napari_s2dc.widgets.segment_recovery import (
     KeptLabels,
     autosave_folder,
@@ -23,7 +24,7 @@ from napari_s2dc.widgets.segment_recovery import (
 from tests.gui.conftest import open_workbench
 from tests.gui.segmenting import LUNG, MUSCLE, painted, settled, stroke
 
-DEAD = "4000000-1700000000-0.npz"
+DEAD = own_name(0).split("-")[0] + "-4000000-1700000000-0.npz"
 """File of a process that is not there: Linux numbers them up to 4194304, at most."""
 
 
@@ -40,10 +41,19 @@ def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
 def kept(workbench: Any, folder: Path, qtbot: Any) -> Path:
     """Wait for the only file."""
     settled(workbench, qtbot)
-    qtbot.waitUntil(lambda: not workbench.segmenting.autosave._soon.isActive())
-    qtbot.waitUntil(lambda: not any(name.startswith("writing") for name in workbench.jobs._running))
+    written(workbench, qtbot)
     (path,) = folder.iterdir()
     return path
+
+
+def written(workbench: Any, qtbot: Any) -> None:
+    """Wait until nothing is to be written any more."""
+
+    def rests() -> bool:
+        writes = any(name.startswith("writing") for name in workbench.jobs._running)
+        return not (writes or workbench.segmenting.autosave._soon.isActive())
+
+    qtbot.waitUntil(rests)
 
 
 def test_strokes_and_classes_are_kept_and_come_back_after_a_crash(
@@ -79,7 +89,7 @@ def test_strokes_and_classes_are_kept_and_come_back_after_a_crash(
     assert tab.offer.text() == ""
     # Still kept, by this process now; the next stroke goes into the same file.
     mine = kept(again, folder, qtbot)
-    assert mine.name.startswith(str(os.getpid()))
+    assert mine.name.split("-")[1] == str(os.getpid())
     stroke(back, MUSCLE, plane=20)
     assert kept(again, folder, qtbot) == mine
     qtbot.waitUntil(lambda: bool((read_labels(mine)[20] == MUSCLE).any()))
@@ -88,11 +98,84 @@ def test_strokes_and_classes_are_kept_and_come_back_after_a_crash(
 def test_labels_that_nobody_painted_are_not_kept(
     workbench: Any, viewer: Any, qtbot: Any, folder: Path
 ) -> None:
-    viewer.add_labels(np.ones(workbench.header.volume.layer.data.shape, np.uint8), name="mask")
+    scan, painting = workbench.header.volume.layer, workbench.segmenting.painting
+    mask = viewer.add_labels(np.ones(scan.data.shape, np.uint8), name="mask", **geometry_of(scan))
+    workbench.tabs.setCurrentIndex(3)
+    qtbot.waitUntil(lambda: painting.counts == {1: mask.data.size})
+    painting._rename(1, "all")
     settled(workbench, qtbot)
-    workbench.segmenting.painting._rename(1, "all")
-    settled(workbench, qtbot)
+    written(workbench, qtbot)
     assert not folder.exists()
+    stroke(mask, LUNG)
+    assert read_facts(kept(workbench, folder, qtbot)).names == {0: "background", 1: "all"}
+
+
+def test_a_stroke_is_kept_however_long_counting_takes(
+    workbench: Any, qtbot: Any, folder: Path, hold: Any, held: Any
+) -> None:
+    from napari_s2dc.widgets import segment_painting
+
+    layer = painted(workbench, qtbot)
+    path = kept(workbench, folder, qtbot)
+    inside = hold(segment_painting, "counted")
+    stroke(layer, LUNG, plane=20)
+    qtbot.waitUntil(inside.is_set)
+    stroke(layer, MUSCLE, plane=21)  # does not start the counting anew
+    written(workbench, qtbot)
+    assert (read_labels(path)[20] == LUNG).any()
+    heard: list[bool] = []
+    workbench.segmenting.painting.painted.connect(lambda: heard.append(True))
+    held.set()
+    settled(workbench, qtbot)
+    assert len(heard) == 2
+    written(workbench, qtbot)
+    assert (read_labels(path)[21] == MUSCLE).any()
+
+
+def test_the_next_file_waits_for_the_last_one(
+    workbench: Any, qtbot: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, held: Any
+) -> None:
+    layer = painted(workbench, qtbot)
+    path = kept(workbench, folder, qtbot)
+    write, begun = KeptLabels.write, []
+
+    def slowly(facts: KeptLabels, labels: Any, path: Path) -> Path:
+        begun.append(True)
+        assert held.wait(60)
+        return write(facts, labels, path)
+
+    monkeypatch.setattr(KeptLabels, "write", slowly)
+    for plane in (20, 21, 22):
+        stroke(layer, LUNG, plane=plane)
+        qtbot.wait(50)
+    assert len(begun) == 1
+    assert len([name for name in workbench.jobs._running if name.startswith("writing")]) == 1
+    stroke(layer, MUSCLE, plane=19)
+    held.set()
+    written(workbench, qtbot)
+    qtbot.waitUntil(lambda: bool((read_labels(path)[19] == MUSCLE).any()))
+    assert begun == [True, True]
+
+
+def test_restored_strokes_lie_on_the_grid_of_the_file(
+    viewer: Any, qtbot: Any, folder: Path
+) -> None:
+    from napari_s2dc._writer import volume_of
+
+    affine = np.array([[0.0, 0, 2, 9], [0, -2, 0, -7], [3, 0, 0, 5], [0, 0, 0, 1]])
+    geometry = {"scale": (3.0, 2.0, 2.0), "translate": (9.0, -7.0, 5.0)}
+    facts = KeptLabels(
+        "strokes", geometry, {}, {}, "unlabelled", 1, "/data/scan.nii.gz", affine.tolist()
+    )
+    facts.write(np.zeros((2, 3, 4), np.uint8), folder / DEAD)
+    workbench = open_workbench(viewer, qtbot)
+    qtbot.waitUntil(lambda: "strokes" in workbench.segment_tab.offer.text())
+    workbench.segment_tab.restore_button.click()
+    qtbot.waitUntil(lambda: len(viewer.layers) == 1)
+    (layer,) = viewer.layers
+    np.testing.assert_allclose(volume_of(*layer.as_layer_data_tuple()[:2]).affine, affine)
+    written(workbench, qtbot)
+    assert workbench.segmenting.autosave._facts(layer).image == "/data/scan.nii.gz"
 
 
 def test_labels_can_be_discarded(viewer: Any, qtbot: Any, folder: Path) -> None:
@@ -107,13 +190,13 @@ def test_labels_can_be_discarded(viewer: Any, qtbot: Any, folder: Path) -> None:
 
 def test_only_files_of_ended_processes_are_left_behind(folder: Path) -> None:
     facts = KeptLabels("strokes", {}, {}, {}, "background", None)
-    for name in (own_name(0), DEAD, f"{os.getpid()}-1700000000-0.npz", "other.npz"):
+    host = own_name(0).split("-")[0]
+    earlier = f"{host}-{os.getpid()}-1700000000-0.npz"
+    elsewhere = f"not_{DEAD}"  # may live, on a computer that shares the folder
+    for name in (own_name(0), DEAD, earlier, elsewhere, "other.npz"):
         facts.write(np.zeros((2, 3, 4), np.uint8), folder / name)
     # A number that another process had before this one counts as ended.
-    assert {path.name for path in left_behind(folder)} == {
-        DEAD,
-        f"{os.getpid()}-1700000000-0.npz",
-    }
+    assert {path.name for path in left_behind(folder)} == {DEAD, earlier}
     (folder / DEAD).write_bytes(b"half a fi")
     with pytest.raises(S2DCError, match="no labels that can be restored"):
         read_facts(folder / DEAD)

@@ -133,6 +133,33 @@ def test_a_folder_is_segmented_and_bad_files_are_reported(
     assert "1 of them were there already" in workbench.message.text()
 
 
+def test_scans_unlike_those_of_the_training_are_told(
+    workbench: Any, viewer: Any, tmp_path: Path, qtbot: Any
+) -> None:
+    painted(workbench, qtbot)
+    trained(workbench, qtbot)
+    assert "was trained" not in workbench.message.text()
+    fine = np.asarray(add_phantom(viewer, 2, visible=False).data)
+    levels = viewer.add_image(
+        [fine.repeat(2, 2), fine], multiscale=True, name="levels", scale=(3, 3, 1.5), units="mm"
+    )
+    box, found_for = workbench.segment_tab.models, workbench.segmenting.layers.found_for
+    box.apply_wanted.emit(levels)
+    settled(workbench, qtbot)
+    assert found_for(levels).data.shape == SHAPE  # at the level with voxels as in training
+    assert "was trained" not in workbench.message.text()
+    coarse = viewer.add_image(fine, name="coarse", scale=(9, 9, 9), units="mm")
+    box.apply_wanted.emit(coarse)
+    settled(workbench, qtbot)
+    assert "the model was trained at 3 × 3 × 3 mm" in workbench.message.text()
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    coarse.save(str(scans / "coarse.nii.gz"), plugin=PLUGIN)
+    box.folder_wanted.emit(str(scans), str(tmp_path / "results"))
+    settled(workbench, qtbot)
+    assert "Look at coarse.nii.gz (This scan has voxels of 9" in workbench.message.text()
+
+
 def test_what_is_no_model_is_refused_in_one_sentence(
     workbench: Any, tmp_path: Path, qtbot: Any
 ) -> None:

@@ -117,6 +117,59 @@ def test_painting_goes_on_unwatched_while_the_panel_is_hidden(
     qtbot.waitUntil(lambda: workbench.segmenting.painting.counts != before)
 
 
+def test_strokes_that_nobody_watched_are_noticed_later(
+    workbench: Any, viewer: Any, scan: Any, qtbot: Any
+) -> None:
+    layer, heard = painted(workbench, qtbot), []
+    other = add_labels(viewer, scan)
+    settled(workbench, qtbot)
+    workbench.segmenting.painting.painted.connect(lambda: heard.append(True))
+    workbench.hide()
+    stroke(layer, LUNG, plane=20)
+    workbench.show()
+    qtbot.waitUntil(lambda: heard == [True])
+    stroke(layer, LUNG, plane=21)
+    workbench.segment_tab.labels.choose(other)  # before the mouse has come to rest
+    settled(workbench, qtbot)
+    assert heard == [True]
+    workbench.segment_tab.labels.choose(layer)
+    qtbot.waitUntil(lambda: heard == [True, True])
+
+
+def test_another_slice_is_not_counted_again(
+    workbench: Any, viewer: Any, scan: Any, qtbot: Any, monkeypatch: Any
+) -> None:
+    from napari_s2dc.widgets import segment_painting
+
+    layer = painted(workbench, qtbot)
+    settled(workbench, qtbot)
+    own, counted = segment_painting.counted, []
+
+    def count(labels: Any, name: str) -> dict[int, int]:
+        counted.append(name)
+        return own(labels, name)
+
+    monkeypatch.setattr(segment_painting, "counted", count)
+    for plane in (3, 4, 5):
+        viewer.dims.set_point(0, float(scan.data_to_world((plane, 0, 0))[0]))
+        qtbot.wait(20)
+    settled(workbench, qtbot)
+    assert counted == []
+    layer.undo()
+    settled(workbench, qtbot)
+    assert counted == [layer.name]
+
+
+def test_a_class_with_a_huge_number_is_recoloured(viewer: Any) -> None:
+    data = np.zeros((4, 5, 6), np.uint32)
+    data[0, 0, :3] = 600_000_000, 500_000_000, 7
+    layer = viewer.add_labels(data)
+    before = colours_of(layer, (7, 500_000_000))
+    recolour_class(layer, 600_000_000, (1.0, 0.0, 0.0), [500_000_000])
+    assert colours_of(layer, (7, 500_000_000)) == before
+    assert colours_of(layer, [600_000_000]) == {600_000_000: (1.0, 0.0, 0.0)}
+
+
 def test_colours_of_a_layer_that_shows_one_class_only_are_kept(viewer: Any) -> None:
     layer = viewer.add_labels(np.ones((4, 5, 6), np.uint8))
     colours = colours_of(layer, range(1, 9))

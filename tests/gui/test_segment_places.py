@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.gui.segmenting import LUNG, painted, settled, stroke, trained
+from napari_s2dc.widgets.segment_use import places
+from tests.gui.conftest import SHAPE
+from tests.gui.segmenting import LUNG, painted, settled, trained
 
 pytestmark = pytest.mark.usefixtures("light_quick")
 
@@ -38,17 +41,36 @@ def test_the_viewer_goes_from_one_uncertain_place_to_the_next(
         assert not strokes.data[patch].any()
 
 
+def test_features_of_the_size_of_a_stroke_are_preferred(
+    workbench: Any, scan: Any, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from napari_s2dc.engine import label_next
+    from napari_s2dc.engine.progress import finish
+
+    used: list[Any] = []
+    monkeypatch.setattr(label_next, "places_to_label", lambda *given: used.append(given[2]))
+    painted(workbench, qtbot)
+    trained(workbench, qtbot)
+    training = workbench.segmenting.training
+    ready, found, model = training.features_of(scan), training.found_in(scan), training.model
+    (own,) = ready.features.embeddings
+    for session in (SimpleNamespace(shape=SHAPE, stride=stride) for stride in (32, 8)):
+        finish(places(found, None, ready.scan, model, "cpu", ready, session))
+    assert used[0] is own
+    assert used[1].stride == 8
+
+
 def test_a_stroke_makes_other_places_the_best(workbench: Any, scan: Any, qtbot: Any) -> None:
     strokes = painted(workbench, qtbot)
     trained(workbench, qtbot)
     workbench.segment_tab.next_button.click()
     settled(workbench, qtbot)
-    places = workbench.segmenting.places
-    place = places._places[0].voxel
+    actions = workbench.segmenting.places
+    place = actions._places[0].voxel
     strokes.data_setitem(tuple(np.array([part]) for part in place), LUNG)
     settled(workbench, qtbot)
-    assert places._places == []
+    assert actions._places == []
     workbench.segment_tab.next_button.click()
     settled(workbench, qtbot)
-    assert all(one.voxel != place for one in places._places)
-    stroke(strokes, LUNG, plane=20)
+    assert len(actions._places) == 5
+    assert place not in [one.voxel for one in actions._places]

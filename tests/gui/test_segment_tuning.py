@@ -30,8 +30,9 @@ class Run:
             if self.fails:
                 raise S2DCError("The loss is no number any more.")
             self.done += 1
+            dice = self.done / 100 if self.done % 3 == 0 else None
             yield TrainingProgress(
-                self.done, self.settings.finetune.steps, "steps", 1 / self.done, self.done / 100
+                self.done, self.settings.finetune.steps, "steps", 1 / self.done, dice
             )
 
     def model(self) -> Any:
@@ -128,6 +129,44 @@ def test_cancelled_it_can_still_be_used(tuning: Any, workbench: Any, scan: Any, 
     tab.best_button.click()
     settled(workbench, qtbot)
     assert workbench.segmenting.layers.found_for(scan) is not None
+
+
+def test_its_model_is_kept_where_the_scan_was_closed(
+    tuning: Any, workbench: Any, viewer: Any, scan: Any, qtbot: Any
+) -> None:
+    let(workbench, 2, qtbot)
+    viewer.layers.selection.active = scan
+    viewer.layers.remove(scan)
+    workbench.segment_tab.stop_button.click()
+    LET.release()
+    settled(workbench, qtbot)
+    assert "was removed" in workbench.message.text()
+    assert workbench.segmenting.training.model is not None
+    assert workbench.segment_tab.models.apply_button.isEnabled()
+
+
+def test_it_does_not_go_on_while_its_best_is_taken(
+    tuning: Any, workbench: Any, qtbot: Any, held: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tab, own = workbench.segment_tab, Run.model
+
+    def slowly(run: Run) -> Any:
+        assert held.wait(60)
+        return own(run)
+
+    let(workbench, 2, qtbot)
+    workbench.task_bar.cancel_button.click()
+    LET.release()
+    settled(workbench, qtbot)
+    monkeypatch.setattr(Run, "model", slowly)
+    tab.best_button.click()
+    assert not tab.continue_button.isEnabled()
+    assert "is being taken" in tab.continue_button.toolTip()
+    tab.continue_wanted.emit()
+    assert not workbench.jobs.is_running("segment training")
+    held.set()
+    settled(workbench, qtbot)
+    assert tab.continue_button.isEnabled()
 
 
 def test_a_second_training_waits_for_the_user(tuning: Any, workbench: Any, qtbot: Any) -> None:
