@@ -28,6 +28,7 @@ test: lint screen ## every check and every test
 screenshots: setup screen ## make the pictures of docs/ anew
 	$(SCREEN) $(BIN)/python docs/make_screenshots.py
 	$(SCREEN) $(BIN)/python docs/make_match_screenshots.py
+	$(SCREEN) $(BIN)/python docs/make_segment_screenshots.py
 
 docs: setup ## build the site of docs/ into site/; every warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

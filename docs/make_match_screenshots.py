@@ -49,7 +49,7 @@ def make_pictures(
         What was written.
     """
     with base.window(out, theme, size) as (viewer, shoot, written):
-        one, two, labels = _open_pair(viewer, small)
+        one, two, labels = open_pair(viewer, small)
         viewer.layers.selection.active = one
         open_match()
         workbench = base.workbench_of(viewer)
@@ -57,7 +57,7 @@ def make_pictures(
         base._until(lambda: not workbench.jobs.is_running("encoder"), 120, "an encoder was read")
         if encoder is not None:
             workbench.encoders.load_encoder(encoder.parent.name, str(encoder))
-        base._until(lambda: _has_encoder(workbench, encoder), 120, "the encoder was read")
+        base._until(lambda: has_encoder(workbench, encoder), 120, "the encoder was read")
         for layer in (two, one):
             workbench.header.volume.choose(layer)
             base._embed(workbench, layer)
@@ -70,13 +70,13 @@ def make_pictures(
         shoot("matched")
         tab.pointing.click()
         base._click(viewer, one, _telling_place(matching), tab.jump_button.isEnabled)
-        _find(viewer, "matched patches").visible = False
+        find(viewer, "matched patches").visible = False
         shoot("row")
         tab.pointing.click()
         matching.layers.clear_row()
         tab.labels.choose(labels)
         tab.transfer_button.click()
-        base._until(lambda: _find(viewer, "labels from") is not None, 300, "labels are carried")
+        base._until(lambda: find(viewer, "labels from") is not None, 300, "labels are carried")
         labels.visible = True
         shoot("carried")
         labels.visible = False
@@ -87,7 +87,7 @@ def make_pictures(
     return written
 
 
-def _open_pair(viewer: Any, small: bool) -> tuple[Any, Any, Any]:
+def open_pair(viewer: Any, small: bool) -> tuple[Any, Any, Any]:
     """Open two torsos; gives both images and the labels of the first."""
     if not small:
         viewer.open_sample(base.PLUGIN, "phantom_pair_ct")
@@ -107,7 +107,7 @@ def _open_pair(viewer: Any, small: bool) -> tuple[Any, Any, Any]:
     return viewer.layers["torso 1 CT"], viewer.layers["torso 2 CT"], viewer.layers["torso 1 labels"]
 
 
-def _has_encoder(workbench: Workbench, wanted: Path | None) -> bool:
+def has_encoder(workbench: Workbench, wanted: Path | None) -> bool:
     """Whether the encoder is in memory, and the one that was asked for."""
     encoder = workbench.session.encoder
     return encoder is not None and wanted in (None, encoder.path)
@@ -133,7 +133,8 @@ def _telling_place(matching: Any) -> tuple[int, int, int]:
     return z, y, x
 
 
-def _find(viewer: Any, title: str) -> Any | None:
+def find(viewer: Any, title: str) -> Any | None:
+    """Give the layer with some words in its name."""
     return next((layer for layer in viewer.layers if title in layer.name), None)
 
 

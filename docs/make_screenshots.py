@@ -239,9 +239,10 @@ def _settle(seconds: float) -> None:
 
 
 def _keep_out_of_the_users_cache(folder: Path) -> None:
-    from napari_s2dc.widgets import embed_actions
+    from napari_s2dc.widgets import embed_actions, segment_autosave
 
     embed_actions.preferences = lambda: Preferences(cache_folder=folder)
+    segment_autosave.autosave_folder = lambda: folder / "autosave"
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("reference/training", "# A laptop without a GPU"),
         ("reference/api", "embed_volume"),
         ("tutorial/see-what-your-encoder-knows", "../../pictures/probed_dark.png"),
+        ("tutorial/segment-from-five-strokes", "../../pictures/corrected_dark.png"),
     ],
 )
 def test_pages_hold_what_they_take_from_elsewhere(site: Path, page: str, words: str) -> None:

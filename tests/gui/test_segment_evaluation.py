@@ -61,3 +61,30 @@ def test_a_reference_of_another_grid_is_refused(
     button = workbench.segment_tab.scores.compare_button
     assert not button.isEnabled()
     assert "lies elsewhere" in button.toolTip()
+
+
+@pytest.mark.parametrize("has_all", [True, False])
+def test_classes_are_paired_by_name_where_the_reference_has_all_of_them(
+    workbench: Any, viewer: Any, scan: Any, qtbot: Any, has_all: bool
+) -> None:
+    box = workbench.segment_tab.scores
+    painted(workbench, qtbot)
+    for label, name in ((MUSCLE, "muscle"), (LUNG, "lung")):
+        workbench.segmenting.painting._rename(label, name)
+    trained(workbench, qtbot)
+    numbered, renumbered = truth(), truth()
+    renumbered[numbered == MUSCLE], renumbered[numbered == LUNG] = LUNG, MUSCLE
+    names = ["Lung", "muscle" if has_all else "flesh"]
+    other = viewer.add_labels(
+        renumbered,
+        name="other numbers",
+        features={"index": [MUSCLE, LUNG], "name": names},
+        **geometry_of(scan),
+    )
+    tables = []
+    for reference in (viewer.add_labels(numbered, name="same", **geometry_of(scan)), other):
+        box.reference.choose(reference)
+        box.compare_button.click()
+        settled(workbench, qtbot)
+        tables.append(box.as_text())
+    assert (tables[0] == tables[1]) == has_all
