@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
-from monai.networks.blocks.dynunet_block import UnetResBlock
 from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrUpBlock
 from monai.networks.nets.swin_unetr import SwinUNETR
 from torch import Tensor, nn
 
 from napari_s2dc.method.encoder import SwinEncoder
-from napari_s2dc.method.swin import _convolution, _instance_norm, _sum
+from napari_s2dc.method.residual import residual_block
 
 if TYPE_CHECKING:
     from napari_s2dc.engine.segmentation_model import SegmentationModel
@@ -178,18 +177,9 @@ def _grid_of(places: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _basic(block: nn.Module, x: Tensor) -> Tensor:
-    return _residual(cast(UnetrBasicBlock, block).layer, x)
+    return residual_block(cast(UnetrBasicBlock, block).layer, x)
 
 
 def _up(block: nn.Module, x: Tensor, skip: Tensor) -> Tensor:
     block = cast(UnetrUpBlock, block)
-    return _residual(block.conv_block, torch.cat([block.transp_conv(x), skip], 1))
-
-
-def _residual(block: UnetResBlock, x: Tensor) -> Tensor:
-    residual = x
-    if hasattr(block, "conv3"):
-        residual = _instance_norm(_convolution(block.conv3, x))
-    out = F.leaky_relu_(_instance_norm(_convolution(block.conv1, x)), 0.01)
-    out = _instance_norm(_convolution(block.conv2, out))
-    return F.leaky_relu_(_sum(out, residual), 0.01)
+    return residual_block(block.conv_block, torch.cat([block.transp_conv(x), skip], 1))

@@ -15,13 +15,11 @@ from monai.networks.nets.swin_unetr import (
     SwinTransformer,
     SwinTransformerBlock,
 )
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from napari_s2dc.method.residual import add, residual_block
 from napari_s2dc.method.window_attention import window_attention
-
-_FEW_VALUES = 20480
-"""Batch times channels times two sides up to which torch does not take oneDNN by itself."""
 
 
 class FastSwinTransformer(SwinTransformer):
@@ -96,47 +94,8 @@ def _output(tokens: Tensor, normalize: bool) -> Tensor:
     return _channels_first(F.layer_norm(tokens, tokens.shape[-1:]) if normalize else tokens)
 
 
-def _instance_norm(x: Tensor) -> Tensor:
-    """Instance normalisation of features (B, C, Z, Y, X) that are channels last in memory.
-
-    ``instance_norm`` copies such features into another order; ``batch_norm`` of one sample is the
-    same and does not.
-    """
-    return torch.cat([F.batch_norm(one, None, None, training=True) for one in x.split(1)])
-
-
-def _convolution(convolution: nn.Module, x: Tensor) -> Tensor:
-    """Apply a convolution, on the CPU always by oneDNN.
-
-    torch leaves images of few values to a path that is three times slower. What it decides by
-    cannot be set, but tensors in oneDNN's own layout are not asked. Under autocast on the CPU,
-    convolutions stay in float32: in bfloat16 the gradient of a small one's kernel is now and then
-    NaN, from memory that oneDNN 3 in torch 2.13 does not fill.
-    """
-    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-        with torch.autocast("cpu", enabled=False):
-            return cast(Tensor, convolution(x.float()))
-    left_out = (
-        (x.device.type, x.dtype, len(x)) == ("cpu", torch.float32, 1)
-        and x.shape[:4].numel() <= _FEW_VALUES
-        and torch.backends.mkldnn.is_available()
-    )
-    # Neither a compiler nor autocast knows tensors in that layout
-    if left_out and not (torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")):
-        return cast(Tensor, convolution(x.to_mkldnn()).to_dense())
-    return cast(Tensor, convolution(x))
-
-
 def _residual_block(block: UnetResBlock, tokens: Tensor) -> Tensor:
-    x = _channels_first(tokens)
-    out = F.leaky_relu_(_instance_norm(_convolution(block.conv1, x)), 0.01)
-    out = _instance_norm(_convolution(block.conv2, out))
-    return _channels_last(F.leaky_relu_(_sum(out, x), 0.01))
-
-
-def _sum(fresh: Tensor, other: Tensor) -> Tensor:
-    """Sum in the memory of the first, unless autocast made it less precise than the second."""
-    return fresh.add_(other) if fresh.dtype == other.dtype else fresh + other
+    return _channels_last(residual_block(block, _channels_first(tokens)))
 
 
 def _layer(layer: BasicLayer, tokens: Tensor) -> Tensor:
@@ -155,10 +114,10 @@ def _block(block: SwinTransformerBlock, tokens: Tensor, shifted: bool) -> Tensor
             attention.window_size[0],
             shifted,
         )
-        return _sum(attention.proj(mixed), tokens)
+        return add(attention.proj(mixed), tokens)
 
     def transform(tokens: Tensor) -> Tensor:
-        return _sum(block.mlp(block.norm2(tokens)), tokens)
+        return add(block.mlp(block.norm2(tokens)), tokens)
 
     for part in (attend, transform):
         tokens = _maybe_again(part, tokens, block.use_checkpoint)

@@ -1,0 +1,64 @@
+"""MONAI's residual blocks with the same results, executed without waste."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from monai.networks.blocks.dynunet_block import UnetResBlock
+from torch import Tensor, nn
+
+__all__ = ["add", "residual_block"]
+
+_FEW_VALUES = 20480
+"""Batch times channels times two sides up to which torch does not take oneDNN by itself."""
+
+
+def residual_block(block: UnetResBlock, x: Tensor) -> Tensor:
+    """Apply a residual block to features (B, C, Z, Y, X) that are channels last in memory.
+
+    Equal to ``block(x)`` up to rounding.
+    """
+    residual = x
+    if hasattr(block, "conv3"):
+        residual = _instance_norm(_convolution(block.conv3, x))
+    out = F.leaky_relu_(_instance_norm(_convolution(block.conv1, x)), 0.01)
+    out = _instance_norm(_convolution(block.conv2, out))
+    return F.leaky_relu_(add(out, residual), 0.01)
+
+
+def add(fresh: Tensor, other: Tensor) -> Tensor:
+    """Sum in the memory of the first, unless autocast made it less precise than the second."""
+    return fresh.add_(other) if fresh.dtype == other.dtype else fresh + other
+
+
+def _instance_norm(x: Tensor) -> Tensor:
+    """Instance normalisation of features (B, C, Z, Y, X) that are channels last in memory.
+
+    ``instance_norm`` copies such features into another order; ``batch_norm`` of one sample is the
+    same and does not.
+    """
+    return torch.cat([F.batch_norm(one, None, None, training=True) for one in x.split(1)])
+
+
+def _convolution(convolution: nn.Module, x: Tensor) -> Tensor:
+    """Apply a convolution, on the CPU always by oneDNN.
+
+    torch leaves images of few values to a path that is three times slower. What it decides by
+    cannot be set, but tensors in oneDNN's own layout are not asked. Under autocast on the CPU,
+    convolutions stay in float32: in bfloat16 the gradient of a small one's kernel is now and then
+    NaN, from memory that oneDNN 3 in torch 2.13 does not fill.
+    """
+    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        with torch.autocast("cpu", enabled=False):
+            return cast(Tensor, convolution(x.float()))
+    left_out = (
+        (x.device.type, x.dtype, len(x)) == ("cpu", torch.float32, 1)
+        and x.shape[:4].numel() <= _FEW_VALUES
+        and torch.backends.mkldnn.is_available()
+    )
+    # Neither a compiler nor autocast knows tensors in that layout
+    if left_out and not (torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")):
+        return cast(Tensor, convolution(x.to_mkldnn()).to_dense())
+    return cast(Tensor, convolution(x))
