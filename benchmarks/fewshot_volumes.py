@@ -166,15 +166,17 @@ def volumes_section(
         f"encoder was pretrained on without labels; tests are the other {data.tests}, which no "
         f"training saw. Mean over the classes and the tests, then mean ± standard deviation over "
         f"{len(SEEDS)} seeds, each with scans of its own, the smaller choice within the larger. "
-        "Seconds are processor time of one thread, embeddings and filters included. The forest "
-        f"learns from {VOXELS} voxels of the labelled scans, or all where there are fewer."
+        "Seconds are processor time of one thread, embeddings and filters included."
     )
-    if "label transfer" in ways:
+    there = {run.way for run in results}
+    if "random forest" in there:
+        text += f" The forest learns from {VOXELS} voxels of the labelled scans, or all of fewer."
+    if "label transfer" in there:
         text += (
             " How long the registration of label transfer goes on and its weights were chosen on "
             "some pairs of these scans, tests among them."
         )
-    if set(NETWORKS) & set(ways):
+    if there & set(NETWORKS):
         where = data.network_spacing_mm
         text += (
             f" Swin UNETR takes {NETWORK_STEPS} steps on crops, pretrained or not"
