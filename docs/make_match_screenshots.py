@@ -52,12 +52,7 @@ def make_pictures(
         one, two, labels = open_pair(viewer, small)
         viewer.layers.selection.active = one
         open_match()
-        workbench = base.workbench_of(viewer)
-        base._settle(1.0)  # the workbench first reads the encoder at hand, if there is one
-        base._until(lambda: not workbench.jobs.is_running("encoder"), 120, "an encoder was read")
-        if encoder is not None:
-            workbench.encoders.load_encoder(encoder.parent.name, str(encoder))
-        base._until(lambda: has_encoder(workbench, encoder), 120, "the encoder was read")
+        workbench = with_encoder(viewer, encoder)
         for layer in (two, one):
             workbench.header.volume.choose(layer)
             base._embed(workbench, layer)
@@ -107,7 +102,18 @@ def open_pair(viewer: Any, small: bool) -> tuple[Any, Any, Any]:
     return viewer.layers["torso 1 CT"], viewer.layers["torso 2 CT"], viewer.layers["torso 1 labels"]
 
 
-def has_encoder(workbench: Workbench, wanted: Path | None) -> bool:
+def with_encoder(viewer: Any, encoder: Path | None) -> Workbench:
+    """Wait until the workbench has read its encoder, or the one that is wanted."""
+    workbench = base.workbench_of(viewer)
+    base._settle(1.0)  # the workbench first reads the encoder at hand, if there is one
+    base._until(lambda: not workbench.jobs.is_running("encoder"), 120, "an encoder was read")
+    if encoder is not None:
+        workbench.encoders.load_encoder(encoder.parent.name, str(encoder))
+    base._until(lambda: _has_encoder(workbench, encoder), 120, "the encoder was read")
+    return workbench
+
+
+def _has_encoder(workbench: Workbench, wanted: Path | None) -> bool:
     """Whether the encoder is in memory, and the one that was asked for."""
     encoder = workbench.session.encoder
     return encoder is not None and wanted in (None, encoder.path)

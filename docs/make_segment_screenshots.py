@@ -73,12 +73,7 @@ def make_pictures(
         one, two, organs = pair.open_pair(viewer, small)
         viewer.layers.selection.active = one
         open_segment()
-        workbench = base.workbench_of(viewer)
-        base._settle(1.0)  # the workbench first reads the encoder at hand, if there is one
-        base._until(lambda: not workbench.jobs.is_running("encoder"), 120, "an encoder was read")
-        if encoder is not None:
-            workbench.encoders.load_encoder(encoder.parent.name, str(encoder))
-        base._until(lambda: pair.has_encoder(workbench, encoder), 120, "the encoder was read")
+        workbench = pair.with_encoder(viewer, encoder)
         _fit(viewer)
         tab, training = workbench.segment_tab, workbench.segmenting.training
         tab.new_button.click()

@@ -15,6 +15,7 @@ from napari_s2dc.errors import S2DCError
 __all__ = [
     "LABEL_ENDINGS",
     "LABEL_MAP",
+    "LABEL_MAP_ENDINGS",
     "LabelledFile",
     "class_names_beside",
     "in_order_of",
@@ -24,6 +25,8 @@ __all__ = [
 
 LABEL_MAP = "label map"
 """What a file of labels calls itself in its header."""
+LABEL_MAP_ENDINGS = {"nii.gz": ".labels.nii.gz", "nrrd": ".seg.nrrd"}
+"""How names of label maps in a folder end, by format."""
 LABEL_ENDINGS = (".labels", ".seg")
 """End the name of a label map that lies beside its scan, before the format's ending: ours, and
 that of 3D Slicer."""

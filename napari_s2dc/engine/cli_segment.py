@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from napari_s2dc.engine.cli_labels import LABEL_MAP_ENDINGS
 from napari_s2dc.engine.cli_outcome import Outcome, over_scans
 from napari_s2dc.engine.cli_scans import (
     MAPS,
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["SEGMENT_SUMMARY", "run_segment", "segment_parser"]
 
 SEGMENT_SUMMARY = "Segment scans with a model of s2dc finetune or of the Segment tab."
-
-_ENDINGS = {"nii.gz": ".labels.nii.gz", "nrrd": ".seg.nrrd"}
 
 
 def segment_parser() -> ArgumentParser:
@@ -59,8 +58,8 @@ def segment_parser() -> ArgumentParser:
         "--format",
         type=Literal["nii.gz", "nrrd"],
         default="nii.gz",
-        help=f"What to write into a folder: NAME{_ENDINGS['nii.gz']}, or NAME{_ENDINGS['nrrd']}, "
-        "which has names and colours of the classes.",
+        help=f"What to write into a folder: NAME{LABEL_MAP_ENDINGS['nii.gz']}, or "
+        f"NAME{LABEL_MAP_ENDINGS['nrrd']}, which has names and colours of the classes.",
     )
     parser.add_argument(
         "--uncertainty",
@@ -115,7 +114,7 @@ def run_segment(
         ),
     )
     found = scans_in(scans)
-    targets = targets_of(found, out, MAPS, _ENDINGS[format])
+    targets = targets_of(found, out, MAPS, LABEL_MAP_ENDINGS[format])
     files = [SegmentationFiles(target, uncertainty) for target in targets]
     refuse_to_replace([path for one in files for path in one.paths], [one.path for one in found])
     made_by = maker_name(network, settings)

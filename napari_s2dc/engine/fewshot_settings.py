@@ -15,7 +15,6 @@ __all__ = [
     "QuickSettings",
     "SegmentSettings",
     "SegmentationClass",
-    "read_settings",
     "settings_from",
     "write_settings",
 ]
@@ -149,25 +148,6 @@ def write_settings(settings: FewshotSettings, path: Path) -> None:
     text = yaml.safe_dump(_plain(asdict(settings)), sort_keys=False)
     with replace_atomically(path) as temporary:
         temporary.write_text(text)
-
-
-def read_settings(path: Path) -> FewshotSettings:
-    """Read settings that `write_settings` wrote, or that were written by hand.
-
-    Raises
-    ------
-    ConfigurationError
-        The file cannot be read, or a setting is unknown or of the wrong type.
-    """
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path} cannot be read: {error}.") from error
-    except yaml.YAMLError as error:
-        raise ConfigurationError(f"{path} is no YAML: {error}.") from error
-    return settings_from(content or {}, str(path))
 
 
 def settings_from(content: Any, where: str) -> FewshotSettings:

@@ -13,11 +13,10 @@ from torch import Tensor
 from napari_s2dc.engine.encode import device_of
 from napari_s2dc.engine.fewshot_settings import QuickSettings, SegmentSettings
 from napari_s2dc.engine.progress import Progress, Steps
-from napari_s2dc.engine.quick import head_of
+from napari_s2dc.engine.quick import head_of, refuse_mirror_images
 from napari_s2dc.engine.quick_features import VoxelFeatures, blocks_of
 from napari_s2dc.engine.quick_scan import Box, QuickScan, prepare_scan
 from napari_s2dc.engine.segmentation_model import SegmentationModel
-from napari_s2dc.errors import ConfigurationError
 from napari_s2dc.volumes.io import check_values
 from napari_s2dc.volumes.preprocess import normalize, resample, resample_to
 from napari_s2dc.volumes.volume import Volume
@@ -151,12 +150,8 @@ def segment_volume(
     grid = volume if model.spacing_mm is None else resample(volume, model.spacing_mm)
     if model.kind == "finetune":
         found = yield from _by_network(volume, grid, model, settings, device)
-    elif settings.flips:
-        raise ConfigurationError(
-            "A Quick model knows left from right, so mirror images cannot be averaged.",
-            "Switch mirror images off, or use Fine-tune.",
-        )
     else:
+        refuse_mirror_images(settings)
         found = yield from _by_head(volume, grid, model, device, prepared)
     if settings.largest_component:
         labels = yield from largest_components(found.labels, [one.label for one in model.classes])

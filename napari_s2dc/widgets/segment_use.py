@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["FolderOutcome", "carried", "compare", "counted", "places", "segment", "segment_folder"]
 
-_LABEL_MAP = ".labels.nii.gz"
-"""Ending of a label map in a folder, as ``s2dc segment`` has it."""
 _PLACE_VOX = 8
 """Side of a place that is worth a stroke."""
 
@@ -124,11 +122,12 @@ def segment_folder(
     model: SegmentationModel, folder: Path, results: Path, device: str
 ) -> Generator[Any, None, FolderOutcome]:
     """Segment all scans of a folder; those that cannot be used are skipped."""
+    from napari_s2dc.engine.cli_labels import LABEL_MAP_ENDINGS
     from napari_s2dc.engine.cli_scans import MAPS, refuse_to_replace, scans_in, targets_of
     from napari_s2dc.engine.segment_files import SegmentationFiles, maker_name, segment_file
 
     scans = scans_in([str(folder)])
-    targets = targets_of(scans, str(results), MAPS, _LABEL_MAP)
+    targets = targets_of(scans, str(results), MAPS, LABEL_MAP_ENDINGS["nii.gz"])
     refuse_to_replace(targets, [scan.path for scan in scans])
     maker = maker_name(model, model.segment)
     outcome = FolderOutcome()

@@ -305,6 +305,10 @@ def test_of_a_rare_class_a_few_voxels_are_always_learned(
 def test_mirror_images_are_refused(labelled: LabelledScan, model: SegmentationModel) -> None:
     with pytest.raises(ConfigurationError, match="left from right"):
         finish(segment_volume(labelled.image, model, settings=SegmentSettings(flips=True)))
+    # A model whose own settings refuse it must not come to be.
+    mirrored = replace(COMPLETE, segment=SegmentSettings(flips=True))
+    with pytest.raises(ConfigurationError, match="left from right"):
+        finish(train_model([labelled], model.encoder, mirrored))
 
 
 def test_values_that_are_no_numbers_are_refused(
