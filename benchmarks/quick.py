@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -47,7 +46,7 @@ def report(options: argparse.Namespace) -> str:
     import torch
 
     from benchmarks.fewshot_forest import classify, filtered, grow
-    from benchmarks.report import machine, table
+    from benchmarks.report import machine, spread, table
     from napari_s2dc.engine.fewshot_settings import FewshotSettings
     from napari_s2dc.engine.labelled_scans import LabelledScan, classes_in
     from napari_s2dc.engine.progress import finish
@@ -113,15 +112,7 @@ def report(options: argparse.Namespace) -> str:
         other = "-"
         if name in theirs and not options.alone:
             other = f"{seconds_of(theirs[name]):.2f}"
-        middle_half = statistics.quantiles(seconds, n=4, method="inclusive")
-        rows.append(
-            [
-                name,
-                f"{middle_half[1]:.2f} [{middle_half[0]:.2f}, {middle_half[2]:.2f}]",
-                f"{memory:.0f}",
-                other,
-            ]
-        )
+        rows.append([name, spread(seconds, scale=1, digits=2), f"{memory:.0f}", other])
     size = "×".join(map(str, options.shape))
     painted = int(np.count_nonzero(first))
     command = ["python", "-m", "benchmarks.quick", "--shape", *map(str, options.shape)]
