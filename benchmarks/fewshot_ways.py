@@ -23,12 +23,13 @@ from napari_s2dc.engine.match import match_embeddings
 from napari_s2dc.engine.progress import finish
 from napari_s2dc.engine.quick import train_quick
 from napari_s2dc.engine.quick_scan import QuickScan, prepare_scan
+from napari_s2dc.engine.quick_spread import learn_from_spread_strokes
 from napari_s2dc.engine.segment import QuickSegmenter, segment_volume
 from napari_s2dc.engine.transfer import Transfer, fuse, transfer_labels
 from napari_s2dc.method.encoder import SwinEncoder
 from napari_s2dc.volumes.volume import Volume
 
-NETWORK_STEPS = 200
+NETWORK_STEPS = FinetuneSettings().steps
 NETWORKS = ("Swin UNETR from scratch", "Swin UNETR pretrained")
 """Ways that learn at ``network_spacing_mm``, with an encoder that was pretrained at it."""
 
@@ -162,6 +163,8 @@ def quick(case: Case, memo: Memo) -> Segment:
 
     labelled = [(prepared(scan.image), scan.labels.array) for scan in scans]
     model = finish(train_quick(labelled, classes_in(scans, settings), encoder, settings))
+    if settings.zero == "unlabelled":
+        model = finish(learn_from_spread_strokes(labelled, model, settings))
     return lambda image: finish(QuickSegmenter(prepared(image), model).whole()).labels
 
 

@@ -52,6 +52,7 @@ def report(options: argparse.Namespace) -> str:
     from napari_s2dc.engine.progress import finish
     from napari_s2dc.engine.quick import train_quick
     from napari_s2dc.engine.quick_scan import prepare_scan
+    from napari_s2dc.engine.quick_spread import learn_from_spread_strokes
     from napari_s2dc.engine.segment import QuickSegmenter
     from napari_s2dc.method.encoder import SwinEncoder
     from napari_s2dc.volumes.phantom import phantom
@@ -81,8 +82,11 @@ def report(options: argparse.Namespace) -> str:
         again = finish(train_quick([(scan, more)], classes, encoder, settings, start=kept["model"]))
         QuickSegmenter(scan, again).plane(0, middle)
 
+    def everywhere() -> None:
+        kept["all"] = finish(learn_from_spread_strokes([(scan, first)], kept["model"], settings))
+
     def whole() -> None:
-        finish(QuickSegmenter(scan, kept["model"]).whole())
+        finish(QuickSegmenter(scan, kept["all"]).whole())
 
     def filters() -> None:
         kept["filters"] = filtered(image, "ct_wide")
@@ -98,6 +102,7 @@ def report(options: argparse.Namespace) -> str:
         "features of the scan, once": features,
         "train, then the slice on screen": train,
         "refresh after more strokes, then the slice": refresh,
+        "learn from what strokes spread to": everywhere,
         "the whole scan": whole,
     }
     theirs = {

@@ -15,6 +15,7 @@ from napari_s2dc.engine.labelled_scans import LabelledScan, classes_in, voxels_o
 from napari_s2dc.engine.progress import Steps, StopTraining
 from napari_s2dc.engine.quick import train_quick
 from napari_s2dc.engine.quick_scan import prepare_scan
+from napari_s2dc.engine.quick_spread import learn_from_spread_strokes
 from napari_s2dc.engine.segmentation_model import SegmentationModel
 from napari_s2dc.errors import S2DCError
 from napari_s2dc.method.encoder import SwinEncoder
@@ -75,6 +76,8 @@ def train_model(
             )
             prepared.append((features, scan.labels.array))
         model = yield from train_quick(prepared, classes, encoder, settings)
+        if settings.zero == "unlabelled":
+            model = yield from learn_from_spread_strokes(prepared, model, settings)
     else:
         from napari_s2dc.engine.finetune import FinetuneRun
 

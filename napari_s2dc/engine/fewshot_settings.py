@@ -53,7 +53,8 @@ class QuickSettings:
     hidden: int = 64
     """Units of the head's hidden layer."""
     steps: int = 150
-    """Optimiser steps of a training from scratch; a refresh takes a third of them."""
+    """Optimiser steps of a training from scratch; a refresh takes a third of them. Where strokes
+    spread over the scan, as many again follow."""
     voxels: int = 40_000
     """Most labelled voxels that are learned from, over all scans."""
 
@@ -62,7 +63,7 @@ class QuickSettings:
 class FinetuneSettings:
     """Training of a Swin UNETR whose encoder is the pretrained one."""
 
-    steps: int = 300
+    steps: int = 400
     """Optimiser steps of the training."""
     crop_vox: int = 64
     """Side in voxels of the cube that has as many voxels as a crop may have; a crop is as long as
@@ -114,7 +115,8 @@ class FewshotSettings:
     """``quick``: frozen features and a light head, seconds; ``finetune``: a Swin UNETR, minutes."""
     zero: Literal["unlabelled", "background"] = "unlabelled"
     """What label 0 means: ``unlabelled`` where strokes were painted, ``background`` where label
-    maps are complete. Quick takes some unlabelled voxels for background, with little weight."""
+    maps are complete. Quick spreads strokes within regions of like intensity, and takes some
+    unlabelled voxels for background, with little weight."""
     background: int | None = None
     """Label that means background where 0 means unlabelled; none is painted when left out."""
     preset: str = "checkpoint"

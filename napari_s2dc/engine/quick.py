@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from napari_s2dc.engine.fewshot_settings import (
@@ -17,70 +16,20 @@ from napari_s2dc.engine.fewshot_settings import (
     SegmentSettings,
 )
 from napari_s2dc.engine.labelled_scans import UNLABELLED, targets_of
-from napari_s2dc.engine.progress import Steps, TrainingProgress
+from napari_s2dc.engine.progress import Steps
 from napari_s2dc.engine.quick_features import Projection, VoxelFeatures, project
+from napari_s2dc.engine.quick_head import Examples, QuickHead, fit_head, head_of, tensors_of
 from napari_s2dc.engine.quick_scan import QuickScan, intensity_channels
 from napari_s2dc.engine.segmentation_model import SegmentationModel
 from napari_s2dc.errors import ConfigurationError, S2DCError
 from napari_s2dc.method.encoder import SwinEncoder
 
-__all__ = ["QuickHead", "check_quick", "head_of", "refuse_mirror_images", "train_quick"]
+__all__ = ["balanced", "check_quick", "labelled_voxels", "refuse_mirror_images", "train_quick"]
 
-_BATCH = 4096
-_LEARNING_RATE = 4e-2
 _BALANCE = 0.5
 _UNLABELLED = 0.01
-_WEIGHT_DECAY = 1e-3
-_DROPOUT = 0.2
-_MEASURE_EVERY = 10
 _LEAST_OF_CLASS = 200
 _LEAST_SPREAD = 1e-3
-
-
-class QuickHead(nn.Module):
-    """Two layers that tell classes apart by the features of a voxel.
-
-    Parameters
-    ----------
-    inputs, hidden, outputs : int
-        Features; hidden units; classes and background.
-
-    Attributes
-    ----------
-    centre, scale : Tensor (inputs,)
-        Subtracted from features, then multiplied with them.
-    """
-
-    centre: Tensor
-    scale: Tensor
-
-    def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
-        super().__init__()
-        self.register_buffer("centre", torch.zeros(inputs))
-        self.register_buffer("scale", torch.ones(inputs))
-        self.first = nn.Linear(inputs, hidden)
-        self.second = nn.Linear(hidden, outputs)
-
-    def forward(self, features: Tensor, dropout: torch.Generator | None = None) -> Tensor:
-        """Logits (..., outputs) of features (..., inputs); units are off at random in training."""
-        hidden = F.relu(self.first((features - self.centre) * self.scale))
-        if dropout is not None:
-            kept = torch.rand(hidden.shape, generator=dropout) >= _DROPOUT
-            hidden = hidden * kept / (1 - _DROPOUT)
-        logits: Tensor = self.second(hidden)
-        return logits
-
-
-def head_of(model: SegmentationModel) -> tuple[QuickHead, list[Projection]]:
-    """Build the head of a model, and the projections of tokens that it was trained with."""
-    tensors = dict(model.tensors)
-    projections: list[Projection] = []
-    while (mean := tensors.pop(f"mean.{len(projections)}", None)) is not None:
-        projections.append(Projection(mean, tensors.pop(f"basis.{len(projections)}")))
-    hidden, inputs = tensors["first.weight"].shape
-    head = QuickHead(inputs, hidden, model.outputs)
-    head.load_state_dict(tensors)
-    return head.eval(), projections
 
 
 def check_quick(settings: FewshotSettings) -> None:
@@ -168,51 +117,22 @@ def train_quick(
             project([scan.embeddings[place] for scan, _ in scans], quick.components)
             for place in range(len(quick.stages))
         ]
-        features, targets = _labelled(scans, projections, classes, settings)
+        features, targets = labelled_voxels(scans, projections, classes, settings)
         head = _new_head(features, quick, len(classes) + 1, random)
         steps = quick.steps
     else:
         head, projections = head_of(start)
-        features, targets = _labelled(scans, projections, classes, settings)
+        features, targets = labelled_voxels(scans, projections, classes, settings)
         steps = max(1, quick.steps // 3)
-    unlabelled = _unlabelled(scans, projections) if settings.zero == "unlabelled" else None
-    counts = torch.bincount(targets, minlength=len(classes) + 1)
-    weights = counts.clamp(min=1) ** -_BALANCE
-    optimiser = torch.optim.AdamW(head.parameters(), weight_decay=_WEIGHT_DECAY, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, _LEARNING_RATE, total_steps=max(2, steps)
-    )
-    loss = float("nan")
-    for step in range(1, steps + 1):
-        chosen = torch.randperm(len(targets), generator=random)[:_BATCH]
-        truth = targets[chosen]
-        logits = head(features[chosen], random)
-        error = F.cross_entropy(logits, truth, weight=weights)
-        if unlabelled is not None:
-            some = torch.randperm(len(unlabelled), generator=random)[:_BATCH]
-            nothing = torch.zeros(len(some), dtype=torch.long)
-            others = F.cross_entropy(head(unlabelled[some], random), nothing)
-            error = error + _UNLABELLED * others
-        loss = float(error.detach())
-        if not math.isfinite(loss):
-            raise S2DCError(
-                f"The loss was no number at step {step}.",
-                "Check the scan for values that are no numbers, or train on other labels.",
-            )
-        optimiser.zero_grad()
-        error.backward()
-        optimiser.step()
-        schedule.step()
-        measured = step % _MEASURE_EVERY == 0 or step == steps
-        dice = _dice(logits.detach().argmax(1), truth, len(counts)) if measured else None
-        yield TrainingProgress(step, steps, "steps", loss, dice)
-    tensors = head.state_dict()
-    for place, projection in enumerate(projections):
-        tensors |= {f"mean.{place}": projection.mean, f"basis.{place}": projection.basis}
+    kinds = [balanced(features, targets, len(classes) + 1)]
+    if settings.zero == "unlabelled" and (others := _unlabelled(scans, projections)) is not None:
+        nothing = torch.zeros(len(others), dtype=torch.long)
+        kinds.append(Examples(others, nothing, share=_UNLABELLED))
+    loss = yield from fit_head(head, kinds, steps, random)
     return SegmentationModel(
         kind="quick",
         encoder=encoder,
-        tensors={name: tensor.detach().clone() for name, tensor in tensors.items()},
+        tensors=tensors_of(head, projections),
         classes=tuple(classes),
         preset=scans[0][0].embeddings[0].metadata["preset"],
         spacing_mm=settings.spacing_mm,
@@ -226,13 +146,19 @@ def train_quick(
     )
 
 
-def _labelled(
+def labelled_voxels(
     scans: Sequence[tuple[QuickScan, np.ndarray]],
     projections: Sequence[Projection],
     classes: Sequence[SegmentationClass],
     settings: FewshotSettings,
 ) -> tuple[Tensor, Tensor]:
-    """Features (N, F) and targets (N,) of the voxels that are learned from."""
+    """Features (N, F) and targets (N,) of the voxels that are learned from.
+
+    Raises
+    ------
+    S2DCError
+        No voxel is labelled.
+    """
     random = np.random.default_rng(settings.seed)
     limit = max(1, settings.quick.voxels // len(scans))
     least = max(1, _LEAST_OF_CLASS // len(scans))
@@ -247,6 +173,12 @@ def _labelled(
     if not features:
         raise S2DCError("No voxel is labelled.", "Paint at least two classes.")
     return torch.cat(features), torch.cat(truth)
+
+
+def balanced(features: Tensor, targets: Tensor, outputs: int) -> Examples:
+    """Weigh voxels by the inverse square root of how many their class has."""
+    counts = torch.bincount(targets, minlength=outputs)
+    return Examples(features, targets, class_weights=counts.clamp(min=1) ** -_BALANCE)
 
 
 def _unlabelled(
@@ -291,14 +223,3 @@ def _new_head(
         nn.init.uniform_(layer.weight, -bound, bound, generator=random)
         nn.init.zeros_(layer.bias)
     return head
-
-
-def _dice(found: Tensor, truth: Tensor, outputs: int) -> float:
-    """Mean Dice of the classes that there are, background left out."""
-    both = torch.bincount(truth[found == truth], minlength=outputs)
-    sizes = torch.bincount(found, minlength=outputs) + torch.bincount(truth, minlength=outputs)
-    there = torch.bincount(truth, minlength=outputs) > 0
-    there[0] = False
-    if not bool(there.any()):
-        return math.nan
-    return float((2 * both / sizes.clamp(min=1))[there].mean())

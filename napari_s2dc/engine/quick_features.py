@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 import torch
@@ -12,12 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from napari_s2dc.engine.embedding import Embedding
-from napari_s2dc.engine.quick_scan import Box, QuickScan
+from napari_s2dc.engine.quick_scan import BLOCK_VOX, Box, QuickScan
 
-__all__ = ["Projection", "VoxelFeatures", "blocks_of", "project"]
+__all__ = ["Projection", "VoxelFeatures", "project"]
 
-_BLOCK_VOX = 96
-"""Side of the blocks that features are computed in, which bounds the memory."""
 _PLACE_WEIGHT = 6.0
 _FARTHEST = 4.0
 _LEAST_SPREAD = 1e-3
@@ -93,16 +90,26 @@ class VoxelFeatures:
 
     def in_box(self, box: Box) -> Tensor:
         """Features (z, y, x, F), float32, of all voxels of a box."""
-        shape = [part.stop - part.start for part in box]
-        channels = [torch.from_numpy(part) for part in self.scan.intensities(box)]
-        channels += [place.expand(shape) for place in self._place(box)]
-        tokens = [_interpolated(grid, box, stride) for grid, stride in self._grids]
+        lines = [torch.arange(part.start, part.stop) for part in box]
+        return self._on_grid(lines, [torch.from_numpy(part) for part in self.scan.intensities(box)])
+
+    def of_cells(self) -> Tensor:
+        """Features (z, y, x, F) of the first voxel of every cell; quick after the first time."""
+        cells = self.scan.cells
+        lines = [torch.arange(0, side, cells.step) for side in self.scan.volume.shape]
+        return self._on_grid(lines, list(torch.from_numpy(cells.intensities)))
+
+    def _on_grid(self, lines: Sequence[Tensor], intensities: list[Tensor]) -> Tensor:
+        """Features of voxels that are given by their indices along each axis."""
+        shape = [len(line) for line in lines]
+        channels = intensities + [place.expand(shape) for place in self._place(lines)]
+        tokens = [_interpolated(grid, lines, stride) for grid, stride in self._grids]
         return torch.cat([torch.stack(channels), *tokens]).permute(1, 2, 3, 0)
 
     def at(self, voxels: np.ndarray) -> Tensor:
         """Features (N, F) of single voxels (N, 3), z, y, x."""
         result: Tensor | None = None
-        blocks, inverse = np.unique(voxels // _BLOCK_VOX, axis=0, return_inverse=True)
+        blocks, inverse = np.unique(voxels // BLOCK_VOX, axis=0, return_inverse=True)
         for number in range(len(blocks)):
             chosen = np.flatnonzero(inverse.ravel() == number)
             inside = voxels[chosen]
@@ -128,22 +135,21 @@ class VoxelFeatures:
         tokens = [_at_points(grid, points, stride) for grid, stride in self._grids]
         return voxels, torch.cat([torch.from_numpy(intensities), places.float(), *tokens], dim=1)
 
-    def _place(self, box: Box) -> list[Tensor]:
+    def _place(self, lines: Sequence[Tensor]) -> list[Tensor]:
         """Where the voxels lie in the box of the tissue: -1 to 1 along each axis, weighted."""
         places = []
-        for axis, (part, (first, end)) in enumerate(zip(box, self.scan.body, strict=True)):
-            voxels = torch.arange(part.start, part.stop, dtype=torch.float32)
+        for axis, (line, (first, end)) in enumerate(zip(lines, self.scan.body, strict=True)):
             middle, half = (first + end - 1) / 2, max(1.0, (end - first) / 2)
             shape = [-1 if other == axis else 1 for other in range(3)]
-            places.append(((voxels - middle) / half * _PLACE_WEIGHT).reshape(shape))
+            places.append(((line.float() - middle) / half * _PLACE_WEIGHT).reshape(shape))
         return places
 
 
-def _interpolated(grid: Tensor, box: Box, stride: int) -> Tensor:
-    """Interpolate values (K, tz, ty, tx) at the centres of tokens linearly to a box of voxels."""
-    for axis, part in enumerate(box, start=1):
+def _interpolated(grid: Tensor, lines: Sequence[Tensor], stride: int) -> Tensor:
+    """Interpolate values (K, tz, ty, tx) at the centres of tokens linearly to a grid of voxels."""
+    for axis, line in enumerate(lines, start=1):
         tokens = grid.shape[axis]
-        place = (torch.arange(part.start, part.stop) + 0.5) / stride - 0.5
+        place = (line + 0.5) / stride - 0.5
         place = place.clamp(0, tokens - 1)
         low = place.floor().long().clamp(max=max(0, tokens - 2))
         share = (place - low).reshape([-1 if other == axis else 1 for other in range(4)])
@@ -160,12 +166,3 @@ def _at_points(grid: Tensor, points: Tensor, stride: int) -> Tensor:
     place = tokens / (sides - 1).clamp(min=1) * 2 - 1
     found = F.grid_sample(grid[None], place.flip(1)[None, None, None].float(), align_corners=True)
     return found[0, :, 0, 0].mT
-
-
-def blocks_of(shape: Sequence[int]) -> list[Box]:
-    """Cut a scan into blocks, z slowest."""
-    parts = [
-        [slice(first, min(first + _BLOCK_VOX, side)) for first in range(0, side, _BLOCK_VOX)]
-        for side in shape
-    ]
-    return [(z, y, x) for z, y, x in product(*parts)]

@@ -13,15 +13,28 @@ from torch import Tensor
 from napari_s2dc.engine.encode import device_of
 from napari_s2dc.engine.fewshot_settings import QuickSettings, SegmentSettings
 from napari_s2dc.engine.progress import Progress, Steps
-from napari_s2dc.engine.quick import head_of, refuse_mirror_images
-from napari_s2dc.engine.quick_features import VoxelFeatures, blocks_of
-from napari_s2dc.engine.quick_scan import Box, QuickScan, prepare_scan
+from napari_s2dc.engine.quick import refuse_mirror_images
+from napari_s2dc.engine.quick_features import VoxelFeatures
+from napari_s2dc.engine.quick_head import head_of
+from napari_s2dc.engine.quick_scan import (
+    Box,
+    QuickScan,
+    blocks_of,
+    cell_side,
+    means,
+    prepare_scan,
+)
+from napari_s2dc.engine.quick_smooth import cells_of, smooth, to_voxels
 from napari_s2dc.engine.segmentation_model import SegmentationModel
 from napari_s2dc.volumes.io import check_values
 from napari_s2dc.volumes.preprocess import normalize, resample, resample_to
 from napari_s2dc.volumes.volume import Volume
 
 __all__ = ["QuickSegmenter", "Segmentation", "segment_volume"]
+
+_MOST_PROBABILITIES = 250_000_000
+"""Half a gigabyte of them."""
+_TINY = 1e-12
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +54,7 @@ class Segmentation:
 
 
 class QuickSegmenter:
-    """The head of Quick on one scan, part by part.
+    """The head of Quick on one scan.
 
     Parameters
     ----------
@@ -57,31 +70,50 @@ class QuickSegmenter:
         self._features = VoxelFeatures(scan, projections)
         self._labels = label_numbers(model)
 
-    def box(self, box: Box) -> Segmentation:
-        """Segment a box of voxels."""
-        with torch.no_grad():
-            logits = self._head(self._features.in_box(box))
-        best, entropy = judge(logits)
-        return Segmentation(self._labels[best.numpy()], entropy.numpy())
-
     def plane(self, axis: int, index: int) -> Segmentation:
-        """Segment the plane with an index along an axis; 2D, without that axis."""
+        """Segment the plane with an index along an axis as it is before it is smoothed.
+
+        Returns
+        -------
+        Segmentation
+            2D, without that axis.
+        """
         box = [slice(0, side) for side in self.scan.volume.shape]
         box[axis] = slice(index, index + 1)
-        part = self.box((box[0], box[1], box[2]))
-        return Segmentation(part.labels.squeeze(axis), part.uncertainty.squeeze(axis))
+        best, entropy = judge(self._logits((box[0], box[1], box[2])))
+        return Segmentation(self._labels[best.squeeze(axis).numpy()], entropy.squeeze(axis).numpy())
 
     def whole(self) -> Steps[Segmentation]:
-        """Segment the scan block by block."""
-        shape = self.scan.volume.shape
+        """Segment the scan: every voxel by itself, then smoothed within regions."""
+        shape, blocks = self.scan.volume.shape, blocks_of(self.scan.volume.shape)
+        step = cell_side(shape, _MOST_PROBABILITIES // len(self._labels))
+        sides = [-(-side // step) for side in shape]
+        prior = torch.empty((len(self._labels), *sides), dtype=torch.float16)
+        image = torch.empty(sides)
+        for done, box in enumerate(blocks, start=1):
+            z, y, x = cells_of(box, step)
+            found = self._logits(box).softmax(-1).permute(3, 0, 1, 2)
+            prior[:, z, y, x] = means(found, step).half()
+            image[z, y, x] = means(self._intensities(box)[None], step)[0]
+            yield Progress(done, len(blocks), "blocks")
+        smoothed = yield from smooth(prior, image)
+        del prior
         labels = np.zeros(shape, self._labels.dtype)
         uncertainty = np.zeros(shape, np.float16)
-        blocks = blocks_of(shape)
         for done, box in enumerate(blocks, start=1):
-            part = self.box(box)
-            labels[box], uncertainty[box] = part.labels, part.uncertainty
+            found = to_voxels(smoothed, image, self._intensities(box), box, step)
+            best, entropy = judge(found.permute(1, 2, 3, 0).clamp(min=_TINY).log())
+            labels[box], uncertainty[box] = self._labels[best.numpy()], entropy.numpy()
             yield Progress(done, len(blocks), "blocks")
         return Segmentation(labels, uncertainty)
+
+    def _logits(self, box: Box) -> Tensor:
+        with torch.no_grad():
+            logits: Tensor = self._head(self._features.in_box(box))
+        return logits
+
+    def _intensities(self, box: Box) -> Tensor:
+        return torch.from_numpy(self.scan.scaling(self.scan.volume.array[box]))
 
 
 def judge(logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ from napari_s2dc.widgets.segment_layers import (
 )
 from napari_s2dc.widgets.segment_painting import PaintingActions
 from napari_s2dc.widgets.segment_tab import SegmentTab
-from napari_s2dc.widgets.segment_use import segment
+from napari_s2dc.widgets.segment_use import learn_all, segment
 from napari_s2dc.widgets.session import Session
 from napari_s2dc.widgets.volumes_of_layers import LayerSnapshot
 from napari_s2dc.widgets.workers import Jobs
@@ -181,7 +181,7 @@ class SegmentActions(QObject):
             self.model = model
             if self._waiting == (image, labels) and self._catch_up():
                 return  # the volume is segmented when that is done
-            self.use(model, image, task.scan, labels, learned.ready)
+            self._segment_learned(learned, image, labels, task)
             self._catch_up()
 
         self._jobs.run(
@@ -190,6 +190,26 @@ class SegmentActions(QObject):
             lambda: learn(task, ready, start, plane),
             done,
             quiet=quiet,
+        )
+
+    def _segment_learned(self, learned: Learned, image: Any, labels: Any, task: Task) -> None:
+        """Segment the scan that Quick was trained on, as soon as it has learned from all of it."""
+        if not self._is_there(image, task.scan):
+            return
+        chosen = self._as_chosen(learned.model).segment
+
+        def done(result: tuple[SegmentationModel, Segmentation, int, str]) -> None:
+            model, found, count, warning = result
+            self._trained_on[model] = ref(learned.ready)
+            if self._model is learned.model:  # else another one was loaded meanwhile
+                self.model = model
+            self._show(image, task.scan, model, labels, (found, count, warning))
+
+        self._jobs.run(
+            _segmenting(image),
+            f"Segmenting {task.scan.name}",
+            lambda: learn_all(task.scan, learned, task.settings, chosen),
+            done,
         )
 
     def _refresh(self) -> bool:
@@ -237,7 +257,6 @@ class SegmentActions(QObject):
         image: Any,
         scan: LayerSnapshot,
         labels: Any | None = None,
-        ready: Ready | None = None,
     ) -> None:
         """Take a model and segment a scan with it in a thread.
 
@@ -251,32 +270,42 @@ class SegmentActions(QObject):
             What of it is segmented.
         labels : napari Labels layer, optional
             Strokes, which stay above what is found.
-        ready : Ready, optional
-            What Quick knows of the scan.
         """
         self.model = model
-        if not self._session.has(image):
-            self._tell(f"The model is there. {scan.name} was removed, so it is not segmented.")
+        if not self._is_there(image, scan):
             return
         chosen, device = self._as_chosen(model), self._choices.device
-
-        def done(result: tuple[Segmentation, int, str]) -> None:
-            found, count, warning = result
-            if not self._session.has(image):
-                self._tell(f"{scan.name} was removed, so its segmentation is not shown.")
-                return
-            first = self.found_in(image) is None
-            self._found[plain(image)] = scan, found
-            layer = self._layers.show(image, scan, found, model.classes, labels)
-            self._tell(f"{_summary(layer, count, first=first)} {warning}".rstrip())
-            self.segmented.emit(image)
-
         self._jobs.run(
             _segmenting(image),
             f"Segmenting {scan.name}",
-            lambda: segment(scan, chosen, device, ready),
-            done,
+            lambda: segment(scan, chosen, device, None),
+            lambda result: self._show(image, scan, model, labels, result),
         )
+
+    def _is_there(self, image: Any, scan: LayerSnapshot) -> bool:
+        if not self._session.has(image):
+            self._tell(f"The model is there. {scan.name} was removed, so it is not segmented.")
+            return False
+        return True
+
+    def _show(
+        self,
+        image: Any,
+        scan: LayerSnapshot,
+        model: SegmentationModel,
+        labels: Any | None,
+        result: tuple[Segmentation, int, str],
+    ) -> None:
+        """Show what was found, unless the scan was removed meanwhile."""
+        found, count, warning = result
+        if not self._session.has(image):
+            self._tell(f"{scan.name} was removed, so its segmentation is not shown.")
+            return
+        first = self.found_in(image) is None
+        self._found[plain(image)] = scan, found
+        layer = self._layers.show(image, scan, found, model.classes, labels)
+        self._tell(f"{_summary(layer, count, first=first)} {warning}".rstrip())
+        self.segmented.emit(image)
 
 
 def _segmenting(image: Any) -> str:

@@ -166,12 +166,15 @@ class Learned:
         The model.
     ready : Ready
         The scan with its features.
+    labels : np.ndarray (Z, Y, X)
+        What it was trained on.
     plane : Segmentation or None
         Of the plane on the screen.
     """
 
     model: SegmentationModel
     ready: Ready
+    labels: np.ndarray
     plane: Segmentation | None
 
 
@@ -224,7 +227,7 @@ def learn(
     else:  # hashing a large scan takes longer than a refresh may
         model = replace(model, metadata={**start.metadata, **model.metadata})
     shown = None if plane is None else QuickSegmenter(ready.features, model).plane(*plane)
-    return Learned(model, ready, shown)
+    return Learned(model, ready, scan.labels.array, shown)
 
 
 def _knows(model: SegmentationModel, classes: tuple[SegmentationClass, ...]) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from napari_s2dc.engine import quick_scan
 from napari_s2dc.engine.embed import EmbedSettings, embed_volume
 from napari_s2dc.engine.embedding import to_voxels
 from napari_s2dc.engine.fewshot import on_training_grid, train_model
@@ -19,6 +20,7 @@ from napari_s2dc.engine.progress import Progress, TrainingProgress, finish
 from napari_s2dc.engine.quick import train_quick
 from napari_s2dc.engine.quick_features import VoxelFeatures, project
 from napari_s2dc.engine.quick_scan import QuickScan, prepare_scan
+from napari_s2dc.engine.quick_spread import learn_from_spread_strokes
 from napari_s2dc.engine.segment import (
     QuickSegmenter,
     Segmentation,
@@ -202,12 +204,12 @@ def test_the_same_seed_gives_the_same_head(
     assert not torch.equal(one.tensors["first.weight"], other.tensors["first.weight"])
 
 
-def test_a_plane_is_that_of_the_whole(scan: QuickScan, model: SegmentationModel) -> None:
+def test_a_plane_is_nearly_that_of_the_whole(scan: QuickScan, model: SegmentationModel) -> None:
     segmenter = QuickSegmenter(scan, model)
     whole = finish(segmenter.whole())
     for axis, index in ((0, 17), (1, 30), (2, 5)):
         plane: Segmentation = segmenter.plane(axis, index)
-        assert np.mean(plane.labels == whole.labels.take(index, axis)) > 0.999
+        assert np.mean(plane.labels == whole.labels.take(index, axis)) > 0.85
         assert plane.uncertainty.shape == plane.labels.shape
 
 
@@ -298,8 +300,8 @@ def test_of_a_rare_class_a_few_voxels_are_always_learned(
     settings = replace(COMPLETE, quick=replace(QUICK, voxels=500))
     rare = LabelledScan(labelled.image, labelled.labels.with_array(labels))
     model = finish(train_quick([(scan, labels)], classes_in([rare], settings), tiny, settings))
-    found = QuickSegmenter(scan, model).box((slice(20, 21), slice(20, 21), slice(20, 25)))
-    assert (found.labels == 2).mean() > 0.5
+    found = QuickSegmenter(scan, model).plane(0, 20)
+    assert (found.labels[20, 20:25] == 2).mean() > 0.5
 
 
 def test_mirror_images_are_refused(labelled: LabelledScan, model: SegmentationModel) -> None:
@@ -329,3 +331,41 @@ def test_only_the_largest_part_of_a_class_stays() -> None:
     expected[0, 5, 5] = 0
     np.testing.assert_array_equal(kept, expected)
     assert kept.dtype == np.uint16
+
+
+def test_strokes_of_one_slice_reach_the_others(
+    labelled: LabelledScan, scan: QuickScan, tiny: SwinEncoder
+) -> None:
+    truth = labelled.labels.array
+    strokes = np.zeros_like(truth)
+    strokes[20, ::3, ::3] = np.where(truth[20] == 0, 9, truth[20])[::3, ::3]
+    painted = LabelledScan(labelled.image, labelled.labels.with_array(strokes))
+    classes = classes_in([painted], STROKES)
+    alone = finish(train_quick([(scan, strokes)], classes, tiny, STROKES))
+    spread = finish(learn_from_spread_strokes([(scan, strokes)], alone, STROKES))
+    there = np.isin(truth, [one.label for one in classes])
+    before, after = (
+        dice(finish(QuickSegmenter(scan, one).whole()).labels * there, truth * there)
+        for one in (alone, spread)
+    )
+    assert after > before
+    assert not torch.equal(alone.tensors["first.weight"], spread.tensors["first.weight"])
+
+
+def test_cells_are_bounded_and_hold_the_scan(
+    scan: QuickScan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    projections = [project([one], 4) for one in scan.embeddings]
+    assert scan.cells.step == 1
+    monkeypatch.setattr(quick_scan, "_MOST_CELLS", 20_000)
+    scan = replace(scan)  # forgets its cells
+    assert scan.cells.step == 2
+    everything = VoxelFeatures(scan, projections).in_box((slice(0, 40), slice(0, 48), slice(0, 56)))
+    torch.testing.assert_close(
+        VoxelFeatures(scan, projections).of_cells(), everything[::2, ::2, ::2]
+    )
+    monkeypatch.setattr(quick_scan, "_MOST_CELLS", 2000)
+    fewer = replace(scan).cells
+    assert fewer.step == 4
+    assert fewer.image.shape == (10, 12, 14)
+    assert fewer.image.mean() == pytest.approx(float(scan.scaling(scan.volume.array).mean()))
