@@ -14,6 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from napari_s2dc.engine.demo_fewshot import (
+    FromOneSlice,
+    label_one_slice,
+    painted_over,
+    segment_from_one_slice,
+)
 from napari_s2dc.engine.demo_page import Tour, measurements_of, write_report
 from napari_s2dc.engine.demo_scans import HELD_OUT, Scan, claim_folder, read_scans, write_scans
 from napari_s2dc.engine.demo_training import (
@@ -25,6 +31,7 @@ from napari_s2dc.engine.demo_training import (
 )
 from napari_s2dc.engine.embed import embed
 from napari_s2dc.engine.encoders import remember_local_run
+from napari_s2dc.engine.labelled_scans import LabelledScan
 from napari_s2dc.engine.measures import (
     Matches,
     ViewPair,
@@ -46,6 +53,7 @@ from napari_s2dc.engine.report import as_text
 from napari_s2dc.files import replace_atomically
 from napari_s2dc.method.affine import Affine3D
 from napari_s2dc.method.encoder import STRIDES, SwinEncoder
+from napari_s2dc.volumes.io import read_volume
 
 __all__ = ["run_demo"]
 
@@ -69,11 +77,14 @@ class Learned:
         Between the two views of the held-out scan.
     organs : float
         Share of the held-out scan's patches whose organ is named right.
+    from_one_slice : FromOneSlice
+        The held-out scan, segmented from the labels of one slice.
     """
 
     features: dict[str, Tensor]
     matches: Matches
     organs: float
+    from_one_slice: FromOneSlice
 
 
 def _say(text: str) -> None:
@@ -94,8 +105,13 @@ def _pair_of_views(scan: Scan) -> ViewPair:
     )
 
 
-def _look(encoder: SwinEncoder, scans: Sequence[Scan], pair: ViewPair) -> Learned:
-    """Embed every scan, match the two views, and name organs across subjects."""
+def _look(
+    encoder: SwinEncoder, scans: Sequence[Scan], pair: ViewPair, labelled_one: LabelledScan
+) -> Learned:
+    """Embed every scan, match the two views, name organs across subjects, and learn from a slice.
+
+    `labelled_one` is the held-out scan with all its organs.
+    """
     side = STRIDES[pair.stage]
     features = {scan.name: embed(scan.image, encoder, stage=pair.stage) for scan in scans}
     labelled = {
@@ -105,7 +121,8 @@ def _look(encoder: SwinEncoder, scans: Sequence[Scan], pair: ViewPair) -> Learne
     }
     asked = labelled.pop(HELD_OUT)
     organs = structure_accuracy(list(labelled.values()), [asked])
-    return Learned(features, match_views(pair, encoder), organs)
+    found = segment_from_one_slice(labelled_one.image, labelled_one.labels.array, encoder)
+    return Learned(features, match_views(pair, encoder), organs, found)
 
 
 def _curves(run: Path, chance: float) -> list[Curve]:
@@ -172,6 +189,25 @@ def _draw(
             )
 
 
+def _draw_organs(path: Path, scan: Scan, before: Learned, after: Learned) -> None:
+    """Draw the labelled slice of the held-out scan, its organs, and what was found of them."""
+    assert scan.labels is not None
+    colours = after.from_one_slice.colours
+    rows = {
+        "Labelled": label_one_slice(scan.labels),
+        "Untrained": before.from_one_slice.found,
+        "Trained": after.from_one_slice.found,
+        "True organs": scan.labels,
+    }
+    draw_embedding(
+        path,
+        scan.image,
+        scan.foreground,
+        [(title, painted_over(scan.image, labels, colours)) for title, labels in rows.items()],
+        scan.spacing_mm,
+    )
+
+
 def _most_frequent(labels: np.ndarray, pair: ViewPair) -> float:
     """Share of the most frequent organ among the labelled tokens."""
     cells = label_tokens(labels, STRIDES[pair.stage])
@@ -196,6 +232,8 @@ def _figures(
         "views_accuracy_after": after.matches.accuracy,
         "organ_accuracy_before": before.organs,
         "organ_accuracy_after": after.organs,
+        "one_slice_dice_before": before.from_one_slice.dice,
+        "one_slice_dice_after": after.from_one_slice.dice,
         "effective_rank_before": summary["effective_rank_first"],
         "effective_rank_after": summary["effective_rank_last"],
     }
@@ -245,9 +283,12 @@ def run_demo(
 
     _say("3/6 Looking at the scans with the untrained encoder")
     measuring = time.perf_counter()
-    pair = _pair_of_views(next(scan for scan in scans if scan.name == HELD_OUT))
+    held_out = next(scan for scan in scans if scan.name == HELD_OUT)
+    pair = _pair_of_views(held_out)
+    volume = read_volume(out / "scans" / f"{HELD_OUT}.nii.gz")
+    labelled = LabelledScan(volume, volume.with_array(labels[HELD_OUT]))
     encoder = untrained_encoder()
-    before = _look(encoder, scans, pair)
+    before = _look(encoder, scans, pair, labelled)
     now = time.perf_counter()
     # Looking with the trained encoder will take as long again.
     left = 60 * minutes - (now - started) - (now - measuring) - _RESERVE_SECONDS
@@ -259,13 +300,14 @@ def run_demo(
 
     _say("5/6 Looking at the scans with the trained encoder")
     trained = SwinEncoder.from_checkpoint(run / "encoder.safetensors")
-    after = _look(trained, scans, pair)
+    after = _look(trained, scans, pair, labelled)
 
     _say("6/6 Drawing pictures and writing the report")
     figures = _figures(json.loads((run / "summary.json").read_text()), pair, before, after)
     figures |= {"organ_accuracy_guessing": _most_frequent(labels[HELD_OUT], pair)}
     draw_curves(pictures / "training.png", _curves(run, figures["match_accuracy_guessing"]))
     _draw(pictures, scans, pair, before, after)
+    _draw_organs(pictures / "organs.png", held_out, before, after)
     figures |= {"total_minutes": round((time.perf_counter() - started) / 60, 2)}
     with replace_atomically(out / "figures.json") as temporary:
         temporary.write_text(json.dumps(figures, indent=2) + "\n")

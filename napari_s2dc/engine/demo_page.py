@@ -80,6 +80,13 @@ def measurements_of(tour: Tour) -> list[Measurement]:
             f"tissue: {_percent(figures['organ_accuracy_guessing'])}.",
         ),
         Measurement(
+            "Dice of organs from one labelled slice",
+            f"{figures['one_slice_dice_before']:.2f}",
+            f"{figures['one_slice_dice_after']:.2f}",
+            "Quick learns the organs of one slice of the held-out scan from its labels and finds "
+            "them in all other slices; 1 would be perfect.",
+        ),
+        Measurement(
             "Effective rank",
             _number(figures["effective_rank_before"]),
             _number(figures["effective_rank_after"]),
@@ -158,6 +165,22 @@ def _sections(tour: Tour) -> list[Section]:
                     "the scan, the untrained encoder, the trained one.",
                 )
                 for name in sorted(tour.scans, key=lambda name: ("brain" in name, name))
+            ],
+        ),
+        Section(
+            "What a few labels make of it",
+            [
+                "One slice of the held-out scan is labelled, as a person might paint it. Quick, a "
+                "light head on the encoder's features and the intensities, learns from that slice, "
+                "spreads its labels within regions of like intensity, and segments the whole scan "
+                "in seconds. The Segment tab does the same with strokes.",
+            ],
+            pictures=[
+                (
+                    "pictures/organs.png",
+                    "The labelled slice, what is found with the untrained and with the trained "
+                    "encoder, and the true organs.",
+                )
             ],
         ),
         Section(

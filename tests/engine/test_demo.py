@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from napari_s2dc.engine.demo import run_demo
+from napari_s2dc.engine.demo_fewshot import label_one_slice
 from napari_s2dc.engine.demo_scans import HELD_OUT, claim_folder, write_scans
 from napari_s2dc.engine.demo_training import train, untrained_encoder
 from napari_s2dc.engine.encoders import latest_local_run
@@ -23,6 +24,17 @@ from napari_s2dc.errors import S2DCError
 from napari_s2dc.method.affine import Affine3D
 from napari_s2dc.method.encoder import SwinEncoder
 from napari_s2dc.volumes.phantom import phantom
+
+
+def test_the_slice_with_most_organs_is_labelled() -> None:
+    organs = np.zeros((5, 20, 20), np.uint8)
+    organs[1, :10], organs[1, 10:12] = 3, 4
+    organs[3, :10], organs[3, 10:12, :10] = 3, 5  # too few of 5
+    labels = label_one_slice(organs)
+    assert set(np.unique(labels)) == {0, 3, 4, 255}
+    assert not labels[[0, 2, 3, 4]].any()
+    assert (labels[1][organs[1] == 0] == 255).all()
+
 
 # --- the whole tour --------------------------------------------------------------------------
 
@@ -46,9 +58,11 @@ def test_tour_trains_and_measures(tour: tuple[Path, dict[str, Any], str]) -> Non
     assert figures["steps"] == 3
     assert figures["scans_used"] == 3
     assert figures["scans_skipped"] == 0
-    for name in ("match_accuracy", "views_accuracy", "organ_accuracy"):
+    for name in ("match_accuracy", "views_accuracy", "organ_accuracy", "one_slice_dice"):
         for when in ("before", "after"):
             assert 0 <= figures[f"{name}_{when}"] <= 1
+    # Intensities and place alone find a part of the organs.
+    assert figures["one_slice_dice_after"] > 0.2
     # Even untrained features tell places apart better than chance; after 3 steps still.
     assert figures["views_accuracy_before"] > 2 * figures["match_accuracy_guessing"]
     assert figures["views_accuracy_after"] > 2 * figures["match_accuracy_guessing"]
@@ -87,7 +101,7 @@ def test_tour_writes_a_page_whose_links_and_pictures_exist(
     assert "run/metrics.csv" in targets
     assert not [target for target in targets if not (out / target).is_file()]
     pictures = sorted(target for target in targets if target.endswith(".png"))
-    assert len(pictures) == 5  # three scans, the matches, the curves
+    assert len(pictures) == 6  # three scans, the matches, the organs, the curves
     for picture in pictures:
         pixels = imread(out / picture)
         assert min(pixels.shape[:2]) > 300

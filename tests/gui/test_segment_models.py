@@ -33,15 +33,19 @@ def written(workbench: Any, path: Path, qtbot: Any) -> None:
     assert path.is_file()
 
 
+@pytest.mark.parametrize("mode", ["quick", "finetune"])
 def test_the_command_line_repeats_a_session(
-    plugin: Any, checkpoint: Path, tmp_path: Path, qtbot: Any
+    mode: str, plugin: Any, checkpoint: Path, tmp_path: Path, qtbot: Any
 ) -> None:
     scan = saved_phantom(tmp_path / "scan.nii.gz", 1)
     (layer,) = plugin.open(str(scan), plugin=PLUGIN)
     workbench = open_workbench(plugin, qtbot)
     workbench.header.volume.choose(layer)
     strokes = painted(workbench, qtbot)
-    workbench.segment_tab.largest.setChecked(True)
+    tab = workbench.segment_tab
+    tab.largest.setChecked(True)
+    tab.mode.setCurrentIndex(tab.mode.findData(mode))
+    tab.steps.setValue(tab.steps.minimum())
     found = trained(workbench, qtbot)
     strokes.save(str(tmp_path / "strokes.nii.gz"), plugin=PLUGIN)
     config, model = tmp_path / "config.yaml", tmp_path / "model.safetensors"
