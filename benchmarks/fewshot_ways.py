@@ -163,8 +163,7 @@ def quick(case: Case, memo: Memo) -> Segment:
 
     labelled = [(prepared(scan.image), scan.labels.array) for scan in scans]
     model = finish(train_quick(labelled, classes_in(scans, settings), encoder, settings))
-    if settings.zero == "unlabelled":
-        model = finish(learn_from_spread_strokes(labelled, model, settings))
+    model = finish(learn_from_spread_strokes(labelled, model, settings))
     return lambda image: finish(QuickSegmenter(prepared(image), model).whole()).labels
 
 

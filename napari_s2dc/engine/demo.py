@@ -192,9 +192,9 @@ def _draw(
 def _draw_organs(path: Path, scan: Scan, before: Learned, after: Learned) -> None:
     """Draw the labelled slice of the held-out scan, its organs, and what was found of them."""
     assert scan.labels is not None
-    colours = after.from_one_slice.colours
+    colours, labelled = after.from_one_slice.colours, label_one_slice(scan.labels)
     rows = {
-        "Labelled": label_one_slice(scan.labels),
+        "Labelled": labelled,
         "Untrained": before.from_one_slice.found,
         "Trained": after.from_one_slice.found,
         "True organs": scan.labels,
@@ -205,6 +205,7 @@ def _draw_organs(path: Path, scan: Scan, before: Learned, after: Learned) -> Non
         scan.foreground,
         [(title, painted_over(scan.image, labels, colours)) for title, labels in rows.items()],
         scan.spacing_mm,
+        axial=int(labelled.any((1, 2)).argmax()),
     )
 
 

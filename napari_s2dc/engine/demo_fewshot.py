@@ -48,7 +48,7 @@ def label_one_slice(organs: np.ndarray) -> np.ndarray:
     Parameters
     ----------
     organs : np.ndarray (Z, Y, X)
-        0 is background.
+        Below 255; 0 is background.
 
     Returns
     -------

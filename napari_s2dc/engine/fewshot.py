@@ -76,8 +76,7 @@ def train_model(
             )
             prepared.append((features, scan.labels.array))
         model = yield from train_quick(prepared, classes, encoder, settings)
-        if settings.zero == "unlabelled":
-            model = yield from learn_from_spread_strokes(prepared, model, settings)
+        model = yield from learn_from_spread_strokes(prepared, model, settings)
     else:
         from napari_s2dc.engine.finetune import FinetuneRun
 

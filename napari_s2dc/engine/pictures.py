@@ -217,6 +217,8 @@ def draw_embedding(
     foreground: np.ndarray,
     rows: Sequence[tuple[str, np.ndarray]],
     spacing_mm: tuple[float, float, float],
+    *,
+    axial: int | None = None,
 ) -> None:
     """Draw a scan and its colours by encoder, in three planes through the middle of the body.
 
@@ -232,6 +234,8 @@ def draw_embedding(
         One row of pictures each, below the scan.
     spacing_mm : tuple of float
         Voxel spacing (z, y, x).
+    axial : int, optional
+        Axial slice in place of that through the middle.
 
     Raises
     ------
@@ -244,6 +248,8 @@ def draw_embedding(
     )
     image, foreground = image[box], foreground[box]
     indices = [int(np.median(places)) for places in np.nonzero(foreground)]
+    if axial is not None:
+        indices[0] = axial - box[0].start
     in_plane = {
         "axial": (spacing_mm[1], spacing_mm[2]),
         "coronal": (spacing_mm[0], spacing_mm[2]),

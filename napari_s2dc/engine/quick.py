@@ -106,8 +106,8 @@ def train_quick(
 
     Where strokes were painted, random voxels without a label count as background, a hundredth as
     much as the labelled ones: most of a scan is background, and a few strokes do not show all that
-    there is. With background painted in one slice of a CT only, the mean Dice of eight organs rose
-    from 0.38 to 0.60; a tenth instead of a hundredth gave 0.52.
+    there is. With background painted in one slice of a CT only, the mean Dice of eight organs was
+    0.54 so and 0.34 with a random forest that knows the strokes only.
     """
     quick = settings.quick
     check_quick(settings)
@@ -127,7 +127,7 @@ def train_quick(
     kinds = [balanced(features, targets, len(classes) + 1)]
     if settings.zero == "unlabelled" and (others := _unlabelled(scans, projections)) is not None:
         nothing = torch.zeros(len(others), dtype=torch.long)
-        kinds.append(Examples(others, nothing, share=_UNLABELLED))
+        kinds.append(Examples(others, nothing, weight=_UNLABELLED))
     loss = yield from fit_head(head, kinds, steps, random)
     return SegmentationModel(
         kind="quick",

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from napari_s2dc.engine.embedding import Embedding
-from napari_s2dc.engine.quick_scan import BLOCK_VOX, Box, QuickScan
+from napari_s2dc.engine.quick_scan import BLOCK_VOX, Box, Cells, QuickScan, middles_of
 
 __all__ = ["Projection", "VoxelFeatures", "project"]
 
@@ -93,10 +93,9 @@ class VoxelFeatures:
         lines = [torch.arange(part.start, part.stop) for part in box]
         return self._on_grid(lines, [torch.from_numpy(part) for part in self.scan.intensities(box)])
 
-    def of_cells(self) -> Tensor:
-        """Features (z, y, x, F) of the first voxel of every cell; quick after the first time."""
-        cells = self.scan.cells
-        lines = [torch.arange(0, side, cells.step) for side in self.scan.volume.shape]
+    def of_cells(self, cells: Cells) -> Tensor:
+        """Features (z, y, x, F) of the voxel in the middle of every cell."""
+        lines = [torch.from_numpy(line) for line in middles_of(self.scan.volume.shape, cells.sides)]
         return self._on_grid(lines, list(torch.from_numpy(cells.intensities)))
 
     def _on_grid(self, lines: Sequence[Tensor], intensities: list[Tensor]) -> Tensor:

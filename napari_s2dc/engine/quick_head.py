@@ -88,15 +88,15 @@ class Examples:
         At least one.
     targets : Tensor (N,)
         int64.
-    share : float
-        Weight of their mean loss.
+    weight : float
+        Of their mean loss.
     class_weights : Tensor (outputs,), optional
         Of voxels, by their class.
     """
 
     features: Tensor
     targets: Tensor
-    share: float = 1.0
+    weight: float = 1.0
     class_weights: Tensor | None = None
 
 
@@ -142,7 +142,7 @@ def fit_head(
             chosen = _some(len(kind.targets), random)
             truth, logits = kind.targets[chosen], head(kind.features[chosen], random)
             error = F.cross_entropy(logits, truth, weight=kind.class_weights)
-            errors.append(kind.share * error)
+            errors.append(kind.weight * error)
             judged = judged or (logits.detach(), truth)
         error = torch.stack(errors).sum()
         loss = float(error.detach())

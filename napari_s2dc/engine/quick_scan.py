@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
 
@@ -17,7 +17,7 @@ from napari_s2dc.engine.embed import EmbedSettings, embed_volume
 from napari_s2dc.engine.embedding import Embedding
 from napari_s2dc.engine.encoders import preset_of, weights_hash
 from napari_s2dc.engine.fewshot_settings import QuickSettings
-from napari_s2dc.engine.progress import Steps
+from napari_s2dc.engine.progress import Progress, Steps
 from napari_s2dc.method.encoder import SwinEncoder
 from napari_s2dc.volumes.foreground import foreground_mask
 from napari_s2dc.volumes.preprocess import Scaling, scaling_of
@@ -28,21 +28,28 @@ __all__ = [
     "Box",
     "Cells",
     "QuickScan",
+    "Sides",
     "blocks_of",
-    "cell_side",
+    "cell_means",
+    "cell_sides",
+    "cells_of",
     "intensity_channels",
-    "means",
+    "middles_of",
     "prepare_scan",
+    "whole_of",
 ]
 
 Box = tuple[slice, slice, slice]
 """Voxels (z, y, x) of a part of a scan; every slice has a start and a stop."""
+Sides = tuple[int, int, int]
+"""Of a cell, in voxels (z, y, x)."""
 
 _TRUNCATE = 3.0
 BLOCK_VOX = 96
 """Side of the blocks that a scan is gone through in, which bounds the memory."""
-_SIDES_VOX = (1, 2, 3, 4, 6, 8)
+_SIDES_VOX = (1, 2, 3, 4, 6, 8, 12, 16, 24)
 """Sides of a cell that are tried; they divide the side of a block."""
+_FEW_VOXELS = 600_000
 _MOST_CELLS = 600_000
 _CUBES = 32
 _CUBE_VOX = 16
@@ -51,19 +58,19 @@ _VOXELS_OF_CUBE = 128
 
 @dataclass(frozen=True, eq=False)
 class Cells:
-    """A scan seen in cubes of a few voxels.
+    """A scan seen in boxes of a few voxels.
 
     Parameters
     ----------
-    step : int
-        Side of a cell in voxels; the last ones along an axis may be cut off.
+    sides : tuple of int
+        Of a cell in voxels, (z, y, x); the last ones along an axis may be cut off.
     intensities : np.ndarray (channels, z, y, x)
-        What `QuickScan.intensities` gives at the first voxel of every cell.
+        What `QuickScan.intensities` gives in the middle of every cell.
     image : np.ndarray (z, y, x)
         Mean scaled intensity of every cell.
     """
 
-    step: int
+    sides: Sides
     intensities: np.ndarray
     image: np.ndarray
 
@@ -91,6 +98,7 @@ class QuickScan:
     embeddings: tuple[Embedding, ...]
     body: tuple[tuple[int, int], ...]
     smoothing_vox: tuple[float, ...]
+    _cells: list[Cells] = field(default_factory=list, repr=False)
 
     @cached_property
     def sample(self) -> tuple[np.ndarray, np.ndarray]:
@@ -112,21 +120,33 @@ class QuickScan:
             values.append(found[tuple(places.T)])
         return np.concatenate(voxels), np.concatenate(values)
 
-    @cached_property
-    def cells(self) -> Cells:
-        """The scan in cells, so many that a random walk takes seconds; made once."""
+    def cells(self) -> Steps[Cells]:
+        """See the scan in cells, so few that random walks take seconds; computed once.
+
+        Yields
+        ------
+        Progress
+            After every block of the scan.
+        """
+        if self._cells:
+            return self._cells[0]
         shape = self.volume.shape
-        step = cell_side(shape, _MOST_CELLS)
-        sides = [-(-side // step) for side in shape]
-        intensities = np.empty((intensity_channels(self.smoothing_vox), *sides), np.float32)
-        image = np.empty(sides, np.float32)
-        for box in blocks_of(shape):
-            z, y, x = (slice(part.start // step, -(-part.stop // step)) for part in box)
+        sides = cell_sides(shape, self.volume.spacing_mm, _MOST_CELLS)
+        numbers = cells_of(whole_of(shape), sides)
+        grid = [part.stop for part in numbers]
+        intensities = np.empty((intensity_channels(self.smoothing_vox), *grid), np.float32)
+        image = np.empty(grid, np.float32)
+        blocks = blocks_of(shape)
+        for done, box in enumerate(blocks, start=1):
+            z, y, x = cells_of(box, sides)
+            middles = np.ix_(*middles_of([part.stop - part.start for part in box], sides))
             for channel, values in zip(intensities, self.intensities(box), strict=True):
-                channel[z, y, x] = values[::step, ::step, ::step]
+                channel[z, y, x] = values[middles]
             scaled = self.scaling(self.volume.array[box])
-            image[z, y, x] = means(torch.from_numpy(scaled)[None], step)[0].numpy()
-        return Cells(step, intensities, image)
+            image[z, y, x] = cell_means(torch.from_numpy(scaled)[None], sides)[0].numpy()
+            yield Progress(done, len(blocks), "blocks")
+        self._cells.append(Cells(sides, intensities, image))
+        return self._cells[0]
 
     def intensities(self, box: Box) -> list[np.ndarray]:
         """Smoothed intensities and their gradients in a box, without an edge where it ends."""
@@ -244,15 +264,17 @@ def _slope(image: np.ndarray, axis: int) -> np.ndarray:
     return np.gradient(image, axis=axis) if image.shape[axis] > 1 else np.zeros_like(image)
 
 
-def cell_side(shape: Sequence[int], most: int) -> int:
-    """Side in voxels of the smallest cells that are not too many.
+def cell_sides(shape: Sequence[int], spacing_mm: Sequence[float], most: int) -> Sides:
+    """Sides of the smallest cells that are not too many.
 
     Parameters
     ----------
     shape : sequence of int
-        Of the scan, in voxels.
+        Of the scan, in voxels (z, y, x).
+    spacing_mm : sequence of float
+        Of its voxels; cells are as near to cubes as whole voxels allow.
     most : int
-        Cells.
+        Cells. Even the largest may be more in scans of more than 8 GB.
 
     Notes
     -----
@@ -260,18 +282,46 @@ def cell_side(shape: Sequence[int], most: int) -> int:
     noise stops random walks between single voxels: one labelled mouse brain gave a mean Dice of
     0.66 with cells of two voxels a side, 0.63 with one.
     """
-    small = math.prod(shape) <= _MOST_CELLS
-    for side in _SIDES_VOX[0 if small else 1 :]:
-        if math.prod(-(-length // side) for length in shape) <= most:
+    finest = min(spacing_mm)
+    for longest in _SIDES_VOX[0 if math.prod(shape) <= _FEW_VOXELS else 1 :]:
+        z, y, x = (
+            max(side for side in _SIDES_VOX if side == 1 or side * spacing <= longest * finest)
+            for spacing in spacing_mm
+        )
+        if math.prod(-(-length // side) for length, side in zip(shape, (z, y, x), strict=True)) <= (
+            most
+        ):
             break
-    return side
+    return z, y, x
 
 
-def means(values: Tensor, step: int) -> Tensor:
+def middles_of(shape: Sequence[int], sides: Sides) -> list[np.ndarray]:
+    """Index the voxels in the middle of cells, along each axis."""
+    return [
+        (np.arange(0, length, side) + side // 2).clip(max=length - 1)
+        for length, side in zip(shape, sides, strict=True)
+    ]
+
+
+def cells_of(box: Box, sides: Sides) -> Box:
+    """Cells that hold a box of voxels which begins with a cell."""
+    z, y, x = (
+        slice(part.start // side, -(-part.stop // side))
+        for part, side in zip(box, sides, strict=True)
+    )
+    return z, y, x
+
+
+def cell_means(values: Tensor, sides: Sides) -> Tensor:
     """Mean values (K, z, y, x) of cells, of what there is of the last ones."""
     # A kernel must not be larger than what it goes over.
-    sides = [min(step, side) for side in values.shape[1:]]
-    return F.avg_pool3d(values[None], sides, ceil_mode=True)[0]
+    kernel = [min(side, length) for side, length in zip(sides, values.shape[1:], strict=True)]
+    return F.avg_pool3d(values[None], kernel, ceil_mode=True)[0]
+
+
+def whole_of(shape: Sequence[int]) -> Box:
+    """Box of all voxels."""
+    return slice(0, shape[0]), slice(0, shape[1]), slice(0, shape[2])
 
 
 def blocks_of(shape: Sequence[int]) -> list[Box]:

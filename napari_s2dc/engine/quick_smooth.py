@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import product
 
 import torch
 from torch import Tensor
 
 from napari_s2dc.engine.progress import Progress, Steps
-from napari_s2dc.engine.quick_scan import Box
-from napari_s2dc.engine.random_walk import random_walk
+from napari_s2dc.engine.quick_scan import Box, Sides, cells_of
+from napari_s2dc.engine.random_walk import contrast_of, random_walk
 
-__all__ = ["cells_of", "smooth", "to_voxels"]
+__all__ = ["smooth", "to_voxels"]
 
 _CERTAINTY = 0.1
 _ITERATIONS = 40
@@ -22,12 +21,6 @@ _LEAST_SIDE = 32
 _MOST_VALUES = 20_000_000
 """Of all classes in a block with its halo, which bounds the memory."""
 _LIKENESS = 200.0
-
-
-def cells_of(box: Box, step: int) -> Box:
-    """Cells that hold a box of voxels which begins with a cell."""
-    z, y, x = (slice(part.start // step, -(-part.stop // step)) for part in box)
-    return z, y, x
 
 
 def smooth(prior: Tensor, image: Tensor) -> Steps[Tensor]:
@@ -43,7 +36,7 @@ def smooth(prior: Tensor, image: Tensor) -> Steps[Tensor]:
     Yields
     ------
     Progress
-        After every block; scans of usual size are a single one.
+        After every iteration in every block; a scan of few values is a single block.
 
     Returns
     -------
@@ -62,6 +55,7 @@ def smooth(prior: Tensor, image: Tensor) -> Steps[Tensor]:
     side = max(side, _LEAST_SIDE)
     starts = list(product(*(range(0, length, side) for length in image.shape)))
     smoothed = torch.empty_like(prior)
+    contrast = contrast_of(image)
     for done, first in enumerate(starts, start=1):
         outer = [
             slice(max(0, begin - _HALO), min(length, begin + side + _HALO))
@@ -70,7 +64,11 @@ def smooth(prior: Tensor, image: Tensor) -> Steps[Tensor]:
         part = prior[:, outer[0], outer[1], outer[2]].float()
         certainty = torch.full(part.shape[1:], _CERTAINTY)
         walk = random_walk(
-            part, certainty, image[outer[0], outer[1], outer[2]], iterations=_ITERATIONS
+            part,
+            certainty,
+            image[outer[0], outer[1], outer[2]],
+            iterations=_ITERATIONS,
+            contrast=contrast,
         )
         found = yield from _counted(walk, done - 1, len(starts))
         z, y, x = (slice(begin, begin + side) for begin in first)
@@ -94,7 +92,7 @@ def _counted(walk: Steps[Tensor], done: int, blocks: int) -> Steps[Tensor]:
         yield Progress(done * total + progress.done, blocks * total, progress.what)
 
 
-def to_voxels(values: Tensor, image: Tensor, voxels: Tensor, box: Box, step: int) -> Tensor:
+def to_voxels(values: Tensor, image: Tensor, voxels: Tensor, box: Box, sides: Sides) -> Tensor:
     """Interpolate values of cells to a box of voxels, from cells of like intensity above all.
 
     Parameters
@@ -107,8 +105,8 @@ def to_voxels(values: Tensor, image: Tensor, voxels: Tensor, box: Box, step: int
         Intensities of the box.
     box : Box
         Where it lies, in voxels.
-    step : int
-        Side of a cell in voxels.
+    sides : tuple of int
+        Of a cell in voxels.
 
     Returns
     -------
@@ -121,7 +119,15 @@ def to_voxels(values: Tensor, image: Tensor, voxels: Tensor, box: Box, step: int
     bilateral upsampling (Kopf, Cohen, Lischinski, Uyttendaele, SIGGRAPH 2007). The mean Dice of
     organs after strokes on a CT was 0.01 higher than with linear interpolation.
     """
-    ends = [_neighbours(part, length, step) for part, length in zip(box, image.shape, strict=True)]
+    around = [
+        slice(max(0, part.start - 1), part.stop + 1) for part in cells_of(box, sides)
+    ]  # all that is needed, which is quicker to pick from
+    image = image[around[0], around[1], around[2]]
+    values = values[:, around[0], around[1], around[2]]
+    ends = [
+        _neighbours(part, side, cells.start, length)
+        for part, side, cells, length in zip(box, sides, around, image.shape, strict=True)
+    ]
     total = torch.zeros(voxels.shape)
     found = torch.zeros((len(values), *voxels.shape))
     for (z, a), (y, b), (x, c) in product(*ends):
@@ -133,13 +139,18 @@ def to_voxels(values: Tensor, image: Tensor, voxels: Tensor, box: Box, step: int
     return found / total
 
 
-def _neighbours(part: slice, cells: int, step: int) -> Sequence[tuple[Tensor, Tensor]]:
-    """Own cell and the nearest other one of voxels along an axis, each with its linear weight."""
+def _neighbours(part: slice, side: int, first: int, cells: int) -> list[tuple[Tensor, Tensor]]:
+    """Own cell and the nearest other one of voxels along an axis, each with its linear weight.
+
+    Cells are counted from the `first` one on.
+    """
     voxels = torch.arange(part.start, part.stop)
-    own = voxels // step
-    offset = (voxels % step - (step - 1) / 2) / step
+    own = voxels // side - first
+    if side == 1:
+        return [(own, torch.ones(len(own)))]
+    offset = (voxels % side - (side - 1) / 2) / side
     other = (own + offset.sign().long()).clamp(0, cells - 1)
-    return (own, 1 - offset.abs()), (other, offset.abs())
+    return [(own, 1 - offset.abs()), (other, offset.abs())]
 
 
 def _picked(values: Tensor, z: Tensor, y: Tensor, x: Tensor) -> Tensor:

@@ -15,17 +15,17 @@ from napari_s2dc.engine.progress import Steps
 from napari_s2dc.engine.quick import balanced, labelled_voxels
 from napari_s2dc.engine.quick_features import VoxelFeatures
 from napari_s2dc.engine.quick_head import Examples, fit_head, head_of, tensors_of
-from napari_s2dc.engine.quick_scan import QuickScan
+from napari_s2dc.engine.quick_scan import QuickScan, Sides
 from napari_s2dc.engine.random_walk import random_walk
 from napari_s2dc.engine.segmentation_model import SegmentationModel
 
 __all__ = ["learn_from_spread_strokes"]
 
-_CERTAINTY = 1e-4
-_OF_STROKES = 100.0
+_CERTAINTY_OF_HEAD = 1e-4
+_CERTAINTY_OF_STROKES = 100.0
 _ITERATIONS = 100
-_SHARE_OF_STROKES = 0.3
-_MOST_CELLS = 200_000
+_WEIGHT_OF_STROKES = 0.3
+_MOST_EXAMPLES = 200_000
 
 
 def learn_from_spread_strokes(
@@ -52,50 +52,72 @@ def learn_from_spread_strokes(
     Returns
     -------
     SegmentationModel
-        The same with another head.
+        The same with another head; the model itself where labels are complete, so that nothing
+        has to spread.
 
     Notes
     -----
-    A random walk takes the strokes as seeds and what the head finds as a weak prior, in cells of at
-    least two voxels a side. The most likely class of every cell is then learned like a label, and
-    the strokes with it. A head that has seen strokes in one slice knows little of the slices far
-    from it; regions of like intensity carry the strokes there.
+    Random walks take the strokes as seeds and what the head finds as a weak prior, in cells of a
+    few voxels (:func:`napari_s2dc.engine.quick_scan.cell_sides`). The most likely class of every
+    cell is then learned like a label, and the strokes with it. A head that has seen strokes in one
+    slice knows little of the slices far from it; regions of like intensity carry the strokes there.
+    What benchmarks/README.md says of strokes led to this.
+
+    Scans without strokes are left out, and of other scans what the head takes for a class that
+    has no stroke there: the strokes of its neighbours would spread over it.
     """
+    if settings.zero == "background":
+        return model
     head, projections = head_of(model)
     classes = model.classes
     random = torch.Generator().manual_seed(settings.seed)
     features, targets = [], []
     for scan, labels in scans:
-        cells = VoxelFeatures(scan, projections).of_cells()
+        truth = targets_of(labels, classes, settings)
+        if (truth == UNLABELLED).all():
+            continue
+        cells = yield from scan.cells()
+        voxels = VoxelFeatures(scan, projections).of_cells(cells)
         with torch.no_grad():
-            prior = head(cells).softmax(-1).permute(3, 0, 1, 2).contiguous()
-        seeds = _seeds(targets_of(labels, classes, settings), scan.cells.step, prior)
+            prior = head(voxels).softmax(-1).permute(3, 0, 1, 2).contiguous()
+        seeds = _seeds(truth, cells.sides, prior)
         seeded = seeds.sum(0) > 0
         found = yield from random_walk(
             torch.where(seeded, seeds, prior),
-            torch.where(seeded, _OF_STROKES, _CERTAINTY),
-            torch.from_numpy(scan.cells.image),
+            torch.where(seeded, _CERTAINTY_OF_STROKES, _CERTAINTY_OF_HEAD),
+            torch.from_numpy(cells.image),
             iterations=_ITERATIONS,
         )
-        some = torch.randperm(seeded.numel(), generator=random)[: _MOST_CELLS // len(scans)]
-        features.append(cells.reshape(-1, cells.shape[-1])[some])
+        foreign = seeds.flatten(1).sum(1) == 0
+        foreign[0] = False  # background is everywhere, painted or not
+        known = torch.nonzero(~foreign[prior.argmax(0)].ravel())[:, 0]
+        some = known[torch.randperm(len(known), generator=random)[: _MOST_EXAMPLES // len(scans)]]
+        features.append(voxels.reshape(-1, voxels.shape[-1])[some])
         targets.append(found.argmax(0).ravel()[some])
+    if not sum(map(len, targets)):
+        return model
     painted = balanced(*labelled_voxels(scans, projections, classes, settings), len(classes) + 1)
     kinds = [
         Examples(torch.cat(features), torch.cat(targets)),
-        replace(painted, share=_SHARE_OF_STROKES),
+        replace(painted, weight=_WEIGHT_OF_STROKES),
     ]
     loss = yield from fit_head(head, kinds, settings.quick.steps, random)
+    steps = model.metadata["steps"] + settings.quick.steps
     return replace(
-        model, tensors=tensors_of(head, projections), metadata={**model.metadata, "loss": loss}
+        model,
+        tensors=tensors_of(head, projections),
+        metadata={**model.metadata, "steps": steps, "loss": loss},
     )
 
 
-def _seeds(targets: np.ndarray, step: int, like: Tensor) -> Tensor:
+def _seeds(targets: np.ndarray, sides: Sides, like: Tensor) -> Tensor:
     """Shares (outputs, z, y, x) of the targets among the labelled voxels of every cell."""
-    places = np.nonzero(targets != UNLABELLED)
     numbers = torch.zeros_like(like)
-    cells = [torch.from_numpy(axis // step) for axis in places]
-    outputs = torch.from_numpy(targets[places].astype(np.int64))
-    numbers.index_put_((outputs, *cells), torch.ones(len(outputs)), accumulate=True)
+    for z, plane in enumerate(targets):  # at once, places of many labels would take much memory
+        y, x = np.nonzero(plane != UNLABELLED)
+        outputs = torch.from_numpy(plane[y, x].astype(np.int64))
+        cells = [torch.from_numpy(y // sides[1]), torch.from_numpy(x // sides[2])]
+        numbers[:, z // sides[0]].index_put_(
+            (outputs, *cells), torch.ones(len(outputs)), accumulate=True
+        )
     return numbers / numbers.sum(0).clamp(min=1)

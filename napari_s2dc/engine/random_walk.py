@@ -7,7 +7,7 @@ from torch import Tensor
 
 from napari_s2dc.engine.progress import Progress, Steps
 
-__all__ = ["random_walk"]
+__all__ = ["contrast_of", "random_walk"]
 
 _SHARPNESS = 25.0
 """How much less a walker crosses a mean difference of intensity than none: exp of minus this."""
@@ -15,8 +15,20 @@ _LEAST_WEIGHT = 1e-4
 _TINY = 1e-20
 
 
+def contrast_of(image: Tensor) -> float:
+    """Mean squared difference between neighbours of an image (z, y, x)."""
+    squares = [torch.diff(image, dim=axis) ** 2 for axis in range(3)]
+    number = sum(square.numel() for square in squares)
+    return sum(float(square.sum()) for square in squares) / max(1, number)
+
+
 def random_walk(
-    prior: Tensor, certainty: Tensor, image: Tensor, *, iterations: int
+    prior: Tensor,
+    certainty: Tensor,
+    image: Tensor,
+    *,
+    iterations: int,
+    contrast: float | None = None,
 ) -> Steps[Tensor]:
     """Spread class probabilities along regions of like intensity.
 
@@ -34,6 +46,8 @@ def random_walk(
         Intensities in any unit.
     iterations : int
         Of conjugate gradients; what is known goes one voxel farther with each.
+    contrast : float, optional
+        :func:`contrast_of` the whole image, where `image` is a part of it.
 
     Yields
     ------
@@ -54,7 +68,7 @@ def random_walk(
     ``random_walker`` knows seeds but no priors. All classes are solved together by conjugate
     gradients with the diagonal as preconditioner.
     """
-    weights = _edge_weights(image)
+    weights = _edge_weights(image, contrast_of(image) if contrast is None else contrast)
     diagonal = certainty + _degree(weights)
     found = prior.clone()
     residual = -_laplacian(found, weights)
@@ -74,13 +88,11 @@ def random_walk(
     return found / found.sum(0).clamp(min=_TINY)
 
 
-def _edge_weights(image: Tensor) -> list[Tensor]:
+def _edge_weights(image: Tensor, contrast: float) -> list[Tensor]:
     """Weights between neighbours along each axis."""
-    squares = [torch.diff(image, dim=axis) ** 2 for axis in range(3)]
-    number = sum(square.numel() for square in squares)
-    mean = sum(float(square.sum()) for square in squares) / max(1, number)
+    factor = -_SHARPNESS / max(contrast, _TINY)
     return [
-        torch.exp(-_SHARPNESS / max(mean, _TINY) * square) + _LEAST_WEIGHT for square in squares
+        torch.exp(factor * torch.diff(image, dim=axis) ** 2) + _LEAST_WEIGHT for axis in range(3)
     ]
 
 

@@ -20,11 +20,13 @@ from napari_s2dc.engine.quick_scan import (
     Box,
     QuickScan,
     blocks_of,
-    cell_side,
-    means,
+    cell_means,
+    cell_sides,
+    cells_of,
     prepare_scan,
+    whole_of,
 )
-from napari_s2dc.engine.quick_smooth import cells_of, smooth, to_voxels
+from napari_s2dc.engine.quick_smooth import smooth, to_voxels
 from napari_s2dc.engine.segmentation_model import SegmentationModel
 from napari_s2dc.volumes.io import check_values
 from napari_s2dc.volumes.preprocess import normalize, resample, resample_to
@@ -32,8 +34,8 @@ from napari_s2dc.volumes.volume import Volume
 
 __all__ = ["QuickSegmenter", "Segmentation", "segment_volume"]
 
-_MOST_PROBABILITIES = 250_000_000
-"""Half a gigabyte of them."""
+_MOST_PROBABILITIES = 150_000_000
+"""Of all classes in all cells; they are held twice, in two bytes each."""
 _TINY = 1e-12
 
 
@@ -84,24 +86,31 @@ class QuickSegmenter:
         return Segmentation(self._labels[best.squeeze(axis).numpy()], entropy.squeeze(axis).numpy())
 
     def whole(self) -> Steps[Segmentation]:
-        """Segment the scan: every voxel by itself, then smoothed within regions."""
-        shape, blocks = self.scan.volume.shape, blocks_of(self.scan.volume.shape)
-        step = cell_side(shape, _MOST_PROBABILITIES // len(self._labels))
-        sides = [-(-side // step) for side in shape]
-        prior = torch.empty((len(self._labels), *sides), dtype=torch.float16)
-        image = torch.empty(sides)
+        """Segment the scan: every voxel by itself, then smoothed within regions.
+
+        Yields
+        ------
+        Progress
+            Blocks, iterations of the smoothing, and blocks again.
+        """
+        volume, outputs = self.scan.volume, len(self._labels)
+        shape, blocks = volume.shape, blocks_of(volume.shape)
+        sides = cell_sides(shape, volume.spacing_mm, _MOST_PROBABILITIES // outputs)
+        grid = [part.stop for part in cells_of(whole_of(shape), sides)]
+        prior = torch.empty((outputs, *grid), dtype=torch.float16)
+        image = torch.empty(grid)
         for done, box in enumerate(blocks, start=1):
-            z, y, x = cells_of(box, step)
+            z, y, x = cells_of(box, sides)
             found = self._logits(box).softmax(-1).permute(3, 0, 1, 2)
-            prior[:, z, y, x] = means(found, step).half()
-            image[z, y, x] = means(self._intensities(box)[None], step)[0]
+            prior[:, z, y, x] = cell_means(found, sides).half()
+            image[z, y, x] = cell_means(self._intensities(box)[None], sides)[0]
             yield Progress(done, len(blocks), "blocks")
         smoothed = yield from smooth(prior, image)
         del prior
         labels = np.zeros(shape, self._labels.dtype)
         uncertainty = np.zeros(shape, np.float16)
         for done, box in enumerate(blocks, start=1):
-            found = to_voxels(smoothed, image, self._intensities(box), box, step)
+            found = to_voxels(smoothed, image, self._intensities(box), box, sides)
             best, entropy = judge(found.permute(1, 2, 3, 0).clamp(min=_TINY).log())
             labels[box], uncertainty[box] = self._labels[best.numpy()], entropy.numpy()
             yield Progress(done, len(blocks), "blocks")
@@ -163,7 +172,7 @@ def segment_volume(
     Yields
     ------
     Progress
-        Windows, then blocks.
+        Windows; with Quick, blocks and iterations of the smoothing too.
 
     Returns
     -------

@@ -17,6 +17,7 @@ from napari_s2dc.widgets.segment_jobs import (
     Ready,
     Task,
     learn,
+    learn_all,
 )
 from napari_s2dc.widgets.segment_layers import (
     SegmentLayers,
@@ -25,7 +26,7 @@ from napari_s2dc.widgets.segment_layers import (
 )
 from napari_s2dc.widgets.segment_painting import PaintingActions
 from napari_s2dc.widgets.segment_tab import SegmentTab
-from napari_s2dc.widgets.segment_use import learn_all, segment
+from napari_s2dc.widgets.segment_use import segment
 from napari_s2dc.widgets.session import Session
 from napari_s2dc.widgets.volumes_of_layers import LayerSnapshot
 from napari_s2dc.widgets.workers import Jobs
@@ -86,6 +87,7 @@ class SegmentActions(QObject):
         self._session, self._tab, self._choices = session, tab, choices
         self._painting, self._layers, self._jobs, self._tell = painting, layers, jobs, tell
         self._model: SegmentationModel | None = None
+        self._head: SegmentationModel | None = None  # of Quick; may have seen strokes only
         self._ready: WeakKeyDictionary[Any, Ready] = WeakKeyDictionary()
         self._found: WeakKeyDictionary[Any, tuple[LayerSnapshot, Segmentation]]
         self._found = WeakKeyDictionary()
@@ -178,10 +180,10 @@ class SegmentActions(QObject):
                 self._layers.show_plane(
                     image, task.scan, plane, learned.plane, model.classes, labels
                 )
-            self.model = model
+            self._head = model
             if self._waiting == (image, labels) and self._catch_up():
                 return  # the volume is segmented when that is done
-            self._segment_learned(learned, image, labels, task)
+            self._learn_all(learned, image, labels, task)
             self._catch_up()
 
         self._jobs.run(
@@ -192,23 +194,18 @@ class SegmentActions(QObject):
             quiet=quiet,
         )
 
-    def _segment_learned(self, learned: Learned, image: Any, labels: Any, task: Task) -> None:
-        """Segment the scan that Quick was trained on, as soon as it has learned from all of it."""
-        if not self._is_there(image, task.scan):
-            return
-        chosen = self._as_chosen(learned.model).segment
+    def _learn_all(self, learned: Learned, image: Any, labels: Any, task: Task) -> None:
+        """Train Quick on with all of the scan, until the next stroke, and segment the scan."""
 
-        def done(result: tuple[SegmentationModel, Segmentation, int, str]) -> None:
-            model, found, count, warning = result
+        def done(model: SegmentationModel) -> None:
             self._trained_on[model] = ref(learned.ready)
-            if self._model is learned.model:  # else another one was loaded meanwhile
-                self.model = model
-            self._show(image, task.scan, model, labels, (found, count, warning))
+            self._head = model
+            self.use(model, image, task.scan, labels, learned.ready)
 
         self._jobs.run(
             _segmenting(image),
-            f"Segmenting {task.scan.name}",
-            lambda: learn_all(task.scan, learned, task.settings, chosen),
+            f"Learning from all of {task.scan.name}",
+            lambda: learn_all(learned, task.settings),
             done,
         )
 
@@ -226,10 +223,10 @@ class SegmentActions(QObject):
             return False
         ready = self._ready.get(plain(image))
         at_hand = ready is not None and ready.suits(task)
-        model = self._model
-        origin = None if model is None else self._trained_on.get(model)
+        head = self._head
+        origin = None if head is None else self._trained_on.get(head)
         mine = origin is not None and origin() is ready  # a head knows the features of one scan
-        self._learn(image, labels, task, model if at_hand and mine else None, quiet=at_hand)
+        self._learn(image, labels, task, head if at_hand and mine else None, quiet=at_hand)
         return True
 
     def _catch_up(self) -> bool:
@@ -257,6 +254,7 @@ class SegmentActions(QObject):
         image: Any,
         scan: LayerSnapshot,
         labels: Any | None = None,
+        ready: Ready | None = None,
     ) -> None:
         """Take a model and segment a scan with it in a thread.
 
@@ -270,42 +268,32 @@ class SegmentActions(QObject):
             What of it is segmented.
         labels : napari Labels layer, optional
             Strokes, which stay above what is found.
+        ready : Ready, optional
+            What Quick knows of the scan.
         """
         self.model = model
-        if not self._is_there(image, scan):
+        if not self._session.has(image):
+            self._tell(f"The model is there. {scan.name} was removed, so it is not segmented.")
             return
         chosen, device = self._as_chosen(model), self._choices.device
+
+        def done(result: tuple[Segmentation, int, str]) -> None:
+            found, count, warning = result
+            if not self._session.has(image):
+                self._tell(f"{scan.name} was removed, so its segmentation is not shown.")
+                return
+            first = self.found_in(image) is None
+            self._found[plain(image)] = scan, found
+            layer = self._layers.show(image, scan, found, model.classes, labels)
+            self._tell(f"{_summary(layer, count, first=first)} {warning}".rstrip())
+            self.segmented.emit(image)
+
         self._jobs.run(
             _segmenting(image),
             f"Segmenting {scan.name}",
-            lambda: segment(scan, chosen, device, None),
-            lambda result: self._show(image, scan, model, labels, result),
+            lambda: segment(scan, chosen, device, ready),
+            done,
         )
-
-    def _is_there(self, image: Any, scan: LayerSnapshot) -> bool:
-        if not self._session.has(image):
-            self._tell(f"The model is there. {scan.name} was removed, so it is not segmented.")
-            return False
-        return True
-
-    def _show(
-        self,
-        image: Any,
-        scan: LayerSnapshot,
-        model: SegmentationModel,
-        labels: Any | None,
-        result: tuple[Segmentation, int, str],
-    ) -> None:
-        """Show what was found, unless the scan was removed meanwhile."""
-        found, count, warning = result
-        if not self._session.has(image):
-            self._tell(f"{scan.name} was removed, so its segmentation is not shown.")
-            return
-        first = self.found_in(image) is None
-        self._found[plain(image)] = scan, found
-        layer = self._layers.show(image, scan, found, model.classes, labels)
-        self._tell(f"{_summary(layer, count, first=first)} {warning}".rstrip())
-        self.segmented.emit(image)
 
 
 def _segmenting(image: Any) -> str:

@@ -34,6 +34,7 @@ __all__ = [
     "Task",
     "Tuning",
     "learn",
+    "learn_all",
     "tune",
 ]
 
@@ -228,6 +229,24 @@ def learn(
         model = replace(model, metadata={**start.metadata, **model.metadata})
     shown = None if plane is None else QuickSegmenter(ready.features, model).plane(*plane)
     return Learned(model, ready, scan.labels.array, shown)
+
+
+def learn_all(
+    learned: Learned, settings: FewshotSettings
+) -> Generator[Any, None, SegmentationModel]:
+    """Let Quick learn from all of the scan where strokes were painted on it.
+
+    Parameters
+    ----------
+    learned : Learned
+        From the labels alone.
+    settings : FewshotSettings
+        It was trained with.
+    """
+    from napari_s2dc.engine.quick_spread import learn_from_spread_strokes
+
+    painted = [(learned.ready.features, learned.labels)]
+    return (yield from learn_from_spread_strokes(painted, learned.model, settings))
 
 
 def _knows(model: SegmentationModel, classes: tuple[SegmentationClass, ...]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +12,11 @@ import numpy as np
 
 from napari_s2dc.engine.progress import Progress
 from napari_s2dc.errors import S2DCError
-from napari_s2dc.widgets.segment_jobs import Learned, Ready, at_level
+from napari_s2dc.widgets.segment_jobs import Ready, at_level
 
 if TYPE_CHECKING:
     from napari_s2dc.engine.embedding import Embedding
     from napari_s2dc.engine.evaluate import Evaluation
-    from napari_s2dc.engine.fewshot_settings import FewshotSettings, SegmentSettings
     from napari_s2dc.engine.label_next import PlaceToLabel
     from napari_s2dc.engine.segment import Segmentation
     from napari_s2dc.engine.segmentation_model import SegmentationModel
@@ -28,7 +27,6 @@ __all__ = [
     "carried",
     "compare",
     "counted",
-    "learn_all",
     "places",
     "segment",
     "segment_folder",
@@ -42,7 +40,7 @@ def segment(
     scan: LayerSnapshot,
     model: SegmentationModel,
     device: str,
-    ready: Ready | None,
+    ready: Ready | None = None,
 ) -> Generator[Any, None, tuple[Segmentation, int, str]]:
     """Segment a scan, with the features of Quick where they are at hand.
 
@@ -65,37 +63,6 @@ def segment(
     # Features at hand are those of the scan that was learned from.
     warning = unlike_training(volume, model) if features is None else ""
     return found, len(voxels_of_labels(found.labels)), warning
-
-
-def learn_all(
-    scan: LayerSnapshot, learned: Learned, settings: FewshotSettings, chosen: SegmentSettings
-) -> Generator[Any, None, tuple[SegmentationModel, Segmentation, int, str]]:
-    """Let Quick learn from the whole scan where strokes were painted on it, then segment it.
-
-    Parameters
-    ----------
-    scan : LayerSnapshot
-        The image.
-    learned : Learned
-        From the labels alone.
-    settings : FewshotSettings
-        It was trained with.
-    chosen : SegmentSettings
-        How it segments.
-
-    Returns
-    -------
-    tuple
-        The model, and what :func:`segment` returns.
-    """
-    from napari_s2dc.engine.quick_spread import learn_from_spread_strokes
-
-    model = replace(learned.model, segment=chosen)
-    if settings.zero == "unlabelled":
-        painted = [(learned.ready.features, learned.labels)]
-        model = yield from learn_from_spread_strokes(painted, model, settings)
-    found = yield from segment(scan, model, settings.device, learned.ready)
-    return model, *found
 
 
 def counted(labels: Any, name: str) -> dict[int, int]:

@@ -356,16 +356,45 @@ def test_cells_are_bounded_and_hold_the_scan(
     scan: QuickScan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     projections = [project([one], 4) for one in scan.embeddings]
-    assert scan.cells.step == 1
+    features = VoxelFeatures(scan, projections)
+    everything = features.in_box((slice(0, 40), slice(0, 48), slice(0, 56)))
+    cells = finish(scan.cells())
+    assert cells.sides == (1, 1, 1)
+    torch.testing.assert_close(features.of_cells(cells), everything)
+    assert finish(scan.cells()) is cells  # computed once
+    monkeypatch.setattr(quick_scan, "_FEW_VOXELS", 1000)
     monkeypatch.setattr(quick_scan, "_MOST_CELLS", 20_000)
-    scan = replace(scan)  # forgets its cells
-    assert scan.cells.step == 2
-    everything = VoxelFeatures(scan, projections).in_box((slice(0, 40), slice(0, 48), slice(0, 56)))
-    torch.testing.assert_close(
-        VoxelFeatures(scan, projections).of_cells(), everything[::2, ::2, ::2]
-    )
-    monkeypatch.setattr(quick_scan, "_MOST_CELLS", 2000)
-    fewer = replace(scan).cells
-    assert fewer.step == 4
-    assert fewer.image.shape == (10, 12, 14)
-    assert fewer.image.mean() == pytest.approx(float(scan.scaling(scan.volume.array).mean()))
+    larger = finish(replace(scan, _cells=[]).cells())
+    assert larger.sides == (2, 3, 3)  # slices are 4 mm apart, voxels in them 3 mm
+    torch.testing.assert_close(features.of_cells(larger), everything[1::2, 1::3, 1::3])
+    assert larger.image.shape == (20, 16, 19)
+    inner = scan.scaling(scan.volume.array)[2:4, 3:6, 3:6]
+    assert larger.image[1, 1, 1] == pytest.approx(inner.mean(), abs=1e-6)
+
+
+def test_slices_that_lie_far_apart_are_not_joined() -> None:
+    assert quick_scan.cell_sides((64, 512, 512), (5.0, 0.8, 0.8), 10_000_000) == (1, 2, 2)
+    assert quick_scan.cell_sides((400, 512, 512), (1.0, 1.0, 1.0), 600_000) == (6, 6, 6)
+    assert quick_scan.cell_sides((40, 50, 60), (1.0, 1.0, 1.0), 600_000) == (1, 1, 1)
+
+
+def test_what_has_no_stroke_in_a_scan_is_not_learned_from_it(
+    labelled: LabelledScan, scan: QuickScan, tiny: SwinEncoder
+) -> None:
+    truth = labelled.labels.array
+    both, one = np.zeros_like(truth), np.zeros_like(truth)
+    for z in (14, 20, 26):
+        both[z] = np.select([truth[z] == 3, truth[z] == 2, truth[z] == 0], [3, 2, 9], 0)
+        one[z] = np.where(both[z] == 3, 0, both[z])  # another scan, on which 3 was not painted
+    scans = [(scan, both), (replace(scan), one)]
+    painted = [LabelledScan(labelled.image, labelled.labels.with_array(s)) for _, s in scans]
+    classes = classes_in(painted, STROKES)
+    model = finish(train_quick(scans, classes, tiny, STROKES))
+    spread = finish(learn_from_spread_strokes(scans, model, STROKES))
+    found = finish(QuickSegmenter(scan, spread).whole()).labels
+    assert dice(found * (truth == 3), truth * (truth == 3)) > 0.76  # 0.71 if it were
+
+
+def test_complete_labels_do_not_spread(scan: QuickScan, model: SegmentationModel) -> None:
+    labels = [(scan, np.zeros(scan.volume.shape, np.uint8))]
+    assert finish(learn_from_spread_strokes(labels, model, COMPLETE)) is model

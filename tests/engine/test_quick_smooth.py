@@ -7,14 +7,14 @@ import torch
 
 from napari_s2dc.engine import quick_smooth
 from napari_s2dc.engine.progress import Progress, finish
-from napari_s2dc.engine.quick_scan import means
+from napari_s2dc.engine.quick_scan import cell_means
 from napari_s2dc.engine.quick_smooth import smooth, to_voxels
 
 
 def test_blocks_are_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     random = torch.Generator().manual_seed(0)
     image = torch.rand(20, 70, 40, generator=random)
-    image[:, 35:] += 1
+    image[:, 35:] *= 20  # blocks differ in contrast
     prior = torch.rand(3, *image.shape, generator=random).softmax(0).half()
     at_once = finish(smooth(prior, image))
     monkeypatch.setattr(quick_smooth, "_MOST_VALUES", 1)
@@ -39,10 +39,11 @@ def test_values_of_cells_come_back_to_their_voxels(step: int) -> None:
     edge = 5 * step - 1  # within a cell, so that only intensities can tell where it is
     image = torch.zeros(11, 10 * step, 1)
     image[:, edge:] = 1
-    cells = means(image[None], step)[0]
+    sides = (1, step, step)
+    cells = cell_means(image[None], sides)[0]
     values = torch.stack([(cells > 0.5).float(), (cells <= 0.5).float()])
     voxels = image[box]
-    found = to_voxels(values, cells, voxels, box, step)
+    found = to_voxels(values, cells, voxels, box, sides)
     assert found.shape == (2, *voxels.shape)
     torch.testing.assert_close(found.sum(0), torch.ones(voxels.shape))
     assert (found.argmax(0) == (voxels == 0)).all()

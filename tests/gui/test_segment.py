@@ -122,7 +122,8 @@ def test_strokes_refresh_the_segmentation(workbench: Any, qtbot: Any) -> None:
     settled(workbench, qtbot)
     refreshed = workbench.segmenting.training.model
     assert workbench.segment_tab.plot.losses[0][0] == STEPS // 3  # no curve of another training
-    assert refreshed.metadata["steps"] == model.metadata["steps"] // 3  # trained on
+    assert model.metadata["steps"] == 2 * STEPS  # on strokes, then on all of the scan
+    assert refreshed.metadata["steps"] == STEPS // 3 + STEPS  # trained on
     assert refreshed.metadata["scans"] == model.metadata["scans"]
     assert (found.data != before).any()
     strokes.undo()  # tells of itself in no event of its own
@@ -188,7 +189,7 @@ def test_a_refresh_does_not_start_from_the_model_of_another_scan(
     qtbot.waitUntil(lambda: workbench.jobs.is_running("segment training"))
     settled(workbench, qtbot)
     assert training.model.metadata["scans"][0]["name"] == other.name
-    assert training.model.metadata["steps"] == STEPS
+    assert training.model.metadata["steps"] == 2 * STEPS
     workbench.segment_tab.refresh.setChecked(False)
 
 
@@ -272,6 +273,31 @@ def test_cancelling_leaves_the_model_of_before(
     assert workbench.segmenting.training._model is model
     assert (found.data == before).all()
     assert not workbench.segment_tab.stop_button.isEnabled()
+
+
+def test_the_model_is_there_once_it_has_learned_from_all_of_the_scan(
+    workbench: Any, scan: Any, qtbot: Any, hold: Any, held: Any
+) -> None:
+    from napari_s2dc.engine import quick_spread
+
+    strokes = painted(workbench, qtbot)
+    training, tab = workbench.segmenting.training, workbench.segment_tab
+    inside = hold(quick_spread, "random_walk")
+    tab.train_button.click()
+    qtbot.waitUntil(inside.is_set)
+    # The slice is shown; the head that has seen strokes only is not on offer.
+    assert workbench.segmenting.layers.found_for(scan) is not None
+    assert training.model is None
+    # A stroke is learned at once, from that head on, and what went on is given up.
+    first = training._head
+    tab.refresh.setChecked(True)
+    stroke(strokes, LUNG, plane=20)
+    qtbot.waitUntil(lambda: training._head is not first)
+    held.set()
+    settled(workbench, qtbot)
+    assert training.model is training._head
+    assert training.model.metadata["steps"] == STEPS // 3 + STEPS
+    tab.refresh.setChecked(False)
 
 
 def test_what_the_engine_refuses_is_told(workbench: Any, scan: Any, qtbot: Any) -> None:
