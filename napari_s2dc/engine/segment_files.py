@@ -135,7 +135,7 @@ def segment_file(
     Yields
     ------
     Progress
-        Windows, then blocks.
+        As of :func:`napari_s2dc.engine.segment.segment_volume`.
 
     Returns
     -------

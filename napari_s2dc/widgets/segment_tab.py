@@ -83,7 +83,7 @@ class SegmentTab(QWidget):
         self.zero.addItem("background (complete masks)", BACKGROUND)
         self.zero.setToolTip(
             "Strokes: Fine-tune learns nothing from voxels with 0;\n"
-            "Quick takes some of them as background, which counts little.\n"
+            "Quick spreads strokes over them where the intensity is alike.\n"
             "Complete masks: whatever has no class is background."
         )
         self.zero.activated.connect(self.meaning_changed)

@@ -295,7 +295,7 @@ def test_the_model_is_there_once_it_has_learned_from_all_of_the_scan(
     qtbot.waitUntil(lambda: training._head is not first)
     held.set()
     settled(workbench, qtbot)
-    assert training.model is training._head
+    assert training._model is training._head
     assert training.model.metadata["steps"] == STEPS // 3 + STEPS
     tab.refresh.setChecked(False)
 
