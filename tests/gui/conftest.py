@@ -281,13 +281,16 @@ def embedded(workbench: Workbench, scan: Any, qtbot: Any) -> Workbench:
 
 @pytest.fixture
 def light_quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Train Quick on the features of one stage, in few steps."""
+    """Train Quick on the features of one stage, in few steps, and let strokes spread a little."""
+    from napari_s2dc.engine import quick_smooth, quick_spread
     from napari_s2dc.engine.fewshot_settings import QuickSettings
     from napari_s2dc.widgets.segment_choices import SegmentChoices
 
     settings = SegmentChoices.settings
     light = QuickSettings(stages=(1,), smoothing_vox=(0.0, 1.0), steps=STEPS)
     monkeypatch.setattr(SegmentChoices, "settings", lambda own: replace(settings(own), quick=light))
+    for module in (quick_spread, quick_smooth):
+        monkeypatch.setattr(module, "_ITERATIONS", 10)
 
 
 @pytest.fixture
