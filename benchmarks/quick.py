@@ -127,7 +127,7 @@ def report(options: argparse.Namespace) -> str:
         [
             f"## Waiting for Quick, {size}, tiny",
             f"Strokes on {len(classes)} organs of a phantom and round them, {painted} voxels; "
-            f"median of {options.repeats or 1} and quartiles; the forest once, in the same process. "
+            f"median of {options.repeats or 1}, quartiles; the forest once, in the same process. "
             f"It has to classify the slice besides, which is not counted. {description}",
             table(header, rows),
             f"    {shlex.join(command)}",
