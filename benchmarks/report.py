@@ -45,7 +45,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def spread(values: Sequence[float], scale: float = 1e3, digits: int = 1) -> str:
-    """Median, and in brackets the quartiles; seconds become milliseconds."""
+    """Median, and of several the quartiles in brackets; seconds become milliseconds."""
+    if len(values) == 1:
+        return f"{values[0] * scale:.{digits}f}"
     first, median, third = (
         f"{value * scale:.{digits}f}"
         for value in statistics.quantiles(values, n=4, method="inclusive")

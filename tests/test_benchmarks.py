@@ -18,7 +18,7 @@ from s2dc_train.module import S2DCModule
 from benchmarks import released_losses, released_step, step, transport
 from benchmarks.encoder_side import Side, shares
 from benchmarks.our_step import OurStep
-from benchmarks.report import table, write_section
+from benchmarks.report import spread, table, write_section
 from benchmarks.stopwatch import Stopwatch
 from benchmarks.workload import Samples, Sizes
 from napari_s2dc.method.affine import Affine3D
@@ -241,3 +241,8 @@ def test_shares_of_operations_add_up() -> None:
     assert found["linear layers"] > 0
     assert found["attention"] > 0
     assert found["convolutions"] == 0
+
+
+def test_a_single_measurement_has_no_quartiles() -> None:
+    assert spread([0.25]) == "250.0"
+    assert spread([1.0, 2.0, 3.0], scale=1, digits=2) == "2.00 [1.50, 2.50]"
