@@ -158,11 +158,11 @@ def report(options: argparse.Namespace) -> str:
         *(
             [
                 f"MONAI sliding_window_inference, {whose} encoder, all stages",
-                f"{time:.1f}",
-                f"{time / (windows.windows * single):.2f}",
+                f"{taken:.1f}",
+                f"{taken / (windows.windows * single):.2f}",
                 "",
             ]
-            for whose, time in (("our", monai_seconds), ("MONAI's", all_monai_seconds))
+            for whose, taken in (("our", monai_seconds), ("MONAI's", all_monai_seconds))
         ),
         ["ours, a phantom of a body with air round it", f"{body_seconds:.1f}", "", ""],
         ["ours, again from the cache", f"{again:.2f}", "", ""],

@@ -13,10 +13,11 @@ import numpy as np
 from benchmarks.fewshot_forest import VOXELS
 from benchmarks.fewshot_runs import Memo, Result, Run, results_of
 from benchmarks.fewshot_splits import SEEDS, LabelledSet, names_in, require_unseen, split_of
-from benchmarks.fewshot_ways import NETWORK_STEPS, NETWORKS, WAYS, Case, LabelledScan
+from benchmarks.fewshot_ways import NETWORKS, WAYS, Case, LabelledScan
 from benchmarks.report import table
 from napari_s2dc.engine.encoders import weights_hash
 from napari_s2dc.engine.evaluate import evaluate_labels
+from napari_s2dc.engine.fewshot_settings import FinetuneSettings
 from napari_s2dc.method.encoder import SwinEncoder
 from napari_s2dc.volumes.io import read_volume
 
@@ -179,7 +180,7 @@ def volumes_section(
     if there & set(NETWORKS):
         where = data.network_spacing_mm
         text += (
-            f" Swin UNETR takes {NETWORK_STEPS} steps on crops, pretrained or not"
+            f" Swin UNETR takes {FinetuneSettings().steps} steps on crops, pretrained or not"
             + (
                 f", at {' × '.join(map(str, where))} mm, as its own pretraining did"
                 if where

@@ -16,7 +16,7 @@ from benchmarks.fewshot_runs import Memo
 from napari_s2dc.engine.embed import EmbedSettings, embed_volume
 from napari_s2dc.engine.embedding import Embedding
 from napari_s2dc.engine.fewshot import train_model
-from napari_s2dc.engine.fewshot_settings import FewshotSettings, FinetuneSettings
+from napari_s2dc.engine.fewshot_settings import FewshotSettings
 from napari_s2dc.engine.labelled_scans import LabelledScan as PaintedScan
 from napari_s2dc.engine.labelled_scans import classes_in
 from napari_s2dc.engine.match import match_embeddings
@@ -29,7 +29,6 @@ from napari_s2dc.engine.transfer import Transfer, fuse, transfer_labels
 from napari_s2dc.method.encoder import SwinEncoder
 from napari_s2dc.volumes.volume import Volume
 
-NETWORK_STEPS = FinetuneSettings().steps
 NETWORKS = ("Swin UNETR from scratch", "Swin UNETR pretrained")
 """Ways that learn at ``network_spacing_mm``, with an encoder that was pretrained at it."""
 
@@ -175,7 +174,6 @@ def fine_tuned(case: Case, memo: Memo, *, pretrained: bool) -> Segment:
         mode="finetune",
         preset=encoder.metadata["preprocessing"]["preset"],
         spacing_mm=case.network_spacing_mm,
-        finetune=FinetuneSettings(steps=NETWORK_STEPS),
     )
     if not pretrained:
         torch.manual_seed(case.seed)

@@ -111,9 +111,10 @@ def painted_over(
     np.ndarray (Z, Y, X, 3)
         float32.
     """
-    picture = np.repeat(image[..., None], 3, axis=3).astype(np.float32)
-    for label, colour in colours.items():
-        mask = labels == label
-        picture[mask] *= 1 - _STRENGTH
-        picture[mask] += _STRENGTH * np.asarray(colour, np.float32)
-    return picture
+    from skimage.color import label2rgb
+
+    shown = np.where(np.isin(labels, list(colours)), labels, 0)
+    there = [colours[int(label)] for label in np.unique(shown[shown > 0])]
+    painted = label2rgb(shown, image, there or None, alpha=_STRENGTH, bg_label=0)
+    # label2rgb darkens what has no label.
+    return np.where((shown > 0)[..., None], painted, image[..., None]).astype(np.float32)

@@ -132,8 +132,7 @@ class QuickScan:
             return self._cells[0]
         shape = self.volume.shape
         sides = cell_sides(shape, self.volume.spacing_mm, _MOST_CELLS)
-        numbers = cells_of(whole_of(shape), sides)
-        grid = [part.stop for part in numbers]
+        grid = [part.stop for part in cells_of(whole_of(shape), sides)]
         intensities = np.empty((intensity_channels(self.smoothing_vox), *grid), np.float32)
         image = np.empty(grid, np.float32)
         blocks = blocks_of(shape)
@@ -274,7 +273,7 @@ def cell_sides(shape: Sequence[int], spacing_mm: Sequence[float], most: int) -> 
     spacing_mm : sequence of float
         Of its voxels; cells are as near to cubes as whole voxels allow.
     most : int
-        Cells. Even the largest may be more in scans of more than 8 GB.
+        Cells; the largest that are tried may still be more.
 
     Notes
     -----

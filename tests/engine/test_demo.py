@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from napari_s2dc.engine.demo import run_demo
-from napari_s2dc.engine.demo_fewshot import label_one_slice
+from napari_s2dc.engine.demo_fewshot import label_one_slice, painted_over
 from napari_s2dc.engine.demo_scans import HELD_OUT, claim_folder, write_scans
 from napari_s2dc.engine.demo_training import train, untrained_encoder
 from napari_s2dc.engine.encoders import latest_local_run
@@ -34,6 +34,16 @@ def test_the_slice_with_most_organs_is_labelled() -> None:
     assert set(np.unique(labels)) == {0, 3, 4, 255}
     assert not labels[[0, 2, 3, 4]].any()
     assert (labels[1][organs[1] == 0] == 255).all()
+
+
+def test_labels_are_coloured_and_the_rest_stays_grey() -> None:
+    image = np.full((2, 3, 4), 0.5, np.float32)
+    labels = np.zeros((2, 3, 4), np.uint8)
+    labels[0], labels[1, 0] = 7, 3
+    picture = painted_over(image, labels, {7: (1.0, 0.0, 0.0), 9: (0.0, 1.0, 0.0)})
+    np.testing.assert_allclose(picture[0, 0, 0], (0.8, 0.2, 0.2), atol=1e-6)
+    np.testing.assert_allclose(picture[1], 0.5)  # also where a label has no colour
+    np.testing.assert_allclose(painted_over(image, 0 * labels, {7: (1.0, 0.0, 0.0)}), 0.5)
 
 
 # --- the whole tour --------------------------------------------------------------------------
