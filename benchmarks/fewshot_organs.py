@@ -24,7 +24,7 @@ from napari_s2dc.volumes.foreground import foreground_mask
 ORGANS = 8
 _LAST_ORGAN = 22
 """TotalSegmentator numbers the organs from 1 to this; vertebrae, vessels and muscles follow."""
-_EVERYWHERE = " background everywhere"
+EVERYWHERE = " background everywhere"
 """Ends the name of the data in runs with background strokes in every organ's slice."""
 _MEMO = Memo()
 
@@ -88,7 +88,7 @@ class OrgansWork:
     def __call__(self, run: Run) -> Result:
         """Do a run in this process; Dice and distance are those of the organs."""
         truth, painted, organs = painted_scan(
-            self.folder, run.seed, background_everywhere=run.data.endswith(_EVERYWHERE)
+            self.folder, run.seed, background_everywhere=run.data.endswith(EVERYWHERE)
         )
         begun = _MEMO.now()
         segment = WAYS[run.way](Case([painted], self.encoder, run.seed), _MEMO)
@@ -130,7 +130,7 @@ def organs_section(
     names = json.loads((folder / "dataset.json").read_text())["labels"]
     digest = weights_hash(SwinEncoder.from_checkpoint(encoder))
     parts = []
-    for kind, where in (("", "in one slice"), (_EVERYWHERE, "in the slice of every organ")):
+    for kind, where in (("", "in one slice"), (EVERYWHERE, "in the slice of every organ")):
         _, painted, organs = painted_scan(folder, SEEDS[0], background_everywhere=bool(kind))
         wanted = [Run(folder.name + kind, way, STROKES, seed) for way in ways for seed in SEEDS]
         results = results_of(wanted, OrgansWork(folder, encoder), runs, digest, jobs)

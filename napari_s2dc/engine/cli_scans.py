@@ -90,7 +90,7 @@ def add_shared_arguments(parser: ArgumentParser) -> None:
         "--preset",
         type=str,
         default="checkpoint",
-        help="Intensities: checkpoint (as the encoder was trained), auto, ct_soft_tissue, "
+        help="Intensities: checkpoint (as the encoder was trained), auto, ct, ct_soft_tissue, "
         "ct_lung, ct_bone, ct_wide, mr or pet.",
     )
     add_device_argument(parser)

@@ -17,7 +17,7 @@ import platformdirs
 
 from napari_s2dc.errors import CheckpointError, S2DCError
 from napari_s2dc.files import replace_atomically
-from napari_s2dc.volumes.preprocess import PRESETS, guess_preset
+from napari_s2dc.volumes.preprocess import PRESETS, preset_of_scan
 from napari_s2dc.volumes.volume import Volume
 
 if TYPE_CHECKING:
@@ -202,13 +202,7 @@ def preset_of(volume: Volume, encoder: SwinEncoder, preset: str) -> str:
     """
     if preset == "checkpoint":
         preset = _preset(encoder.metadata)
-    return _own_preset(volume) if preset == "auto" else preset
-
-
-def _own_preset(volume: Volume) -> str:
-    """Preset of a scan's own kind: as it is stated, else guessed from its values."""
-    stated = {"ct": "ct_wide", "mr": "mr", "pet": "pet"}.get(volume.modality or "")
-    return stated or guess_preset(volume.array)
+    return preset_of_scan(volume) if preset == "auto" else preset
 
 
 def mismatch(volume: Volume, encoder: SwinEncoder) -> str:
@@ -250,7 +244,7 @@ def difference(volume: Volume, preset: str, spacing_mm: Any, learner: str) -> st
         As of :func:`mismatch`.
     """
     trained = _kind(preset)
-    scan = _kind(_own_preset(volume))
+    scan = _kind(preset_of_scan(volume))
     parts = []
     if trained in _KINDS and scan != trained and not (trained == "pet" and not volume.modality):
         parts.append(f"is {_KINDS[scan]} and {learner} was trained on {_KINDS[trained]}")

@@ -9,9 +9,10 @@ import numpy as np
 from napari_s2dc.errors import VolumeError
 from napari_s2dc.volumes.anatomy import paint_torso
 from napari_s2dc.volumes.canvas import FIELD_MM, LABELS, TISSUES, Canvas
+from napari_s2dc.volumes.smooth_field import smooth_field
 from napari_s2dc.volumes.volume import Volume
 
-__all__ = ["LABELS", "phantom"]
+__all__ = ["LABELS", "phantom", "torso_regions"]
 
 Contrast = Literal["ct", "t1", "t2"]
 
@@ -52,35 +53,6 @@ _ENHANCEMENT = {
 }
 
 
-def _spline_basis(size: int, knots: int) -> np.ndarray:
-    """(size, knots + 3) cubic B-spline weights of `size` samples over `knots` intervals."""
-    place = (np.arange(size) + 0.5) / size * knots
-    first = np.minimum(place.astype(int), knots - 1)
-    part = place - first
-    weights = np.stack(
-        [
-            (1 - part) ** 3,
-            3 * part**3 - 6 * part**2 + 4,
-            -3 * part**3 + 3 * part**2 + 3 * part + 1,
-            part**3,
-        ],
-        axis=1,
-    )
-    basis = np.zeros((size, knots + 3), dtype=np.float32)
-    np.put_along_axis(basis, first[:, None] + np.arange(4), weights / 6, axis=1)
-    return basis
-
-
-def _smooth_field(
-    shape: tuple[int, int, int], knots: tuple[int, int, int], random: np.random.Generator
-) -> np.ndarray:
-    """Smooth random field (z, y, x) of about unit variance."""
-    field = random.standard_normal([count + 3 for count in knots]).astype(np.float32)
-    for axis, (size, count) in enumerate(zip(shape, knots, strict=True)):
-        field = np.moveaxis(np.tensordot(_spline_basis(size, count), field, (1, axis)), 0, axis)
-    return np.ascontiguousarray(field) * np.float32(2.6)  # cubic weights shrink the variance
-
-
 def _rotation(angles_deg: np.ndarray) -> np.ndarray:
     """Rotation (3, 3) about the axes (z, y, x), in this order."""
     matrix = np.eye(3)
@@ -112,7 +84,7 @@ def _coordinates(
             .reshape([-1 if other == axis else 1 for other in range(3)])
             for axis in range(3)
         )
-        warp = 3.0 * _smooth_field(shape, (4, 4, 4), random)
+        warp = 3.0 * smooth_field(shape, (4, 4, 4), random)
         place = np.asarray(straight + warp + np.float32(shift[row]), dtype=np.float32)
         grid = axes[row].astype(np.float32).reshape([-1 if o == row else 1 for o in range(3)])
         moved = max(moved, float(np.abs(place - grid).max()))
@@ -145,7 +117,7 @@ def _intensities(
 
     shape = (tissues.shape[0], tissues.shape[1], tissues.shape[2])
     table = _tissue_values(contrast, random)
-    coarse = _smooth_field(shape, (12, 16, 16), random)
+    coarse = smooth_field(shape, (12, 16, 16), random)
     fine = random.standard_normal(shape, dtype=np.float32)
     fine = ndimage.uniform_filter(fine, 3) * np.float32(3.0)
     texture = 0.6 * coarse + 0.6 * fine
@@ -154,7 +126,7 @@ def _intensities(
     texture[lung] = 6.0 * np.exp(-((2.2 * coarse[lung]) ** 2)) + 0.6 * fine[lung] - 2.0
     image = table[:, 0][tissues] + table[:, 1][tissues] * texture
     image = ndimage.gaussian_filter(image, 0.5, truncate=2.0)  # partial volume at the edges
-    bias = _smooth_field(shape, (2, 2, 2), random)
+    bias = smooth_field(shape, (2, 2, 2), random)
     if contrast == "ct":
         noise = random.uniform(10, 20) * random.standard_normal(shape, dtype=np.float32)
         image += noise + 4 * bias
@@ -165,6 +137,35 @@ def _intensities(
     imaginary = sigma * random.standard_normal(shape, dtype=np.float32)
     gain = random.uniform(400, 1800)  # MR has no unit; every scanner scales otherwise
     return np.rint(gain * np.hypot(real, imaginary)).astype(np.float32)
+
+
+def _torso(shape: tuple[int, int, int], random: np.random.Generator) -> Canvas:
+    (z, y, x), moved = _coordinates(shape, random)
+    canvas = Canvas(z, y, x, moved, random)
+    paint_torso(canvas)
+    return canvas
+
+
+def torso_regions(shape: tuple[int, int, int], random: np.random.Generator) -> np.ndarray:
+    """Paint a torso of which every tissue of every organ is a region of its own.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Voxels (z, y, x) of the whole torso, as for :func:`phantom`.
+    random : numpy.random.Generator
+        The subject.
+
+    Returns
+    -------
+    np.ndarray
+        uint8 (z, y, x), from 0 (air outside the body) without gaps.
+    """
+    canvas = _torso(shape, random)
+    both = canvas.labels.astype(np.int64) * len(TISSUES) + canvas.tissues
+    present, regions = np.unique(both, return_inverse=True)
+    assert present[0] == 0
+    return regions.reshape(shape).astype(np.uint8)
 
 
 def phantom(
@@ -213,9 +214,7 @@ def phantom(
     anatomy, appearance = (
         np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(2)
     )
-    (z, y, x), moved = _coordinates(size, anatomy)
-    canvas = Canvas(z, y, x, moved, anatomy)
-    paint_torso(canvas)
+    canvas = _torso(size, anatomy)
     affine = np.diag([*spacing, 1.0])
     affine[:3, 3] = -0.5 * spacing * (np.asarray(size) - 1)  # 0 mm in the middle
     image = Volume(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ __all__ = [
     "foreground_mask",
     "guess_preset",
     "normalize",
+    "preset_of_scan",
     "resample",
     "resample_to",
     "scaling_of",
@@ -39,6 +41,8 @@ class Preset:
         percentiles of the foreground.
     low, high : float
         Become 0 and 1; what lies outside is clipped.
+    bends : tuple of (float, float)
+        Intensities between, ascending, and what they become; in between the map is straight.
     """
 
     name: str
@@ -46,11 +50,21 @@ class Preset:
     unit: str
     low: float
     high: float
+    bends: tuple[tuple[float, float], ...] = ()
 
 
 PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
+        # Soft tissue gets most of the range; lung and bone keep their own parts of it.
+        Preset(
+            "ct",
+            "CT, all tissues (-1000 to 1500 HU, most of it for -160 to 240)",
+            "value",
+            -1000.0,
+            1500.0,
+            bends=((-160.0, 0.15), (240.0, 0.85)),
+        ),
         Preset("ct_soft_tissue", "CT, soft tissue (-160 to 240 HU)", "value", -160.0, 240.0),
         Preset("ct_lung", "CT, lung (-1350 to 150 HU)", "value", -1350.0, 150.0),
         Preset("ct_bone", "CT, bone (-500 to 1300 HU)", "value", -500.0, 1300.0),
@@ -72,10 +86,16 @@ def guess_preset(array: np.ndarray) -> str:
     Returns
     -------
     str
-        ``"ct_wide"`` when the minimum lies below -200 and the values look like Hounsfield units,
+        ``"ct"`` when the minimum lies below -200 and the values look like Hounsfield units,
         otherwise ``"mr"``. PET cannot be told from values and must be named.
     """
-    return "ct_wide" if looks_like_hu(array) else "mr"
+    return "ct" if looks_like_hu(array) else "mr"
+
+
+def preset_of_scan(volume: Volume) -> str:
+    """Preset of a scan's own kind: as the file states it, else guessed from its values."""
+    stated = {"ct": "ct", "mr": "mr", "pet": "pet"}.get(volume.modality or "")
+    return stated or guess_preset(volume.array)
 
 
 @dataclass(frozen=True)
@@ -86,16 +106,23 @@ class Scaling:
     ----------
     low, high : float
         Become 0 and 1; what lies outside is clipped.
+    bends : tuple of (float, float)
+        As of :class:`Preset`.
     """
 
     low: float
     high: float
+    bends: tuple[tuple[float, float], ...] = ()
 
     def __call__(self, array: np.ndarray) -> np.ndarray:
         """Map an array; float32, same shape."""
-        scaled = array.astype(np.float32)
-        scaled -= np.float32(self.low)
-        scaled *= np.float32(1.0 / (self.high - self.low))
+        points = ((self.low, 0.0), *self.bends, (self.high, 1.0))
+        scaled = np.zeros(array.shape, np.float32)
+        for (low, value), (high, end) in pairwise(points):
+            part = np.clip(array, np.float32(low), np.float32(high), dtype=np.float32)
+            part -= np.float32(low)
+            part *= np.float32((end - value) / (high - low))
+            scaled += part
         return np.clip(scaled, 0.0, 1.0, out=scaled)
 
 
@@ -137,7 +164,7 @@ def scaling_of(
             low, high = float(array.min()), float(array.max())
         if high <= low:
             raise VolumeError(f"The scan has the same value, {low:g}, in every voxel.")
-    return Scaling(low, high)
+    return Scaling(low, high, preset.bends)
 
 
 def normalize(

@@ -140,11 +140,11 @@ def test_settings_out_of_range_are_one_sentence(
 def test_a_scan_is_embedded_as_its_normalised_image(
     embedding: Embedding, torso: Volume, tiny: SwinEncoder
 ) -> None:
-    expected = embed(normalize(torso.array, "ct_wide"), tiny, stage=2, window_vox=32)
+    expected = embed(normalize(torso.array, "ct"), tiny, stage=2, window_vox=32)
     assert embedding.features.dtype == torch.float16
     torch.testing.assert_close(embedding.features.float(), expected, rtol=1e-3, atol=1e-3)
     assert embedding.grid == (4, 6, 6)
-    assert embedding.metadata["preset"] == "ct_wide"
+    assert embedding.metadata["preset"] == "ct"
     assert embedding.metadata["notice"] == ""
     share = foreground_mask(torso.array).reshape(4, 8, 6, 8, 6, 8).mean((1, 3, 5))
     assert (embedding.foreground.numpy() == (share >= 0.5)).all()
@@ -283,7 +283,7 @@ def test_cancelling_leaves_nothing_behind(
 def test_a_region_lies_where_it_was_cut(torso: Volume, tiny: SwinEncoder) -> None:
     settings = EmbedSettings(window_vox=32, device="cpu", roi=((0, 32), (8, 40), (16, 48)))
     found = finish(embed_volume(torso, tiny, settings))
-    image = normalize(torso.array, "ct_wide")[0:32, 8:40, 16:48]
+    image = normalize(torso.array, "ct")[0:32, 8:40, 16:48]
     expected = embed(image, tiny, stage=2, window_vox=32)
     torch.testing.assert_close(found.features.float(), expected, rtol=1e-3, atol=1e-3)
     assert found.shape == (32, 32, 32)

@@ -164,12 +164,12 @@ def test_equal_weights_have_equal_hashes(tmp_path: Path) -> None:
     [
         (FACTS, "checkpoint", None, "ct_soft_tissue"),
         (FACTS, "pet", None, "pet"),
-        (FACTS, "auto", None, "ct_wide"),
-        ({}, "checkpoint", None, "ct_wide"),
+        (FACTS, "auto", None, "ct"),
+        ({}, "checkpoint", None, "ct"),
         ({}, "checkpoint", "pet", "pet"),
         ({"preprocessing": {"preset": "auto"}}, "checkpoint", "mr", "mr"),
-        ({"preprocessing": "odd"}, "checkpoint", None, "ct_wide"),
-        ({"preprocessing": {"preset": "unheard of"}}, "checkpoint", None, "ct_wide"),
+        ({"preprocessing": "odd"}, "checkpoint", None, "ct"),
+        ({"preprocessing": {"preset": "unheard of"}}, "checkpoint", None, "ct"),
     ],
 )
 def test_presets_are_resolved(

@@ -44,7 +44,7 @@ def test_sizes_are_those_after_resampling(tmp_path, save_scan, ball, small_confi
 def test_ct_is_told_from_its_values(tmp_path, save_scan, ball, small_config):
     save_scan(tmp_path / "data" / "a.nii.gz", ball() / 5 - 1000 * (ball() == 0))
     config = small_config(tmp_path / "data")
-    assert preflight(find_scans(config), config).presets == {"ct_wide": 1}
+    assert preflight(find_scans(config), config).presets == {"ct": 1}
 
 
 def bad_file(folder, kind):

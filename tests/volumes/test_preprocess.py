@@ -49,6 +49,15 @@ def test_ct_windows(name: str, low: float, high: float) -> None:
     np.testing.assert_allclose(normalize(array, name).ravel(), [0, 0, 0.5, 1, 1], atol=1e-6)
 
 
+def test_the_ct_preset_bends_so_that_no_tissue_is_lost() -> None:
+    hu = np.array([-1100, -1000, -580, -160, 40, 240, 870, 1500, 3000]).reshape(1, 1, 9)
+    expected = [0, 0, 0.075, 0.15, 0.5, 0.85, 0.925, 1, 1]
+    for kind in (np.int16, np.float32):
+        found = normalize(hu.astype(kind), "ct")
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found.ravel(), expected, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_gives_float32_in_unit_range(name: str) -> None:
     image, _ = phantom(SMALL, contrast="ct" if name.startswith("ct") else "t1")
@@ -74,7 +83,7 @@ def test_mr_does_not_depend_on_scanner_scale_or_on_the_amount_of_air() -> None:
 
 
 def test_presets_are_guessed() -> None:
-    assert guess_preset(phantom(SMALL, contrast="ct")[0].array) == "ct_wide"
+    assert guess_preset(phantom(SMALL, contrast="ct")[0].array) == "ct"
     assert guess_preset(phantom(SMALL, contrast="t1")[0].array) == "mr"
     assert guess_preset(crop_of_brain()) == "mr"
     # Negative values alone do not make a CT: an MR after z-score, and one with an offset.
@@ -82,12 +91,12 @@ def test_presets_are_guessed() -> None:
     assert guess_preset(noise) == "mr"
     assert guess_preset(noise * 10 - 5000) == "mr"
     image, _ = phantom(SMALL, contrast="ct")
-    np.testing.assert_array_equal(normalize(image.array, "auto"), normalize(image.array, "ct_wide"))
+    np.testing.assert_array_equal(normalize(image.array, "auto"), normalize(image.array, "ct"))
 
 
 def test_unknown_preset_and_constant_scan() -> None:
-    with pytest.raises(ConfigurationError, match="no intensity preset 'ct'"):
-        normalize(np.zeros((3, 3, 3)), "ct")
+    with pytest.raises(ConfigurationError, match="no intensity preset 'x'"):
+        normalize(np.zeros((3, 3, 3)), "x")
     with pytest.raises(VolumeError, match="same value"):
         normalize(np.full((8, 8, 8), 3.0), "mr")
 
@@ -220,7 +229,7 @@ def test_going_back_to_the_grid_of_the_file(affine: str) -> None:
     assert (resample_to(shifted, volume, outside=7).array == 7).all()
 
 
-@pytest.mark.parametrize("preset", ["mr", "pet", "ct_wide"])
+@pytest.mark.parametrize("preset", ["mr", "pet", "ct", "ct_wide"])
 def test_a_part_is_scaled_as_in_the_whole(preset: str) -> None:
     image, _ = phantom(SMALL, seed=1, contrast="t1")
     part = (slice(3, 20), slice(10, 40), slice(0, 56))

@@ -16,7 +16,7 @@ class DataConfig:
     section: str = ""
     """Section of ``dataset.json`` to read; empty means every section that lists images."""
     preset: str = "auto"
-    """Intensity preset: auto, ct_soft_tissue, ct_lung, ct_bone, ct_wide, mr or pet."""
+    """Intensity preset: auto, ct, ct_soft_tissue, ct_lung, ct_bone, ct_wide, mr or pet."""
     spacing_mm: list[float] = field(default_factory=list)
     """Resample every scan to this spacing in mm (z, y, x); empty keeps each scan's own."""
     crop_size: int = 48
@@ -25,6 +25,10 @@ class DataConfig:
     """Number of crops along (z, y, x) in one sub-volume."""
     foreground_fraction: float = 0.1
     """Least share of foreground voxels wanted in a sub-volume."""
+    synthetic_share: float = 0.0
+    """Share of the sub-volumes that are made up: endless anatomies in random contrasts."""
+    cross_contrast: bool = True
+    """Show each view of a made-up anatomy in a contrast of its own."""
     validation_volumes: int = 3
     """Scans held out for matching accuracy and the 5-nearest-neighbour probe."""
     batch_size: int = 1

@@ -23,6 +23,7 @@ from s2dc_train.interruption import SIGNALS
 from s2dc_train.preflight import PreflightReport, nothing_left, preflight
 from s2dc_train.sources import ScanEntry, find_scans
 from s2dc_train.subvolumes import CounterSampler, SubVolumeDataset
+from s2dc_train.synthetic import Synthesis
 
 # Shown by the command line, and by its first process only.
 _log = logging.getLogger("s2dc_train")
@@ -212,6 +213,7 @@ class S2DCDataModule(LightningDataModule):
             subvolume_size(self.config),
             seed=self.seed,
             foreground_fraction=self.config.foreground_fraction,
+            synthesis=Synthesis(self.config.synthetic_share, self.config.cross_contrast),
         )
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:

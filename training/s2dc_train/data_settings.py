@@ -30,6 +30,7 @@ def check_settings(config: DataConfig) -> None:
         ),
         (config.crop_size >= 1, "crop_size must be positive"),
         (0 <= config.foreground_fraction <= 1, "foreground_fraction must be between 0 and 1"),
+        (0 <= config.synthetic_share <= 1, "synthetic_share must be between 0 and 1"),
         (config.validation_volumes >= 1, "validation_volumes must be at least 1"),
         (config.batch_size >= 1, "batch_size must be at least 1"),
         (config.workers >= 0, "workers must not be negative"),

@@ -10,7 +10,7 @@ import numpy as np
 
 from napari_s2dc.errors import VolumeError
 from napari_s2dc.volumes.io import check_values, read_volume
-from napari_s2dc.volumes.preprocess import foreground_mask, guess_preset, normalize, resample
+from napari_s2dc.volumes.preprocess import foreground_mask, normalize, preset_of_scan, resample
 from napari_s2dc.volumes.volume import Volume
 from s2dc_train.cached_scan import STEPS
 from s2dc_train.sources import ScanEntry
@@ -107,10 +107,7 @@ def _labels(
 
 def choose_preset(volume: Volume, wanted: str) -> str:
     """Return the preset to apply; ``auto`` follows the file's own word, then its values."""
-    if wanted != "auto":
-        return wanted
-    stated = {"ct": "ct_wide", "mr": "mr", "pet": "pet"}.get(volume.modality or "")
-    return stated or guess_preset(volume.array)
+    return preset_of_scan(volume) if wanted == "auto" else wanted
 
 
 def reason(error: BaseException, path: Path) -> str:

@@ -14,6 +14,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from napari_s2dc.errors import ConfigurationError
 from s2dc_train.cached_scan import CachedScan, ScanArrays
+from s2dc_train.synthetic import VIEWS, Synthesis
 
 _CANDIDATES = 8
 # First word of the seed of each random stream.
@@ -33,6 +34,8 @@ class SubVolumeDataset(Dataset[dict[str, Any]]):
         Not negative.
     foreground_fraction : float
         Share of foreground wanted; the best of a few candidate places is taken where none has it.
+    synthesis : Synthesis, optional
+        Which samples are made-up anatomies instead.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class SubVolumeDataset(Dataset[dict[str, Any]]):
         *,
         seed: int = 0,
         foreground_fraction: float = 0.0,
+        synthesis: Synthesis | None = None,
     ) -> None:
         if seed < 0:
             raise ConfigurationError(f"The seed {seed} is negative.")
@@ -49,6 +53,7 @@ class SubVolumeDataset(Dataset[dict[str, Any]]):
         self.size = size
         self.seed = seed
         self.foreground_fraction = foreground_fraction
+        self.synthesis = synthesis or Synthesis()
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return sample ``index``, a global counter.
@@ -56,16 +61,22 @@ class SubVolumeDataset(Dataset[dict[str, Any]]):
         Returns
         -------
         dict
-            ``image`` float32 (1, Z, Y, X) in [0, 1]; ``valid`` and ``foreground`` bool (Z, Y, X);
-            ``volume`` position in ``scans``; ``sample`` the index; ``start`` LongTensor (3), first
+            ``image`` float32 (1, Z, Y, X) in [0, 1], with one channel for each view where some
+            samples are made up; ``valid`` and ``foreground`` bool (Z, Y, X); ``volume`` position
+            in ``scans``, -1 when made up; ``sample`` the index; ``start`` LongTensor (3), first
             voxel (z, y, x), negative where padding comes first.
         """
-        passes, position = divmod(index, len(self.scans))
+        if self.synthesis.holds(index):
+            return self.synthesis.item(self.size, self.seed, index)
+        passes, position = divmod(index - self.synthesis.before(index), len(self.scans))
         volume = int(_order(self.seed, passes, len(self.scans))[position])
         scan = self.scans[volume]
         generator = np.random.default_rng([_PLACE_STREAM, self.seed, index])
         arrays = scan.open()
-        return self._item(arrays, volume, index, self._place(scan, arrays, generator))
+        item = self._item(arrays, volume, index, self._place(scan, arrays, generator))
+        if self.synthesis.share:
+            item["image"] = item["image"].expand(VIEWS, *self.size)
+        return item
 
     def centred(self, volume: int) -> dict[str, Any]:
         """Return the sub-volume round the middle of a scan's foreground; padding is even."""

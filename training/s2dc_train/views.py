@@ -164,8 +164,9 @@ def build_views(
 
     Parameters
     ----------
-    image : Tensor (B, 1, Z, Y, X)
-        Sub-volumes, normalised to [0, 1].
+    image : Tensor (B, 1 or 3, Z, Y, X)
+        Sub-volumes, normalised to [0, 1]; with three channels, as view 1, view 2 and the
+        contrastive view see them.
     valid, foreground : Tensor (B, Z, Y, X)
         Boolean; inside the scan (not padding), and tissue rather than air.
     draws : ViewDraws
@@ -185,7 +186,12 @@ def build_views(
     affine = Affine3D(draws.affine.matrix.to(device))
     masks = torch.stack([valid, valid & foreground], dim=1).to(image.dtype)
     first, second, contrast = (
-        _toned(image, masks[:, 1:], intensity) for intensity in draws.intensity.to(device).unbind(1)
+        _toned(seen[:, None], masks[:, 1:], intensity)
+        for seen, intensity in zip(
+            image.expand(-1, 3, -1, -1, -1).unbind(1),
+            draws.intensity.to(device).unbind(1),
+            strict=True,
+        )
     )
     second = affine.warp(second)
     # Shares of a token need no full resolution: four cells along its side will do.

@@ -1,0 +1,323 @@
+"""What the bundled encoder knows, beside others with the same architecture and beside intensities.
+
+    python -m benchmarks.evidence DATA --mouse MOUSE --hippocampus HIPPOCAMPUS --ct CT \
+        --masked MASKED --write
+
+where MOUSE, HIPPOCAMPUS and CT are encoders pretrained on the target set (as
+``benchmarks.fewshot`` says) and MASKED is what ``benchmarks.masked_modelling`` made of the run of
+the bundled encoder. Finished figures are kept in ``--runs``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+
+import torch
+
+from benchmarks.descriptors import mind, raw_patches
+from benchmarks.evidence_tasks import (
+    Candidate,
+    contrast_accuracy,
+    matching_accuracy,
+    read_scan,
+    structure_figures,
+    transfer_dice,
+)
+from benchmarks.fewshot_organs import EVERYWHERE, OrgansWork
+from benchmarks.fewshot_runs import Run, results_of
+from benchmarks.fewshot_splits import HIPPOCAMPUS, MOUSE, SEEDS, LabelledSet, names_in
+from benchmarks.fewshot_strokes import STROKES
+from benchmarks.fewshot_volumes import VolumesWork
+from benchmarks.fewshot_ways import NETWORKS
+from benchmarks.report import machine, table, write_section
+from napari_s2dc.engine.allocator import keep_large_buffers
+from napari_s2dc.engine.encoders import default_encoder, weights_hash
+from napari_s2dc.files import replace_atomically
+from napari_s2dc.method.encoder import SwinEncoder
+from napari_s2dc.volumes.volume import Volume
+
+CT_SET = "totalseg_ct"
+SETS = (MOUSE.name, HIPPOCAMPUS.name, CT_SET)
+KNOWN = {MOUSE.name: 5, HIPPOCAMPUS.name: 20, CT_SET: 0}
+"""Labelled subjects that name the patches of the tests, drawn from twice as many."""
+TESTS = {MOUSE.name: 5, HIPPOCAMPUS.name: 20}
+VIEWS = {MOUSE.name: 4, HIPPOCAMPUS.name: 2, CT_SET: 20}
+"""Random views of each test scan, every second one in-plane."""
+FIRST_VIEW = 100
+CONTRAST_VIEWS = 2
+TRANSFER_PAIRS = 10
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the tables.
+
+    Parameters
+    ----------
+    name : str
+        Shown.
+    encoders : mapping
+        File of the encoder by name of the set.
+    untrained : bool
+        Random weights of the same architecture instead, drawn anew for each seed.
+    descriptor : callable, optional
+        In place of the encoder's features.
+    """
+
+    name: str
+    encoders: Mapping[str, Path]
+    untrained: bool = False
+    descriptor: Callable[..., torch.Tensor] | None = None
+
+    def candidate(self, data: str, seed: int) -> Candidate:
+        """Give the encoder or descriptor for a set."""
+        encoder = SwinEncoder.from_checkpoint(self.encoders[data]).eval()
+        if self.untrained:
+            torch.manual_seed(seed)
+            fresh = SwinEncoder(encoder.config).eval()
+            fresh.metadata = encoder.metadata
+            encoder = fresh
+        return Candidate(encoder, self.descriptor)
+
+
+class Figures:
+    """Figures that were measured, as a file, so that the benchmark goes on where it was."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.known: dict[str, list[float]] = json.loads(file.read_text()) if file.is_file() else {}
+
+    def __call__(
+        self, candidate: Candidate, what: str, measure: Callable[[], Sequence[float]]
+    ) -> list[float]:
+        """Return the figures of a candidate, measured now when they are not there."""
+        kind = candidate.descriptor.__name__ if candidate.descriptor else ""
+        key = f"{weights_hash(candidate.encoder)} {kind} {what}"
+        if key not in self.known:
+            self.known[key] = [float(value) for value in measure()]
+            print(f"{what}: {self.known[key]}", flush=True)
+            with replace_atomically(self.file) as temporary:
+                temporary.write_text(json.dumps(self.known, indent=1))
+        return self.known[key]
+
+
+def scans_of(data: Path, name: str) -> list[tuple[Volume, Volume]]:
+    """Read the scans of a set with labels: the pool of the known, then the tests."""
+    names = names_in(data / name)
+    if name != CT_SET:
+        tests = (MOUSE if name == MOUSE.name else HIPPOCAMPUS).tests
+        names = names[: 2 * KNOWN[name]] + names[-tests:][: TESTS[name]]
+    scans = [read_scan(data / name, one) for one in names]
+    return [(scan.image, scan.labels) for scan in scans]
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean, and standard deviation where there are several that differ."""
+    if len(set(values)) == 1:
+        return f"{values[0]:.3f}"
+    return f"{mean(values):.3f} ± {stdev(values):.3f}"
+
+
+def patches_table(rows: Sequence[Row], data: Path, figures: Figures) -> str:
+    """Tabulate matching with known truth, and 5-NN and linear probe of structures."""
+    scans = {name: scans_of(data, name) for name in SETS}
+    body = []
+    for row in rows:
+        cells = [row.name]
+        for name in SETS:
+            columns: list[list[float]] = []
+            for seed in SEEDS:
+                candidate = row.candidate(name, seed)
+                tests = [image for image, _ in scans[name][2 * KNOWN[name] :]]
+                views = range(FIRST_VIEW, FIRST_VIEW + VIEWS[name])
+                matched = figures(
+                    candidate,
+                    f"{name} matching",
+                    lambda c=candidate, t=tests, v=views: [matching_accuracy(c, t, v)],
+                )
+                named = figures(
+                    candidate,
+                    f"{name} structures {seed if KNOWN[name] else 0}",
+                    lambda c=candidate, n=name, s=seed: structure_figures(c, scans[n], KNOWN[n], s),
+                )
+                columns.append([*matched, *named])
+            cells += [spread(values) for values in zip(*columns, strict=True)]
+        body.append(cells)
+    header = ["features"]
+    for name in SETS:
+        header += [f"{name}: matching", "5-NN", "linear"]
+    return table(header, body)
+
+
+def contrast_table(rows: Sequence[Row], figures: Figures) -> str:
+    """Tabulate matching between a CT-like and a T2-like rendering of one anatomy."""
+    body = []
+    views = range(FIRST_VIEW, FIRST_VIEW + CONTRAST_VIEWS)
+    for row in rows:
+        found = []
+        for seed in SEEDS if row.untrained else SEEDS[:1]:
+            candidate = row.candidate(CT_SET, seed)
+            found.append(
+                figures(candidate, "contrast", lambda c=candidate: contrast_accuracy(c, views))
+            )
+        same, cross = ([pair[place] for pair in found] for place in (0, 1))
+        ratio = [b / a for a, b in zip(same, cross, strict=True)]
+        body.append([row.name, spread(same), spread(cross), spread(ratio)])
+    return table(["features", "same contrast", "CT to T2 and back", "ratio"], body)
+
+
+def transfer_table(rows: Sequence[Row], data: Path, figures: Figures) -> str:
+    """Labels carried between the mouse brains that are tests."""
+    scans = scans_of(data, MOUSE.name)[-TESTS[MOUSE.name] :]
+    body = []
+    for row in rows:
+        candidate = row.candidate(MOUSE.name, SEEDS[0])
+        plan, whole = figures(
+            candidate, "transfer", lambda c=candidate: transfer_dice(c, scans, TRANSFER_PAIRS)
+        )
+        body.append([row.name, f"{plan:.3f}", f"{whole:.3f}"])
+    return table(["features", "Dice, plan alone", "Dice, registered"], body)
+
+
+def fewshot_table(rows: Sequence[Row], data: Path, runs: Path, jobs: int) -> str:
+    """One labelled scan, or strokes on one, by encoder."""
+    body = []
+    for row in rows:
+        if row.descriptor:
+            continue
+        cells = [row.name]
+        for which in (MOUSE, HIPPOCAMPUS):
+            path = row.encoders[which.name]
+            work = VolumesWork(data / which.name, which, path, path)
+            way = NETWORKS[0] if row.untrained else NETWORKS[1]
+            ways = [way] if row.untrained else [way, "Quick"]
+            cells += _one_labelled(which, work, ways, path, runs, jobs)
+        if row.untrained:
+            cells.append("–")
+        else:
+            path = row.encoders[CT_SET]
+            wanted = [Run(CT_SET + EVERYWHERE, "Quick", STROKES, seed) for seed in SEEDS]
+            work_on_ct = OrgansWork(data / CT_SET, path)
+            digest = weights_hash(SwinEncoder.from_checkpoint(path))
+            found = results_of(wanted, work_on_ct, runs, digest, jobs)
+            cells.append(spread([mean(result.dice) for result in found.values()]))
+        body.append(cells)
+    header = ["encoder"]
+    for which in (MOUSE, HIPPOCAMPUS):
+        header += [f"{which.name}: Fine-tune", "Quick"]
+    return table([*header, f"{CT_SET}: strokes, Quick"], body)
+
+
+def _one_labelled(
+    which: LabelledSet, work: VolumesWork, ways: Sequence[str], path: Path, runs: Path, jobs: int
+) -> list[str]:
+    digest = weights_hash(SwinEncoder.from_checkpoint(path))
+    wanted = [Run(which.name, way, 1, seed) for way in ways for seed in SEEDS]
+    found = results_of(wanted, work, runs, digest, jobs)
+    cells = []
+    for way in ways:
+        dice = [mean(result.dice) for run, result in found.items() if run.way == way]
+        cells.append(spread(dice) if dice else "–")
+    return [*cells, *["–"] * (2 - len(cells))]
+
+
+def rows_of(options: argparse.Namespace) -> list[Row]:
+    """List the rows of the evidence, or those of the ablations."""
+    bundled = dict.fromkeys(SETS, options.bundled)
+    if options.ablations:
+        named = [item.partition("=") for item in options.ablations]
+        return [Row(name, dict.fromkeys(SETS, Path(path))) for name, _, path in named]
+    rows = [Row("bundled", bundled), Row("the same, untrained", bundled, untrained=True)]
+    target = (options.mouse, options.hippocampus, options.ct)
+    if all(target):
+        rows.append(Row("pretrained on the target set", dict(zip(SETS, target, strict=True))))
+    if options.masked:
+        rows.append(Row("masked-image modelling", dict.fromkeys(SETS, options.masked)))
+    rows.append(Row("intensities: MIND", bundled, descriptor=mind))
+    rows.append(Row("intensities: voxels of a patch", bundled, descriptor=raw_patches))
+    return rows
+
+
+PARTS = ("patches", "contrast", "transfer", "fewshot")
+TEXTS = {
+    "patches": (
+        "Matching: the most similar patch of a random view of the same scan is the true one "
+        f"({', '.join(f'{VIEWS[name]} views of each test of {name}' for name in SETS)}; features "
+        "alone, no transport and no prior). 5-NN and linear: the structure of a patch named from "
+        f"{KNOWN[MOUSE.name]} and {KNOWN[HIPPOCAMPUS.name]} other subjects; {CT_SET} has one "
+        "labelled scan, so its patches are named from slabs of two patches by the slabs between. "
+        f"Mean ± standard deviation over {len(SEEDS)} draws of the known subjects, and of the "
+        "random weights where there are any."
+    ),
+    "contrast": (
+        "Four phantom torsos that no training saw, each shown as CT and as T2-weighted MR; the "
+        "same random views; the most similar patch."
+    ),
+    "transfer": (
+        f"{TRANSFER_PAIRS} ordered pairs of the tests of {MOUSE.name}. Plan alone: shares of "
+        "labels through the transport plan; registered: as `s2dc transfer` does, by intensities "
+        "too."
+    ),
+    "fewshot": (
+        "One labelled scan (three draws), tests as in the tables of few labels above; strokes of "
+        "the background in the slice of every organ."
+    ),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path, help="folder of the data sets, decathlon folders")
+    parser.add_argument("--bundled", type=Path, help="encoder; default: the bundled one")
+    parser.add_argument("--mouse", type=Path, help="encoder pretrained on mouse_brain")
+    parser.add_argument("--hippocampus", type=Path, help="encoder pretrained on hippocampus")
+    parser.add_argument("--ct", type=Path, help="encoder pretrained on CT")
+    parser.add_argument("--masked", type=Path, help="encoder of benchmarks.masked_modelling")
+    parser.add_argument(
+        "--ablations", nargs="+", metavar="NAME=ENCODER", help="these rows in place of all others"
+    )
+    parser.add_argument("--runs", type=Path, default=Path("runs/evidence"), help="what is finished")
+    parser.add_argument("--jobs", type=int, default=2, help="few-shot runs at a time")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--write", action="store_true", help="put it into docs/benchmarks.md")
+    options = parser.parse_args(arguments)
+    options.bundled = options.bundled or default_encoder()
+    keep_large_buffers()
+    options.runs.mkdir(parents=True, exist_ok=True)
+    figures, rows = Figures(options.runs / "figures.json"), rows_of(options)
+    made: dict[str, Callable[[], str]] = {
+        "patches": lambda: patches_table(rows, options.data, figures),
+        "contrast": lambda: contrast_table(rows, figures),
+        "transfer": lambda: transfer_table(rows, options.data, figures),
+        "fewshot": lambda: fewshot_table(rows, options.data, options.runs, options.jobs),
+    }
+    for part in options.parts:
+        kind = "Ablations" if options.ablations else "Evidence"
+        if options.ablations:
+            given = "--ablations NAME=ENCODER ..."
+        else:
+            given = "--mouse MOUSE --hippocampus HIPPOCAMPUS --ct CT --masked MASKED"
+        section = "\n\n".join(
+            [
+                f"## {kind}, {part}",
+                machine(torch.device("cpu")),
+                TEXTS[part],
+                made[part](),
+                f"    python -m benchmarks.evidence DATA {given} --parts {part} --write",
+            ]
+        )
+        print(section, flush=True)
+        if options.write:
+            write_section(f"{kind.lower()} {part}", section)
+
+
+if __name__ == "__main__":
+    main()

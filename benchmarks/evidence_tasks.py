@@ -1,0 +1,182 @@
+"""What features of patches are good for: the tasks of ``benchmarks.evidence``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from benchmarks.fewshot_volumes import read_scan
+from benchmarks.matching_subjects import Subject, carried, judged, through_plan
+from benchmarks.matching_truth import described, nearest
+from napari_s2dc.engine.embed import EmbedSettings, embed_volume
+from napari_s2dc.engine.embedding import Embedding
+from napari_s2dc.engine.measures import label_tokens, structure_accuracy
+from napari_s2dc.engine.progress import finish
+from napari_s2dc.engine.self_check import KnownView, judge, known_view
+from napari_s2dc.method.encoder import SwinEncoder
+from napari_s2dc.volumes.phantom import phantom
+from napari_s2dc.volumes.preprocess import normalize
+from napari_s2dc.volumes.volume import Volume
+
+Descriptor = Callable[[np.ndarray, int], torch.Tensor]
+"""From an image in [0, 1] and the side of a patch to features (C, tz, ty, tx)."""
+
+Labelled = tuple[torch.Tensor, torch.Tensor]
+"""Features (C, tz, ty, tx) and labels (tz, ty, tx)."""
+
+PHANTOM_SEEDS = (201, 202, 203, 204)
+"""Torsos that no training has seen."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Something that gives features to patches.
+
+    Parameters
+    ----------
+    encoder : SwinEncoder
+        Features of its stage; for a descriptor, only its preprocessing and grid are used.
+    descriptor : callable, optional
+        Takes the place of the encoder's features.
+    """
+
+    encoder: SwinEncoder
+    descriptor: Descriptor | None = None
+
+    def embed(self, volume: Volume) -> Embedding:
+        """Features of a whole scan."""
+        embedding = finish(embed_volume(volume, self.encoder, EmbedSettings()))
+        if self.descriptor is None:
+            return embedding
+        image = normalize(volume.array, embedding.metadata["preset"])
+        return replace(embedding, features=self.descriptor(image, embedding.stride))
+
+    def view(self, volume: Volume, seed: int) -> KnownView:
+        """Give a random view with known truth, features of both included; even seeds in-plane."""
+        steps = known_view(volume, self.encoder, EmbedSettings(), in_plane=seed % 2 == 0, seed=seed)
+        known = finish(steps)
+        return known if self.descriptor is None else described(known, volume, self.descriptor)
+
+
+def matching_accuracy(candidate: Candidate, volumes: Sequence[Volume], seeds: range) -> float:
+    """Share of patches whose most similar patch in a view is the true one, mean over the views."""
+    found = []
+    for volume in volumes:
+        for seed in seeds:
+            known = candidate.view(volume, seed)
+            found.append(judge(known, nearest(known)).accuracy)
+    return float(np.mean(found))
+
+
+def contrast_accuracy(candidate: Candidate, seeds: range) -> tuple[float, float]:
+    """Measure matching accuracy within a contrast, and from one to the other.
+
+    Phantoms shown as CT and as T2-weighted MR; the same views of both.
+
+    Returns
+    -------
+    same, cross : float
+        Mean over both contrasts, and over both directions.
+    """
+    same, cross = [], []
+    for number in PHANTOM_SEEDS:
+        pair = [phantom(seed=number, contrast=contrast)[0] for contrast in ("ct", "t2")]
+        for seed in seeds:
+            ct, t2 = (candidate.view(volume, seed) for volume in pair)
+            for one, other in ((ct, t2), (t2, ct)):
+                same.append(judge(one, nearest(one)).accuracy)
+                view = replace(one.view, features=other.view.features)
+                mixed = replace(one, view=view)
+                cross.append(judge(mixed, nearest(mixed)).accuracy)
+    return float(np.mean(same)), float(np.mean(cross))
+
+
+def labelled_tokens(candidate: Candidate, image: Volume, labels: Volume) -> Labelled:
+    """Features of a scan and the label that most voxels of every patch have."""
+    embedding = candidate.embed(image)
+    return embedding.features.float(), label_tokens(labels.array.astype(np.int64), embedding.stride)
+
+
+def alternate_slabs(scan: Labelled) -> tuple[Labelled, Labelled]:
+    """Part one scan into slabs of two patches along z: every second one is known, the others asked.
+
+    For a set with one labelled scan; the middle of a slab is 16 voxels from the known.
+    """
+    features, labels = scan
+    even = torch.arange(labels.shape[0]) // 2 % 2 == 0
+    return (features[:, even], labels[even]), (features[:, ~even], labels[~even])
+
+
+def linear_probe(known: Sequence[Labelled], asked: Sequence[Labelled]) -> float:
+    """Accuracy of a logistic regression on the patches of other subjects."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    (points, names), (questions, truth) = (
+        (
+            torch.cat([features[:, labels > 0].T for features, labels in subjects]).numpy(),
+            torch.cat([labels[labels > 0] for _, labels in subjects]).numpy(),
+        )
+        for subjects in (known, asked)
+    )
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=300))
+    return float(model.fit(points, names).score(questions, truth))
+
+
+def structure_figures(
+    candidate: Candidate, folder_scans: Sequence[tuple[Volume, Volume]], known: int, seed: int
+) -> tuple[float, float]:
+    """5-NN and linear-probe accuracy of structures at patches.
+
+    Parameters
+    ----------
+    candidate : Candidate
+        Gives the features.
+    folder_scans : sequence of (image, labels)
+        One scan, which is parted into slabs; or the pool first and the tests last.
+    known : int
+        How many of the pool are drawn; the rest after the pool of ``2 * known`` are the tests.
+    seed : int
+        Of the draw.
+    """
+    tokens = [labelled_tokens(candidate, image, labels) for image, labels in folder_scans]
+    if len(tokens) == 1:
+        one, other = alternate_slabs(tokens[0])
+        voting, asked = [one], [other]
+    else:
+        pool = 2 * known
+        drawn = np.random.default_rng(seed).permutation(pool)[:known]
+        voting, asked = [tokens[place] for place in drawn], tokens[pool:]
+    return structure_accuracy(voting, asked), linear_probe(voting, asked)
+
+
+def transfer_dice(
+    candidate: Candidate, scans: Sequence[tuple[Volume, Volume]], pairs: int
+) -> tuple[float, float]:
+    """Mean Dice of labels carried between subjects: through the plan alone, and registered."""
+    subjects = [Subject(image, labels, candidate.embed(image)) for image, labels in scans]
+    count = len(subjects)
+    ordered = [(a, b) for a in range(count) for b in range(count) if a != b]
+    chosen = [ordered[k] for k in np.random.default_rng(0).permutation(len(ordered))[:pairs]]
+    plan, whole = [], []
+    for a, b in chosen:
+        source, target = subjects[a], subjects[b]
+        plan.append(judged(through_plan(source, target), target).mean_dice)
+        whole.append(judged(carried(source, target).labels.array, target).mean_dice)
+    return float(np.mean(plan)), float(np.mean(whole))
+
+
+__all__ = [
+    "Candidate",
+    "alternate_slabs",
+    "contrast_accuracy",
+    "linear_probe",
+    "matching_accuracy",
+    "read_scan",
+    "structure_figures",
+    "transfer_dice",
+]
