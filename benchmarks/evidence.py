@@ -19,6 +19,7 @@ from statistics import mean, stdev
 
 import torch
 
+from benchmarks.ablations import VARIANTS, run_of
 from benchmarks.descriptors import mind, raw_patches
 from benchmarks.evidence_tasks import (
     Candidate,
@@ -230,8 +231,9 @@ def rows_of(options: argparse.Namespace) -> list[Row]:
     """List the rows of the evidence, or those of the ablations."""
     bundled = dict.fromkeys(SETS, options.bundled)
     if options.ablations:
-        named = [item.partition("=") for item in options.ablations]
-        return [Row(name, dict.fromkeys(SETS, Path(path))) for name, _, path in named]
+        files = {name: run_of(options.ablations, name) / "encoder.safetensors" for name in VARIANTS}
+        there = {name: file for name, file in files.items() if file.is_file()}
+        return [Row(name, dict.fromkeys(SETS, file)) for name, file in there.items()]
     rows = [Row("bundled", bundled), Row("the same, untrained", bundled, untrained=True)]
     target = (options.mouse, options.hippocampus, options.ct)
     if all(target):
@@ -282,7 +284,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--ct", type=Path, help="encoder pretrained on CT")
     parser.add_argument("--masked", type=Path, help="encoder of benchmarks.masked_modelling")
     parser.add_argument(
-        "--ablations", nargs="+", metavar="NAME=ENCODER", help="these rows in place of all others"
+        "--ablations", type=Path, help="runs of benchmarks.ablations in place of all other rows"
     )
     parser.add_argument("--runs", type=Path, default=Path("runs/evidence"), help="what is finished")
     parser.add_argument("--jobs", type=int, default=2, help="few-shot runs at a time")
@@ -302,7 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for part in options.parts:
         kind = "Ablations" if options.ablations else "Evidence"
         if options.ablations:
-            given = "--ablations NAME=ENCODER ..."
+            given = "--ablations RUNS"
         else:
             given = "--mouse MOUSE --hippocampus HIPPOCAMPUS --ct CT --masked MASKED"
         section = "\n\n".join(

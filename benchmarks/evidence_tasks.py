@@ -27,6 +27,9 @@ Descriptor = Callable[[np.ndarray, int], torch.Tensor]
 Labelled = tuple[torch.Tensor, torch.Tensor]
 """Features (C, tz, ty, tx) and labels (tz, ty, tx)."""
 
+SETTINGS = EmbedSettings(stage=2)
+"""Patches of 8 voxels a side, whatever stage an encoder was trained at."""
+
 PHANTOM_SEEDS = (201, 202, 203, 204)
 """Torsos that no training has seen."""
 
@@ -48,7 +51,7 @@ class Candidate:
 
     def embed(self, volume: Volume) -> Embedding:
         """Features of a whole scan."""
-        embedding = finish(embed_volume(volume, self.encoder, EmbedSettings()))
+        embedding = finish(embed_volume(volume, self.encoder, SETTINGS))
         if self.descriptor is None:
             return embedding
         image = normalize(volume.array, embedding.metadata["preset"])

@@ -104,7 +104,7 @@ def _parser() -> ArgumentParser:
     commands.add_subcommand("segment", segment_parser(), help=SEGMENT_SUMMARY)
     commands.add_subcommand("evaluate", evaluate_parser(), help=EVALUATE_SUMMARY)
 
-    summary = "Pretrain on demonstration scans and show in a report what the encoder learned."
+    summary = "Show in a report what the bundled encoder knows, and train it on a little."
     demo = ArgumentParser(description=summary)
     demo.add_argument(
         "--out",
@@ -115,7 +115,7 @@ def _parser() -> ArgumentParser:
     demo.add_argument(
         "--minutes",
         type=float,
-        default=8.0,
+        default=2.0,
         help="Time to take; training runs for as many steps as fit.",
     )
     commands.add_subcommand("demo", demo, help=summary)

@@ -19,10 +19,13 @@ from napari_s2dc.method.encoder import SwinEncoder
 if TYPE_CHECKING:
     from s2dc_train.preflight import PreflightReport
 
-__all__ = ["preflight_of", "preset", "steps_within", "train", "untrained_encoder"]
+__all__ = ["SEED", "preflight_of", "preset", "steps_within", "train"]
 
 PRESET = "tiny_cpu"
 SEED = 0
+
+# A tenth of the preset's: the encoder starts trained, its heads do not.
+_LEARNING_RATE = 5e-4
 
 # In units of one forward and backward pass of the student: a step also runs the teacher, the
 # losses and the optimizer; a validation encodes 64 crops without gradients.
@@ -57,14 +60,6 @@ def preflight_of(folder: Path) -> PreflightReport:
     return preflight(find_scans(config), config)
 
 
-def untrained_encoder() -> SwinEncoder:
-    """Build the encoder that the trainer starts from: same seed, same weights."""
-    model = preset()["model"]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(SEED)
-        return SwinEncoder.from_size(model["size"], window_size=model["window_size"])
-
-
 def steps_within(seconds: float, encoder: SwinEncoder) -> int:
     """Estimate how many training steps fit into a time on this machine.
 
@@ -88,7 +83,7 @@ def steps_within(seconds: float, encoder: SwinEncoder) -> int:
     return max(int(passes / _STEP_COST), 2 * _VALIDATIONS)
 
 
-def train(scans: Path, run: Path, *, steps: int, minutes: float) -> list[str]:
+def train(scans: Path, run: Path, *, steps: int, minutes: float, start_from: Path) -> list[str]:
     """Run ``s2dc-train`` as a user would, its progress on the screen.
 
     Parameters
@@ -101,6 +96,8 @@ def train(scans: Path, run: Path, *, steps: int, minutes: float) -> list[str]:
         Length of the learning rate's schedule.
     minutes : float
         Training ends then at the latest.
+    start_from : Path
+        Checkpoint whose weights the encoder starts with.
 
     Returns
     -------
@@ -116,6 +113,8 @@ def train(scans: Path, run: Path, *, steps: int, minutes: float) -> list[str]:
         "config": PRESET,
         "data.path": scans,
         "data.validation_volumes": 1,
+        "model.initial_weights": start_from,
+        "optimizer.learning_rate": _LEARNING_RATE,
         "out": run,
         "seed": SEED,
         "trainer.max_steps": steps,

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "EncoderChoice",
     "available_encoders",
+    "bundled_encoder",
     "default_encoder",
     "difference",
     "latest_local_run",
@@ -64,10 +65,31 @@ class EncoderChoice:
     description: str
 
 
+def _bundled() -> list[Path]:
+    return sorted((Path(str(files("napari_s2dc"))) / "weights").glob("*.safetensors"))
+
+
+def bundled_encoder() -> Path:
+    """Path of the encoder that comes with the package.
+
+    Raises
+    ------
+    CheckpointError
+        The installation lacks it.
+    """
+    paths = _bundled()
+    if not paths:
+        raise CheckpointError(
+            "The bundled encoder is missing from this installation.",
+            "Install napari-s2dc again.",
+        )
+    return paths[0]
+
+
 def available_encoders() -> list[EncoderChoice]:
     """List the bundled encoders by name, then the latest that was trained on this computer."""
     choices = []
-    for path in sorted((Path(str(files("napari_s2dc"))) / "weights").glob("*.safetensors")):
+    for path in _bundled():
         facts = _facts_of(path)
         choices.append(EncoderChoice(str(facts.get("name") or path.stem), path, _describe(facts)))
     local = latest_local_run()

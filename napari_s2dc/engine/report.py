@@ -9,7 +9,7 @@ from pathlib import Path
 
 from napari_s2dc.files import replace_atomically
 
-__all__ = ["Link", "Measurement", "Section", "Table", "as_text", "write_page"]
+__all__ = ["Figures", "Link", "Measurement", "Section", "Table", "as_text", "write_page"]
 
 # System colours follow the reader's light or dark setting; pictures bring their own dark card.
 _STYLE = """
@@ -46,7 +46,7 @@ class Measurement:
     name : str
         What was measured.
     before, after : str
-        Value of the untrained and of the trained encoder; ``before`` may be empty.
+        The two values that are compared; ``before`` may be empty.
     meaning : str
         How to read it.
     """
@@ -55,6 +55,23 @@ class Measurement:
     before: str
     after: str
     meaning: str
+
+
+@dataclass(frozen=True)
+class Figures:
+    """A table of measurements.
+
+    Parameters
+    ----------
+    before, after : str
+        What the two columns of values are of.
+    rows : sequence of Measurement
+        Its lines.
+    """
+
+    before: str
+    after: str
+    rows: Sequence[Measurement]
 
 
 @dataclass(frozen=True)
@@ -99,6 +116,8 @@ class Section:
         Heading.
     paragraphs : sequence of str
         What is seen and how to read it.
+    figures : Figures, optional
+        Measurements.
     table : Table, optional
         Rows.
     pictures : sequence of (path, caption)
@@ -111,15 +130,19 @@ class Section:
 
     title: str
     paragraphs: Sequence[str]
+    figures: Figures | None = None
     table: Table | None = None
     pictures: Sequence[tuple[str, str]] = ()
     code: str = ""
     links: Sequence[Link] = ()
 
 
-def as_text(measurements: Sequence[Measurement]) -> str:
-    """Measurements before and after training for the console, one line each."""
-    rows = [("", "before", "after"), *((one.name, one.before, one.after) for one in measurements)]
+def as_text(figures: Figures) -> str:
+    """Measurements for the console, one line each."""
+    rows = [
+        ("", figures.before, figures.after),
+        *((one.name, one.before, one.after) for one in figures.rows),
+    ]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     return "\n".join(
         f"  {name:<{widths[0]}}  {before:>{widths[1]}}  {after:>{widths[2]}}".rstrip()
@@ -141,9 +164,19 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], classes: Sequen
     return f'<div class="scroll"><table><tr>{head}</tr>\n{body}</table></div>'
 
 
+def _figures(figures: Figures) -> str:
+    return _table(
+        ("", figures.before, figures.after, "how to read it"),
+        [(one.name, one.before, one.after, one.meaning) for one in figures.rows],
+        ("", "number", "number", "note"),
+    )
+
+
 def _section(section: Section) -> str:
     parts = [f"<h2>{escape(section.title)}</h2>"]
     parts += [f"<p>{escape(text)}</p>" for text in section.paragraphs]
+    if section.figures is not None:
+        parts.append(_figures(section.figures))
     if section.table is not None:
         header = section.table.header
         parts.append(_table(header, section.table.rows, [""] * len(header)))
@@ -169,7 +202,7 @@ def write_page(
     path: Path,
     title: str,
     introduction: Sequence[str],
-    measurements: Sequence[Measurement],
+    figures: Figures,
     sections: Sequence[Section],
     footer: str,
 ) -> None:
@@ -183,8 +216,8 @@ def write_page(
         Heading of the page.
     introduction : sequence of str
         Paragraphs above the figures.
-    measurements : sequence of Measurement
-        Table of figures.
+    figures : Figures
+        The table on top.
     sections : sequence of Section
         What follows.
     footer : str
@@ -195,12 +228,6 @@ def write_page(
     S2DCError
         The file cannot be written.
     """
-    rows = [(one.name, one.before, one.after, one.meaning) for one in measurements]
-    table = _table(
-        ("", "before training", "after training", "how to read it"),
-        rows,
-        ("", "number", "number", "note"),
-    )
     page = "\n".join(
         [
             "<!doctype html>",
@@ -210,7 +237,7 @@ def write_page(
             f"<h1>{escape(title)}</h1>",
             *(f"<p>{escape(text)}</p>" for text in introduction),
             "<h2>Figures</h2>",
-            table,
+            _figures(figures),
             *(_section(section) for section in sections),
             f'<p class="soft">{escape(footer)}</p>',
             "</body></html>",

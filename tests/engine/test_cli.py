@@ -189,7 +189,7 @@ def test_demo_is_handed_its_settings(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert main(["demo"]) == 0
     assert calls == [
         {"out": tmp_path, "minutes": 0.5},
-        {"out": Path("demo"), "minutes": 8.0},
+        {"out": Path("demo"), "minutes": 2.0},
     ]
 
 

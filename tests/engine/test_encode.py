@@ -49,9 +49,7 @@ def test_without_memory_windows_get_smaller(
     assert [shape[0] for shape in small_memory[:3]] == [1, 1, 1]
     assert found.metadata["window_vox"] == 32
     assert "windows of 32 were used" in found.metadata["notice"]
-    expected = embed(
-        normalize(torso.array, "ct"), tiny, stage=2, window_vox=32, windows_at_once=1
-    )
+    expected = embed(normalize(torso.array, "ct"), tiny, stage=2, window_vox=32, windows_at_once=1)
     torch.testing.assert_close(found.features.float(), expected, rtol=1e-3, atol=1e-3)
     assert tiny.training
 

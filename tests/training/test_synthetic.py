@@ -55,7 +55,7 @@ def test_a_made_up_item_repeats_and_keeps_its_promises():
         assert torch.equal(item["image"], again["image"])
         assert not (item["foreground"] & ~item["valid"]).any()
         assert not item["image"][:, ~item["valid"]].any()
-        assert 0 <= item["image"].min()
+        assert item["image"].min() >= 0
         assert item["image"].max() <= 1
     assert not torch.equal(item["image"], Synthesis(1.0).item(SIZE, 4, 7)["image"])
 

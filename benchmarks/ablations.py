@@ -1,0 +1,96 @@
+"""Train the encoder of the evidence short and alike, each time with one thing left out or changed.
+
+    python -m benchmarks.bundled_scans DATA SCANS
+    python -m benchmarks.ablations SCANS RUNS
+    python -m benchmarks.evidence DATA --ablations RUNS --parts patches contrast --write
+
+A finished run is left as it is, so an interrupted command goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+COMMON = {
+    "config": "tiny_cpu",
+    "data.validation_volumes": "2",
+    "data.synthetic_share": "0.5",
+    "views.matching": "3d",
+}
+"""As the bundled encoder is trained."""
+
+VARIANTS: dict[str, dict[str, str]] = {
+    "all of it": {},
+    "without patch to patch": {"loss.patch_to_patch": "0"},
+    "without patch to structure": {"loss.patch_to_structure": "0"},
+    "without global contrast": {"loss.global_contrast": "0"},
+    "temperature 1": {"loss.temperature": "1.0"},
+    "matching in-plane": {"views.matching": "in_plane"},
+    "tokens of stage 1": {"model.token_stage": "1"},
+    "tokens of stage 3": {"model.token_stage": "3"},
+    "one contrast for both views": {"data.cross_contrast": "false"},
+    "scans alone": {"data.synthetic_share": "0"},
+}
+STEPS = 300
+
+_TRAIN = "import sys; from s2dc_train.cli import main; sys.exit(main())"
+
+
+def run_of(runs: Path, name: str) -> Path:
+    """Folder of a variant's run."""
+    return runs / name.replace(" ", "_")
+
+
+def train(scans: Path, runs: Path, name: str, steps: int) -> None:
+    """Train a variant in a process with one thread; its output goes into a file beside."""
+    out = run_of(runs, name)
+    if (out / "encoder.safetensors").is_file():
+        return
+    settings = {
+        **COMMON,
+        "data.path": str(scans),
+        "data.cache_dir": str(runs / "cache"),
+        "trainer.max_steps": str(steps),
+        "trainer.validate_every": str(steps),
+        **VARIANTS[name],
+        "out": str(out),
+    }
+    arguments = [part for key, value in settings.items() for part in (f"--{key}", value)]
+    with (runs / f"{out.name}.log").open("w") as log:
+        subprocess.run(
+            [sys.executable, "-c", _TRAIN, *arguments],
+            check=True,
+            stdout=log,
+            stderr=log,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+    print(f"{name}: done", flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train every variant that is missing."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("scans", type=Path, help="folder of benchmarks.bundled_scans")
+    parser.add_argument("runs", type=Path, help="folder of the runs")
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, a thread each")
+    options = parser.parse_args(arguments)
+    options.runs.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for done in [
+            pool.submit(train, options.scans, options.runs, name, options.steps)
+            for name in VARIANTS
+        ]:
+            done.result()
+
+
+if __name__ == "__main__":
+    main()

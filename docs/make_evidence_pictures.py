@@ -1,0 +1,138 @@
+"""Make the pictures of what the bundled encoder knows: one anatomy in three contrasts, real scans.
+
+    python docs/make_evidence_pictures.py DATA
+
+DATA holds the decathlon folders ``mouse_brain`` and ``totalseg_ct``, as for the benchmarks.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from napari_s2dc.engine.embed import EmbedSettings, embed_volume
+from napari_s2dc.engine.embedding import Embedding
+from napari_s2dc.engine.encoders import bundled_encoder
+from napari_s2dc.engine.measures import ViewPair, match_views, two_views
+from napari_s2dc.engine.pictures import MatchPicture, colours_of, draw_embedding, draw_matches
+from napari_s2dc.engine.progress import finish
+from napari_s2dc.method.affine import Affine3D
+from napari_s2dc.method.encoder import STRIDES, SwinEncoder
+from napari_s2dc.volumes.io import read_volume
+from napari_s2dc.volumes.phantom import Contrast, phantom
+from napari_s2dc.volumes.preprocess import foreground_mask, normalize
+from napari_s2dc.volumes.volume import Volume
+
+PICTURES = Path(__file__).resolve().parent / "pictures"
+SEED = 201
+"""A phantom that the training did not see."""
+CONTRASTS: tuple[Contrast, ...] = ("ct", "t1", "t2")
+STAGE = 2
+
+
+def _embedded(volume: Volume, encoder: SwinEncoder) -> Embedding:
+    return finish(embed_volume(volume, encoder, EmbedSettings(stage=STAGE, device="cpu")))
+
+
+def _colours(embeddings: list[Embedding]) -> list[np.ndarray]:
+    return colours_of(
+        [one.features.float() for one in embeddings],
+        [one.foreground for one in embeddings],
+        [one.shape for one in embeddings],
+        STRIDES[STAGE],
+    )
+
+
+def _grey(image: np.ndarray) -> np.ndarray:
+    return np.repeat(image[..., None], 3, axis=-1)
+
+
+def draw_contrasts(encoder: SwinEncoder) -> None:
+    """Draw the colours of one torso as CT, T1 and T2; all three share one set of colours."""
+    volumes = [phantom(seed=SEED, contrast=contrast)[0] for contrast in CONTRASTS]
+    colours = _colours([_embedded(volume, encoder) for volume in volumes])
+    images = [normalize(volume.array, "auto") for volume in volumes]
+    rows = []
+    for contrast, image, colour in zip(CONTRASTS, images, colours, strict=True):
+        name = contrast.upper()
+        if contrast != CONTRASTS[0]:
+            rows.append((f"As {name}", _grey(image)))
+        rows.append((f"{name}: colours", colour))
+    body = foreground_mask(volumes[0].array)
+    draw_embedding(PICTURES / "contrasts.png", images[0], body, rows, volumes[0].spacing_mm)
+
+
+def _views(contrast: Contrast) -> ViewPair:
+    volume, _ = phantom(seed=SEED, contrast=contrast)
+    return two_views(
+        normalize(volume.array, "auto"),
+        foreground_mask(phantom(seed=SEED)[0].array),
+        Affine3D.in_plane((9.0, -7.0), 20.0, 1.1),
+        grid=(2, 2, 2),
+        crop_size=48,
+        stage=STAGE,
+    )
+
+
+def draw_matches_across(encoder: SwinEncoder) -> None:
+    """Draw which patches of a CT are found in a view of it, and in one as T2."""
+    ct, t2 = _views("ct"), _views("t2")
+    side = STRIDES[STAGE]
+    pictures = []
+    for title, pair in (("CT to CT", ct), ("CT to T2", replace(ct, second=t2.second))):
+        found = match_views(pair, encoder)
+        middle = len(pair.true_pairs) // 2
+        plane = middle * side + side // 2
+        asked = found.asked[middle].nonzero()[:, 0]
+        pictures.append(
+            MatchPicture(
+                title=f"{title}: {100 * found.accuracy:.0f} % of all slices right",
+                first=pair.first[plane].numpy(),
+                second=pair.second[plane].numpy(),
+                source=asked.numpy(),
+                guess=found.guess[middle][asked].numpy(),
+                right=found.right[middle][asked].numpy(),
+                token_size_vox=side,
+            )
+        )
+    draw_matches(PICTURES / "across_contrasts.png", pictures)
+
+
+def draw_real(data: Path, encoder: SwinEncoder) -> None:
+    """Draw scans that no training saw, with the untrained and the bundled encoder."""
+    import torch
+
+    torch.manual_seed(0)
+    untrained = SwinEncoder(encoder.config).eval()
+    for name in ("mouse_brain", "totalseg_ct"):
+        volume = read_volume(sorted((data / name / "imagesTr").iterdir())[-1])
+        rows = [
+            (title, _colours([_embedded(volume, one)])[0])
+            for title, one in (("Untrained", untrained), ("Bundled encoder", encoder))
+        ]
+        image = normalize(volume.array, "auto")
+        draw_embedding(
+            PICTURES / f"knows_{name}.png",
+            image,
+            foreground_mask(volume.array),
+            rows,
+            volume.spacing_mm,
+        )
+
+
+def main() -> None:
+    """Make them all."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path, help="folder of the data sets")
+    options = parser.parse_args()
+    encoder = SwinEncoder.from_checkpoint(bundled_encoder()).eval()
+    draw_contrasts(encoder)
+    draw_matches_across(encoder)
+    draw_real(options.data, encoder)
+
+
+if __name__ == "__main__":
+    main()

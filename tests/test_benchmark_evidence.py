@@ -1,0 +1,107 @@
+"""Parts of the evidence benchmark that can be checked without training anything."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from s2dc_train.config import RunConfig
+
+from benchmarks.ablations import COMMON, VARIANTS
+from benchmarks.descriptors import mind
+from benchmarks.evidence import Figures, spread
+from benchmarks.evidence_tasks import (
+    Candidate,
+    alternate_slabs,
+    linear_probe,
+    matching_accuracy,
+    structure_figures,
+)
+from benchmarks.masked_modelling import BLOCK_VOX, HIDDEN_SHARE, hide
+from napari_s2dc.method.encoder import SwinEncoder
+from napari_s2dc.volumes.phantom import phantom
+
+
+@pytest.fixture(scope="module")
+def encoder() -> SwinEncoder:
+    torch.manual_seed(0)
+    return SwinEncoder.from_size("tiny", window_size=4).eval()
+
+
+def test_slabs_part_a_scan_into_known_and_asked() -> None:
+    labels = torch.arange(10).reshape(10, 1, 1).expand(10, 2, 3)
+    features = labels[None].float()
+    known, asked = alternate_slabs((features, labels))
+    assert known[1].unique().tolist() == [0, 1, 4, 5, 8, 9]
+    assert asked[1].unique().tolist() == [2, 3, 6, 7]
+    assert torch.equal(known[0][0], known[1].float())
+
+
+def test_a_linear_probe_reads_what_the_features_say_and_nothing_else() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 4, (2, 6, 6, 6), generator=generator)
+    telling = torch.nn.functional.one_hot(labels, 4).permute(0, 4, 1, 2, 3).float()
+    silent = torch.rand(telling.shape, generator=generator)
+    for features, least, most in ((telling, 0.99, 1.0), (silent, 0.0, 0.6)):
+        found = linear_probe([(features[0], labels[0])], [(features[1], labels[1])])
+        assert least <= found <= most
+
+
+def test_one_scan_is_named_from_its_own_slabs(encoder: SwinEncoder) -> None:
+    image, labels = phantom((48, 64, 64), seed=3)
+    nearest, linear = structure_figures(Candidate(encoder), [(image, labels)], 0, 0)
+    assert 0.2 < nearest <= 1
+    assert 0.2 < linear <= 1
+
+
+def test_features_and_descriptors_are_asked_the_same(encoder: SwinEncoder) -> None:
+    image, _ = phantom((48, 64, 64), seed=3)
+    for candidate in (Candidate(encoder), Candidate(encoder, mind)):
+        assert candidate.embed(image).grid == (6, 8, 8)
+        assert 0 < matching_accuracy(candidate, [image], range(2)) < 1
+    assert Candidate(encoder, mind).embed(image).features.shape[0] == 96
+
+
+def test_figures_are_measured_once_for_each_encoder(tmp_path: Path, encoder: SwinEncoder) -> None:
+    calls = []
+
+    def measure() -> list[float]:
+        calls.append(1)
+        return [0.25]
+
+    file = tmp_path / "figures.json"
+    for _ in range(2):
+        assert Figures(file)(Candidate(encoder), "x", measure) == [0.25]
+    assert len(calls) == 1
+    Figures(file)(Candidate(encoder, mind), "x", measure)
+    torch.manual_seed(1)
+    other = SwinEncoder.from_size("tiny", window_size=4)
+    Figures(file)(Candidate(other), "x", measure)
+    assert len(calls) == 3
+
+
+def test_a_spread_is_shown_where_there_is_one() -> None:
+    assert spread([0.5, 0.5, 0.5]) == "0.500"
+    assert spread([0.4, 0.5, 0.6]) == "0.500 ± 0.100"
+
+
+def test_hidden_blocks_are_black_and_the_rest_is_seen() -> None:
+    crops = torch.rand(4, 1, 48, 48, 48) + 0.1
+    seen, hidden = hide(crops, torch.Generator().manual_seed(0))
+    assert abs(float(hidden.mean()) - HIDDEN_SHARE) < 0.05
+    assert not seen[hidden > 0].any()
+    assert torch.equal(seen[hidden == 0], crops[hidden == 0])
+    blocks = hidden.unfold(2, BLOCK_VOX, BLOCK_VOX).unfold(3, BLOCK_VOX, BLOCK_VOX)
+    blocks = blocks.unfold(4, BLOCK_VOX, BLOCK_VOX)
+    assert (blocks.amax((-3, -2, -1)) == blocks.amin((-3, -2, -1))).all()
+
+
+def test_every_ablation_changes_a_setting_that_exists() -> None:
+    config = asdict(RunConfig())
+    for settings in (COMMON, *VARIANTS.values()):
+        for name in set(settings) - {"config"}:
+            section, field = name.split(".")
+            assert field in config[section], name
+    assert len({tuple(settings.items()) for settings in VARIANTS.values()}) == len(VARIANTS)
