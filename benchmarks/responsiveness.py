@@ -188,22 +188,12 @@ def alone(side: str, folder: Path) -> dict[str, Any]:
 
 
 def prepare(shape: Sequence[int], folder: Path) -> None:
-    """Write the scan, and an untrained encoder that the workbench finds as the latest run."""
+    """Write the scan; the workbench finds the bundled encoder."""
     import numpy as np
-    import torch
 
-    from napari_s2dc.engine.encoders import remember_local_run
-    from napari_s2dc.method.encoder import SwinEncoder
     from napari_s2dc.volumes.phantom import phantom
 
     np.save(folder / "scan.npy", phantom(tuple(shape), seed=0)[0].array)
-    torch.manual_seed(0)
-    path = folder / "untrained.safetensors"
-    SwinEncoder.from_size("tiny", window_size=4).save(
-        path, {"preprocessing": {"preset": "ct_wide"}}
-    )
-    os.environ["XDG_DATA_HOME"] = str(folder / "data")
-    remember_local_run(path)
 
 
 def _worst(values: Sequence[float], digits: int = 0) -> list[str]:

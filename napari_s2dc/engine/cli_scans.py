@@ -59,7 +59,7 @@ def add_encoder_argument(parser: ArgumentParser) -> None:
         "--encoder",
         type=str | None,
         default=None,
-        help="Checkpoint or run folder; without it the bundled encoder or that of the latest run.",
+        help="Checkpoint or run folder; the bundled encoder when left out.",
     )
 
 

@@ -304,7 +304,9 @@ def run_demo(
     _say("6/6 Drawing pictures and writing the report")
     figures = _figures(json.loads((run / "summary.json").read_text()), pair, untrained, bundled)
     figures |= {"organ_accuracy_guessing": _most_frequent(labels[HELD_OUT], pair)}
-    draw_curves(pictures / "training.png", _curves(run, figures["match_accuracy_guessing"]))
+    # Training matches over the whole sub-volume, not slice by slice.
+    chance = figures["match_accuracy_guessing"] / len(pair.true_pairs)
+    draw_curves(pictures / "training.png", _curves(run, chance))
     _draw(pictures, scans, pair, untrained, bundled)
     _draw_organs(pictures / "organs.png", held_out, untrained, bundled)
     figures |= {"total_minutes": round((time.perf_counter() - started) / 60, 2)}

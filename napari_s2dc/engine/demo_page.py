@@ -258,8 +258,9 @@ def write_report(path: Path, tour: Tour) -> None:
             "features. Good features tell which anatomical structure a patch belongs to, however "
             "the scan is placed, turned or brightened.",
             "The encoder that comes with this package was trained on scans of people and animals "
-            "and on made-up anatomies, without labels. Here it looks at scans that it has not "
-            "seen; beside it stands what the same network makes of them before any training.",
+            "and on made-up anatomies, without labels. Here it looks at three torsos that it "
+            "has not seen and at an average brain, which it has; beside it stands what the same "
+            "network makes of them before any training.",
         ],
         figures_of(tour),
         _sections(tour),
