@@ -17,11 +17,12 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from napari_s2dc.engine.demo_training import TRAIN
+
 COMMON = {
     "config": "tiny_cpu",
     "data.validation_volumes": "2",
     "data.synthetic_share": "0.5",
-    "views.matching": "3d",
 }
 """As the bundled encoder is trained."""
 
@@ -38,8 +39,6 @@ VARIANTS: dict[str, dict[str, str]] = {
     "scans alone": {"data.synthetic_share": "0"},
 }
 STEPS = 300
-
-_TRAIN = "import sys; from s2dc_train.cli import main; sys.exit(main())"
 
 
 def run_of(runs: Path, name: str) -> Path:
@@ -64,7 +63,7 @@ def train(scans: Path, runs: Path, name: str, steps: int) -> None:
     arguments = [part for key, value in settings.items() for part in (f"--{key}", value)]
     with (runs / f"{out.name}.log").open("w") as log:
         subprocess.run(
-            [sys.executable, "-c", _TRAIN, *arguments],
+            [sys.executable, "-c", TRAIN, *arguments],
             check=True,
             stdout=log,
             stderr=log,

@@ -13,9 +13,9 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 import torch
 
@@ -23,21 +23,23 @@ from benchmarks.ablations import VARIANTS, run_of
 from benchmarks.descriptors import mind, raw_patches
 from benchmarks.evidence_tasks import (
     Candidate,
+    Descriptor,
     contrast_accuracy,
     matching_accuracy,
-    read_scan,
     structure_figures,
     transfer_dice,
 )
 from benchmarks.fewshot_organs import EVERYWHERE, OrgansWork
 from benchmarks.fewshot_runs import Run, results_of
-from benchmarks.fewshot_splits import HIPPOCAMPUS, MOUSE, SEEDS, LabelledSet, names_in
+from benchmarks.fewshot_splits import HIPPOCAMPUS, MOUSE, SEEDS, names_in, require_unseen
 from benchmarks.fewshot_strokes import STROKES
-from benchmarks.fewshot_volumes import VolumesWork
+from benchmarks.fewshot_volumes import VolumesWork, read_scan, spread_over_seeds
 from benchmarks.fewshot_ways import NETWORKS
+from benchmarks.matching_truth import MIND_MATCHING, RAW_MATCHING
 from benchmarks.report import machine, table, write_section
 from napari_s2dc.engine.allocator import keep_large_buffers
-from napari_s2dc.engine.encoders import default_encoder, weights_hash
+from napari_s2dc.engine.encoders import bundled_encoder, weights_hash
+from napari_s2dc.engine.match import MatchSettings
 from napari_s2dc.files import replace_atomically
 from napari_s2dc.method.encoder import SwinEncoder
 from napari_s2dc.volumes.volume import Volume
@@ -68,12 +70,19 @@ class Row:
         Random weights of the same architecture instead, drawn anew for each seed.
     descriptor : callable, optional
         In place of the encoder's features.
+    matching : MatchSettings, optional
+        How transport plans are made of them.
+    network_encoders : mapping
+        Files of encoders for Fine-tune, by name of the set, where others were pretrained at its
+        spacing.
     """
 
     name: str
     encoders: Mapping[str, Path]
     untrained: bool = False
-    descriptor: Callable[..., torch.Tensor] | None = None
+    descriptor: Descriptor | None = None
+    matching: MatchSettings | None = None
+    network_encoders: Mapping[str, Path] = field(default_factory=dict)
 
     def candidate(self, data: str, seed: int) -> Candidate:
         """Give the encoder or descriptor for a set."""
@@ -83,7 +92,7 @@ class Row:
             fresh = SwinEncoder(encoder.config).eval()
             fresh.metadata = encoder.metadata
             encoder = fresh
-        return Candidate(encoder, self.descriptor)
+        return Candidate(encoder, self.descriptor, self.matching)
 
 
 class Figures:
@@ -98,7 +107,8 @@ class Figures:
     ) -> list[float]:
         """Return the figures of a candidate, measured now when they are not there."""
         kind = candidate.descriptor.__name__ if candidate.descriptor else ""
-        key = f"{weights_hash(candidate.encoder)} {kind} {what}"
+        preset = candidate.encoder.metadata.get("preprocessing", {}).get("preset", "auto")
+        key = f"{weights_hash(candidate.encoder)} {preset} {kind} {what}"
         if key not in self.known:
             self.known[key] = [float(value) for value in measure()]
             print(f"{what}: {self.known[key]}", flush=True)
@@ -117,13 +127,6 @@ def scans_of(data: Path, name: str) -> list[tuple[Volume, Volume]]:
     return [(scan.image, scan.labels) for scan in scans]
 
 
-def spread(values: Sequence[float]) -> str:
-    """Mean, and standard deviation where there are several that differ."""
-    if len(set(values)) == 1:
-        return f"{values[0]:.3f}"
-    return f"{mean(values):.3f} ± {stdev(values):.3f}"
-
-
 def patches_table(rows: Sequence[Row], data: Path, figures: Figures) -> str:
     """Tabulate matching with known truth, and 5-NN and linear probe of structures."""
     scans = {name: scans_of(data, name) for name in SETS}
@@ -138,16 +141,16 @@ def patches_table(rows: Sequence[Row], data: Path, figures: Figures) -> str:
                 views = range(FIRST_VIEW, FIRST_VIEW + VIEWS[name])
                 matched = figures(
                     candidate,
-                    f"{name} matching",
+                    f"{name} matching, {TESTS.get(name, 1)} tests, {VIEWS[name]} views",
                     lambda c=candidate, t=tests, v=views: [matching_accuracy(c, t, v)],
                 )
                 named = figures(
                     candidate,
-                    f"{name} structures {seed if KNOWN[name] else 0}",
+                    f"{name} structures by {KNOWN[name]}, draw {seed if KNOWN[name] else 0}",
                     lambda c=candidate, n=name, s=seed: structure_figures(c, scans[n], KNOWN[n], s),
                 )
                 columns.append([*matched, *named])
-            cells += [spread(values) for values in zip(*columns, strict=True)]
+            cells += [spread_over_seeds(values) for values in zip(*columns, strict=True)]
         body.append(cells)
     header = ["features"]
     for name in SETS:
@@ -161,14 +164,18 @@ def contrast_table(rows: Sequence[Row], figures: Figures) -> str:
     views = range(FIRST_VIEW, FIRST_VIEW + CONTRAST_VIEWS)
     for row in rows:
         found = []
-        for seed in SEEDS if row.untrained else SEEDS[:1]:
+        for seed in SEEDS:
             candidate = row.candidate(CT_SET, seed)
             found.append(
-                figures(candidate, "contrast", lambda c=candidate: contrast_accuracy(c, views))
+                figures(
+                    candidate,
+                    f"contrast, {len(views)} views",
+                    lambda c=candidate: contrast_accuracy(c, views),
+                )
             )
         same, cross = ([pair[place] for pair in found] for place in (0, 1))
         ratio = [b / a for a, b in zip(same, cross, strict=True)]
-        body.append([row.name, spread(same), spread(cross), spread(ratio)])
+        body.append([row.name, *map(spread_over_seeds, (same, cross, ratio))])
     return table(["features", "same contrast", "CT to T2 and back", "ratio"], body)
 
 
@@ -177,11 +184,16 @@ def transfer_table(rows: Sequence[Row], data: Path, figures: Figures) -> str:
     scans = scans_of(data, MOUSE.name)[-TESTS[MOUSE.name] :]
     body = []
     for row in rows:
-        candidate = row.candidate(MOUSE.name, SEEDS[0])
-        plan, whole = figures(
-            candidate, "transfer", lambda c=candidate: transfer_dice(c, scans, TRANSFER_PAIRS)
-        )
-        body.append([row.name, f"{plan:.3f}", f"{whole:.3f}"])
+        found = []
+        for seed in SEEDS:
+            candidate = row.candidate(MOUSE.name, seed)
+            what = f"transfer, {TRANSFER_PAIRS} pairs"
+            found.append(
+                figures(
+                    candidate, what, lambda c=candidate: transfer_dice(c, scans, TRANSFER_PAIRS)
+                )
+            )
+        body.append([row.name, *(spread_over_seeds(dice) for dice in zip(*found, strict=True))])
     return table(["features", "Dice, plan alone", "Dice, registered"], body)
 
 
@@ -194,10 +206,11 @@ def fewshot_table(rows: Sequence[Row], data: Path, runs: Path, jobs: int) -> str
         cells = [row.name]
         for which in (MOUSE, HIPPOCAMPUS):
             path = row.encoders[which.name]
-            work = VolumesWork(data / which.name, which, path, path)
+            network = row.network_encoders.get(which.name, path)
+            work = VolumesWork(data / which.name, which, path, network)
             way = NETWORKS[0] if row.untrained else NETWORKS[1]
             ways = [way] if row.untrained else [way, "Quick"]
-            cells += _one_labelled(which, work, ways, path, runs, jobs)
+            cells += _one_labelled(work, ways, runs, jobs)
         if row.untrained:
             cells.append("–")
         else:
@@ -206,7 +219,7 @@ def fewshot_table(rows: Sequence[Row], data: Path, runs: Path, jobs: int) -> str
             work_on_ct = OrgansWork(data / CT_SET, path)
             digest = weights_hash(SwinEncoder.from_checkpoint(path))
             found = results_of(wanted, work_on_ct, runs, digest, jobs)
-            cells.append(spread([mean(result.dice) for result in found.values()]))
+            cells.append(spread_over_seeds([mean(result.dice) for result in found.values()]))
         body.append(cells)
     header = ["encoder"]
     for which in (MOUSE, HIPPOCAMPUS):
@@ -214,16 +227,14 @@ def fewshot_table(rows: Sequence[Row], data: Path, runs: Path, jobs: int) -> str
     return table([*header, f"{CT_SET}: strokes, Quick"], body)
 
 
-def _one_labelled(
-    which: LabelledSet, work: VolumesWork, ways: Sequence[str], path: Path, runs: Path, jobs: int
-) -> list[str]:
-    digest = weights_hash(SwinEncoder.from_checkpoint(path))
-    wanted = [Run(which.name, way, 1, seed) for way in ways for seed in SEEDS]
-    found = results_of(wanted, work, runs, digest, jobs)
+def _one_labelled(work: VolumesWork, ways: Sequence[str], runs: Path, jobs: int) -> list[str]:
     cells = []
     for way in ways:
-        dice = [mean(result.dice) for run, result in found.items() if run.way == way]
-        cells.append(spread(dice) if dice else "–")
+        path = work.network_encoder if way in NETWORKS else work.encoder
+        digest = weights_hash(SwinEncoder.from_checkpoint(path))
+        wanted = [Run(work.data.name, way, 1, seed) for seed in SEEDS]
+        found = results_of(wanted, work, runs, digest, jobs)
+        cells.append(spread_over_seeds([mean(result.dice) for result in found.values()]))
     return [*cells, *["–"] * (2 - len(cells))]
 
 
@@ -237,28 +248,39 @@ def rows_of(options: argparse.Namespace) -> list[Row]:
     rows = [Row("bundled", bundled), Row("the same, untrained", bundled, untrained=True)]
     target = (options.mouse, options.hippocampus, options.ct)
     if all(target):
-        rows.append(Row("pretrained on the target set", dict(zip(SETS, target, strict=True))))
+        for which, path in ((MOUSE, options.mouse), (HIPPOCAMPUS, options.hippocampus)):
+            metadata = SwinEncoder.from_checkpoint(path).metadata
+            require_unseen(metadata, names_in(options.data / which.name), which)
+        coarse = {MOUSE.name: options.mouse_coarse} if options.mouse_coarse else {}
+        encoders = dict(zip(SETS, target, strict=True))
+        rows.append(Row("pretrained on the target set", encoders, network_encoders=coarse))
     if options.masked:
         rows.append(Row("masked-image modelling", dict.fromkeys(SETS, options.masked)))
-    rows.append(Row("intensities: MIND", bundled, descriptor=mind))
-    rows.append(Row("intensities: voxels of a patch", bundled, descriptor=raw_patches))
+    rows.append(Row("intensities: MIND", bundled, descriptor=mind, matching=MIND_MATCHING))
+    raw = Row("intensities: voxels", bundled, descriptor=raw_patches, matching=RAW_MATCHING)
+    rows.append(raw)
     return rows
 
 
 PARTS = ("patches", "contrast", "transfer", "fewshot")
+SEEN = (
+    "The bundled encoder was trained without labels on other scans of the same three kinds "
+    f"({MOUSE.name}: ten brains that are no tests; {HIPPOCAMPUS.name}: eleven; four CTs of other "
+    "patients) and on made-up anatomies; no set is wholly new to it."
+)
 TEXTS = {
     "patches": (
         "Matching: the most similar patch of a random view of the same scan is the true one "
         f"({', '.join(f'{VIEWS[name]} views of each test of {name}' for name in SETS)}; features "
         "alone, no transport and no prior). 5-NN and linear: the structure of a patch named from "
         f"{KNOWN[MOUSE.name]} and {KNOWN[HIPPOCAMPUS.name]} other subjects; {CT_SET} has one "
-        "labelled scan, so its patches are named from slabs of two patches by the slabs between. "
-        f"Mean ± standard deviation over {len(SEEDS)} draws of the known subjects, and of the "
-        "random weights where there are any."
+        "labelled scan, so its patches are named from other slabs of the same scan, which measures "
+        "less. Patches of 8 voxels a side."
     ),
     "contrast": (
-        "Four phantom torsos that no training saw, each shown as CT and as T2-weighted MR; the "
-        "same random views; the most similar patch."
+        "Four phantom torsos, each shown as CT and as T2-weighted MR; the same random views; the "
+        "most similar patch. Torsos of other seeds by the same formulas are among the made-up "
+        "anatomies of the training, in random contrasts, so this is no test on a new kind of scan."
     ),
     "transfer": (
         f"{TRANSFER_PAIRS} ordered pairs of the tests of {MOUSE.name}. Plan alone: shares of "
@@ -270,6 +292,11 @@ TEXTS = {
         "the background in the slice of every organ."
     ),
 }
+SPREAD = (
+    f"Mean ± standard deviation over {len(SEEDS)} seeds: draws of the known or labelled subjects, "
+    "and random weights where nothing was trained. Every encoder was trained once, so its own "
+    "chance is not in it."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -280,6 +307,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("data", type=Path, help="folder of the data sets, decathlon folders")
     parser.add_argument("--bundled", type=Path, help="encoder; default: the bundled one")
     parser.add_argument("--mouse", type=Path, help="encoder pretrained on mouse_brain")
+    parser.add_argument("--mouse-coarse", type=Path, help="the like at 0.3 mm, for Fine-tune")
     parser.add_argument("--hippocampus", type=Path, help="encoder pretrained on hippocampus")
     parser.add_argument("--ct", type=Path, help="encoder pretrained on CT")
     parser.add_argument("--masked", type=Path, help="encoder of benchmarks.masked_modelling")
@@ -291,7 +319,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--write", action="store_true", help="put it into docs/benchmarks.md")
     options = parser.parse_args(arguments)
-    options.bundled = options.bundled or default_encoder()
+    options.bundled = options.bundled or bundled_encoder()
     keep_large_buffers()
     options.runs.mkdir(parents=True, exist_ok=True)
     figures, rows = Figures(options.runs / "figures.json"), rows_of(options)
@@ -301,17 +329,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "transfer": lambda: transfer_table(rows, options.data, figures),
         "fewshot": lambda: fewshot_table(rows, options.data, options.runs, options.jobs),
     }
+    facts = SEEN
+    if options.ablations:
+        trained = SwinEncoder.from_checkpoint(next(iter(rows[0].encoders.values()))).metadata
+        facts = f"Each trained alike for {trained['training']['steps']} steps, seed 0."
     for part in options.parts:
         kind = "Ablations" if options.ablations else "Evidence"
         if options.ablations:
             given = "--ablations RUNS"
         else:
-            given = "--mouse MOUSE --hippocampus HIPPOCAMPUS --ct CT --masked MASKED"
+            given = (
+                "--mouse MOUSE --mouse-coarse COARSE --hippocampus HIPPOCAMPUS --ct CT "
+                "--masked MASKED"
+            )
         section = "\n\n".join(
             [
                 f"## {kind}, {part}",
                 machine(torch.device("cpu")),
-                TEXTS[part],
+                " ".join([TEXTS[part], facts, SPREAD]),
                 made[part](),
                 f"    python -m benchmarks.evidence DATA {given} --parts {part} --write",
             ]

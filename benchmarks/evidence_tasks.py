@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from benchmarks.fewshot_volumes import read_scan
-from benchmarks.matching_subjects import Subject, carried, judged, through_plan
+from benchmarks.matching_subjects import Subject, judged, through_plan
 from benchmarks.matching_truth import described, nearest
 from napari_s2dc.engine.embed import EmbedSettings, embed_volume
 from napari_s2dc.engine.embedding import Embedding
+from napari_s2dc.engine.match import MatchSettings, match_embeddings
 from napari_s2dc.engine.measures import label_tokens, structure_accuracy
 from napari_s2dc.engine.progress import finish
 from napari_s2dc.engine.self_check import KnownView, judge, known_view
+from napari_s2dc.engine.transfer import transfer_labels
 from napari_s2dc.method.encoder import SwinEncoder
 from napari_s2dc.volumes.phantom import phantom
 from napari_s2dc.volumes.preprocess import normalize
@@ -44,32 +45,46 @@ class Candidate:
         Features of its stage; for a descriptor, only its preprocessing and grid are used.
     descriptor : callable, optional
         Takes the place of the encoder's features.
+    matching : MatchSettings, optional
+        How transport plans are made of them; the defaults when left out.
     """
 
     encoder: SwinEncoder
     descriptor: Descriptor | None = None
+    matching: MatchSettings | None = None
 
-    def embed(self, volume: Volume) -> Embedding:
+    def embed(self, volume: Volume, settings: EmbedSettings = SETTINGS) -> Embedding:
         """Features of a whole scan."""
-        embedding = finish(embed_volume(volume, self.encoder, SETTINGS))
+        embedding = finish(embed_volume(volume, self.encoder, settings))
         if self.descriptor is None:
             return embedding
         image = normalize(volume.array, embedding.metadata["preset"])
         return replace(embedding, features=self.descriptor(image, embedding.stride))
 
-    def view(self, volume: Volume, seed: int) -> KnownView:
-        """Give a random view with known truth, features of both included; even seeds in-plane."""
-        steps = known_view(volume, self.encoder, EmbedSettings(), in_plane=seed % 2 == 0, seed=seed)
-        known = finish(steps)
-        return known if self.descriptor is None else described(known, volume, self.descriptor)
+    def views(
+        self, volume: Volume, seeds: range, settings: EmbedSettings = SETTINGS
+    ) -> Iterator[KnownView]:
+        """Give random views with known truth, features of both included; even seeds in-plane."""
+        embedding = finish(embed_volume(volume, self.encoder, settings))
+        for seed in seeds:
+            known = finish(
+                known_view(
+                    volume,
+                    self.encoder,
+                    settings,
+                    in_plane=seed % 2 == 0,
+                    seed=seed,
+                    embedding=embedding,
+                )
+            )
+            yield known if self.descriptor is None else described(known, volume, self.descriptor)
 
 
 def matching_accuracy(candidate: Candidate, volumes: Sequence[Volume], seeds: range) -> float:
     """Share of patches whose most similar patch in a view is the true one, mean over the views."""
     found = []
     for volume in volumes:
-        for seed in seeds:
-            known = candidate.view(volume, seed)
+        for known in candidate.views(volume, seeds):
             found.append(judge(known, nearest(known)).accuracy)
     return float(np.mean(found))
 
@@ -85,10 +100,10 @@ def contrast_accuracy(candidate: Candidate, seeds: range) -> tuple[float, float]
         Mean over both contrasts, and over both directions.
     """
     same, cross = [], []
+    own = replace(SETTINGS, preset="auto")  # a window for CT would saturate T2
     for number in PHANTOM_SEEDS:
         pair = [phantom(seed=number, contrast=contrast)[0] for contrast in ("ct", "t2")]
-        for seed in seeds:
-            ct, t2 = (candidate.view(volume, seed) for volume in pair)
+        for ct, t2 in zip(*(candidate.views(one, seeds, own) for one in pair), strict=True):
             for one, other in ((ct, t2), (t2, ct)):
                 same.append(judge(one, nearest(one)).accuracy)
                 view = replace(one.view, features=other.view.features)
@@ -104,13 +119,14 @@ def labelled_tokens(candidate: Candidate, image: Volume, labels: Volume) -> Labe
 
 
 def alternate_slabs(scan: Labelled) -> tuple[Labelled, Labelled]:
-    """Part one scan into slabs of two patches along z: every second one is known, the others asked.
+    """Part one scan into slabs of two patches along z, in turn known and asked, with gaps of one.
 
-    For a set with one labelled scan; the middle of a slab is 16 voxels from the known.
+    For a set with one labelled scan.
     """
     features, labels = scan
-    even = torch.arange(labels.shape[0]) // 2 % 2 == 0
-    return (features[:, even], labels[even]), (features[:, ~even], labels[~even])
+    place = torch.arange(labels.shape[0]) % 6
+    known, asked = place < 2, (place == 3) | (place == 4)
+    return (features[:, known], labels[known]), (features[:, asked], labels[asked])
 
 
 def linear_probe(known: Sequence[Labelled], asked: Sequence[Labelled]) -> float:
@@ -168,8 +184,10 @@ def transfer_dice(
     plan, whole = [], []
     for a, b in chosen:
         source, target = subjects[a], subjects[b]
-        plan.append(judged(through_plan(source, target), target).mean_dice)
-        whole.append(judged(carried(source, target).labels.array, target).mean_dice)
+        match = match_embeddings(source.embedding, target.embedding, candidate.matching)
+        plan.append(judged(through_plan(source, target, match), target).mean_dice)
+        found = finish(transfer_labels(match, source.labels, source.image, target.image))
+        whole.append(judged(found.labels.array, target).mean_dice)
     return float(np.mean(plan)), float(np.mean(whole))
 
 
@@ -179,7 +197,6 @@ __all__ = [
     "contrast_accuracy",
     "linear_probe",
     "matching_accuracy",
-    "read_scan",
     "structure_figures",
     "transfer_dice",
 ]

@@ -1,7 +1,8 @@
 """Masked-image modelling with the encoder, data and steps of a finished run of ``s2dc-train``.
 
-The rival of ``benchmarks.evidence``: blocks of the crops are hidden and MONAI's Swin UNETR fills
-them in (SimMIM, Xie et al., CVPR 2022, in 3D); its encoder is kept.
+The rival of ``benchmarks.evidence``: blocks of the crops are hidden, and one linear layer on the
+encoder's tokens fills them in (SimMIM, Xie et al., CVPR 2022, in 3D). The crops are those of the
+second view, so that they are turned, scaled and shaded as S²DC's.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 import yaml
+from monai.networks.utils import pixelshuffle
 from s2dc_train.config import RunConfig, run_config
 from s2dc_train.data import S2DCDataModule
 from s2dc_train.module import S2DCModule
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from napari_s2dc.engine.allocator import keep_large_buffers
-from napari_s2dc.method.encoder import SwinEncoder
-from napari_s2dc.method.tokens import split_crops
+from napari_s2dc.method.encoder import STRIDES, SwinEncoder
 
 BLOCK_VOX = 8
 HIDDEN_SHARE = 0.6
@@ -50,6 +51,34 @@ def hide(crops: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     return crops * (1 - hidden), hidden
 
 
+class Filling(nn.Module):
+    """Encoder and one linear layer on the tokens of its matched and its last stage.
+
+    Parameters
+    ----------
+    encoder : SwinEncoder
+        What is trained and kept.
+    stage : int
+        Stage whose tokens each fill in their own voxels.
+    """
+
+    def __init__(self, encoder: SwinEncoder, stage: int) -> None:
+        super().__init__()
+        self.encoder, self.stage = encoder, stage
+        channels = encoder.stage_channels
+        self.head = nn.Conv3d(channels[stage] + channels[-1], STRIDES[stage] ** 3, 1)
+
+    def forward(self, crops: Tensor) -> Tensor:
+        """Fill in crops (N, 1, c, c, c)."""
+        stages = self.encoder(crops)
+        tokens = stages[self.stage]
+        last = F.interpolate(stages[-1], size=tokens.shape[2:], mode="trilinear")
+        filled: Tensor = pixelshuffle(
+            self.head(torch.cat([tokens, last], dim=1)), 3, STRIDES[self.stage]
+        )
+        return filled
+
+
 def train(config: RunConfig, run: Path, steps: int) -> SwinEncoder:
     """Train and return the encoder.
 
@@ -66,9 +95,9 @@ def train(config: RunConfig, run: Path, steps: int) -> SwinEncoder:
     config.trainer.max_steps = steps
     module = S2DCModule(config)
     encoder = module.student.encoder
-    network = encoder.to_swin_unetr(out_channels=1)
-    # The schedule and the rule which weights decay are the trainer's own.
-    module.student, module.teacher = network, torch.nn.Identity()
+    network = Filling(encoder, config.model.token_stage)
+    # The views, the schedule and the rule which weights decay are the trainer's own.
+    module.student, module.teacher = network, nn.Identity()
     plan = module.configure_optimizers()
     optimizer, schedule = plan["optimizer"], plan["lr_scheduler"]["scheduler"]
     folder = config.data.cache_dir or str(run / "cache")
@@ -77,19 +106,17 @@ def train(config: RunConfig, run: Path, steps: int) -> SwinEncoder:
     generator = torch.Generator().manual_seed(config.seed)
     progress = tqdm(islice(data.train_dataloader(), steps), total=steps, mininterval=30)
     for batch in progress:
-        crops = split_crops(batch["image"][:, :1], config.data.crop_size)
-        tissue = split_crops(batch["foreground"][:, None].float(), config.data.crop_size)
+        crops = module.views(batch).second
         seen, hidden = hide(crops, generator)
-        asked = hidden * tissue
+        asked = hidden * (crops > 0)
         error = (network(seen) - crops).abs()
         loss = (error * asked).sum() / asked.sum().clamp(min=1)
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), config.trainer.gradient_clip)
+        nn.utils.clip_grad_norm_(network.parameters(), config.trainer.gradient_clip)
         optimizer.step()
         schedule.step()
         progress.set_postfix(loss=f"{float(loss):.3f}", refresh=False)
-    encoder.swin.load_state_dict(network.swinViT.state_dict())
     return encoder
 
 

@@ -15,7 +15,7 @@ from benchmarks.report import table
 from napari_s2dc.engine.embed import Embedding, EmbedSettings, embed_volume
 from napari_s2dc.engine.evaluate import Evaluation, evaluate_labels
 from napari_s2dc.engine.label_borders import refine_borders
-from napari_s2dc.engine.match import match_embeddings
+from napari_s2dc.engine.match import Match, match_embeddings
 from napari_s2dc.engine.progress import finish
 from napari_s2dc.engine.registration import RegistrationSettings
 from napari_s2dc.engine.transfer import Transfer, TransferSettings, fuse, transfer_labels
@@ -59,9 +59,9 @@ def centred(a: Subject, b: Subject) -> np.ndarray:
     return moved
 
 
-def through_plan(a: Subject, b: Subject) -> np.ndarray:
+def through_plan(a: Subject, b: Subject, match: Match | None = None) -> np.ndarray:
     """Shares of A's labels in its patches, through the plan and interpolated to the voxels of B."""
-    match = match_embeddings(a.embedding, b.embedding)
+    match = match or match_embeddings(a.embedding, b.embedding)
     labels = torch.from_numpy(a.labels.array.astype(np.int64))
     padding: list[int] = []
     for side in reversed(labels.shape):
@@ -154,7 +154,7 @@ PARTS_ALONE: dict[str, Callable[[Subject, Subject], np.ndarray]] = {
     "ours, pairs and thin-plate spline": _ours(
         TransferSettings(registration=PAIRS_ALONE, bend_by_pairs=True)
     ),
-    "ours, soft labels through the plan": through_plan,
+    "ours, soft labels through the plan": lambda a, b: through_plan(a, b),
 }
 _HEADER = ["way", "mean Dice", "worst pair", "HD95, mm", "seconds, embedding included"]
 

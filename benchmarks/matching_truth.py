@@ -56,8 +56,8 @@ def described(
 
 # How the prior weighs against classical similarities: the best of 0.02, 0.05, 0.1, 0.2 and 0.4 on
 # views of totalseg_ct and mouse_brain.
-_MIND = MatchSettings(temperature=0.1)
-_RAW = MatchSettings(temperature=0.4)
+MIND_MATCHING = MatchSettings(temperature=0.1)
+RAW_MATCHING = MatchSettings(temperature=0.4)
 
 WAYS: dict[str, Callable[[KnownView, Volume], Match]] = {
     "ours": lambda known, _: match_embeddings(known.scan, known.view),
@@ -68,13 +68,13 @@ WAYS: dict[str, Callable[[KnownView, Volume], Match]] = {
     "nearest neighbour, same features, our prior": lambda known, _: nearest(known, MatchSettings()),
     "nearest neighbour, MIND": lambda known, volume: nearest(described(known, volume, mind)),
     "nearest neighbour, MIND, our prior": lambda known, volume: nearest(
-        described(known, volume, mind), _MIND
+        described(known, volume, mind), MIND_MATCHING
     ),
     "nearest neighbour, raw patches": lambda known, volume: nearest(
         described(known, volume, raw_patches)
     ),
     "nearest neighbour, raw patches, our prior": lambda known, volume: nearest(
-        described(known, volume, raw_patches), _RAW
+        described(known, volume, raw_patches), RAW_MATCHING
     ),
 }
 

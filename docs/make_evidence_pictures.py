@@ -17,7 +17,7 @@ from napari_s2dc.engine.embed import EmbedSettings, embed_volume
 from napari_s2dc.engine.embedding import Embedding
 from napari_s2dc.engine.encoders import bundled_encoder
 from napari_s2dc.engine.measures import ViewPair, match_views, two_views
-from napari_s2dc.engine.pictures import MatchPicture, colours_of, draw_embedding, draw_matches
+from napari_s2dc.engine.pictures import colours_of, draw_embedding, draw_matches, match_picture
 from napari_s2dc.engine.progress import finish
 from napari_s2dc.method.affine import Affine3D
 from napari_s2dc.method.encoder import STRIDES, SwinEncoder
@@ -80,24 +80,11 @@ def _views(contrast: Contrast) -> ViewPair:
 def draw_matches_across(encoder: SwinEncoder) -> None:
     """Draw which patches of a CT are found in a view of it, and in one as T2."""
     ct, t2 = _views("ct"), _views("t2")
-    side = STRIDES[STAGE]
     pictures = []
     for title, pair in (("CT to CT", ct), ("CT to T2", replace(ct, second=t2.second))):
         found = match_views(pair, encoder)
-        middle = len(pair.true_pairs) // 2
-        plane = middle * side + side // 2
-        asked = found.asked[middle].nonzero()[:, 0]
-        pictures.append(
-            MatchPicture(
-                title=f"{title}: {100 * found.accuracy:.0f} % of all slices right",
-                first=pair.first[plane].numpy(),
-                second=pair.second[plane].numpy(),
-                source=asked.numpy(),
-                guess=found.guess[middle][asked].numpy(),
-                right=found.right[middle][asked].numpy(),
-                token_size_vox=side,
-            )
-        )
+        words = f"{title}: {100 * found.accuracy:.0f} % of all slices right"
+        pictures.append(match_picture(words, pair, found))
     draw_matches(PICTURES / "across_contrasts.png", pictures)
 
 

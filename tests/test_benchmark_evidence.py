@@ -11,7 +11,7 @@ from s2dc_train.config import RunConfig
 
 from benchmarks.ablations import COMMON, VARIANTS
 from benchmarks.descriptors import mind
-from benchmarks.evidence import Figures, spread
+from benchmarks.evidence import Figures
 from benchmarks.evidence_tasks import (
     Candidate,
     alternate_slabs,
@@ -31,11 +31,11 @@ def encoder() -> SwinEncoder:
 
 
 def test_slabs_part_a_scan_into_known_and_asked() -> None:
-    labels = torch.arange(10).reshape(10, 1, 1).expand(10, 2, 3)
+    labels = torch.arange(12).reshape(12, 1, 1).expand(12, 2, 3)
     features = labels[None].float()
     known, asked = alternate_slabs((features, labels))
-    assert known[1].unique().tolist() == [0, 1, 4, 5, 8, 9]
-    assert asked[1].unique().tolist() == [2, 3, 6, 7]
+    assert known[1].unique().tolist() == [0, 1, 6, 7]
+    assert asked[1].unique().tolist() == [3, 4, 9, 10]
     assert torch.equal(known[0][0], known[1].float())
 
 
@@ -52,8 +52,8 @@ def test_a_linear_probe_reads_what_the_features_say_and_nothing_else() -> None:
 def test_one_scan_is_named_from_its_own_slabs(encoder: SwinEncoder) -> None:
     image, labels = phantom((48, 64, 64), seed=3)
     nearest, linear = structure_figures(Candidate(encoder), [(image, labels)], 0, 0)
-    assert 0.2 < nearest <= 1
-    assert 0.2 < linear <= 1
+    assert 0.1 < nearest <= 1
+    assert 0.1 < linear <= 1
 
 
 def test_features_and_descriptors_are_asked_the_same(encoder: SwinEncoder) -> None:
@@ -80,11 +80,6 @@ def test_figures_are_measured_once_for_each_encoder(tmp_path: Path, encoder: Swi
     other = SwinEncoder.from_size("tiny", window_size=4)
     Figures(file)(Candidate(other), "x", measure)
     assert len(calls) == 3
-
-
-def test_a_spread_is_shown_where_there_is_one() -> None:
-    assert spread([0.5, 0.5, 0.5]) == "0.500"
-    assert spread([0.4, 0.5, 0.6]) == "0.500 ± 0.100"
 
 
 def test_hidden_blocks_are_black_and_the_rest_is_seen() -> None:

@@ -37,11 +37,11 @@ from napari_s2dc.engine.measures import (
 )
 from napari_s2dc.engine.pictures import (
     Curve,
-    MatchPicture,
     colours_of,
     draw_curves,
     draw_embedding,
     draw_matches,
+    match_picture,
 )
 from napari_s2dc.engine.report import as_text
 from napari_s2dc.files import replace_atomically
@@ -149,21 +149,11 @@ def _draw(
 ) -> None:
     """Draw the matches and, for every scan, the colours of its features."""
     side = STRIDES[pair.stage]
-    middle = len(pair.true_pairs) // 2
-    plane = middle * side + side // 2
     draw_matches(
         folder / "matches.png",
         [
-            MatchPicture(
-                title=title,
-                first=pair.first[plane].numpy(),
-                second=pair.second[plane].numpy(),
-                source=(asked := learned.matches.asked[middle].nonzero()[:, 0]).numpy(),
-                guess=learned.matches.guess[middle][asked].numpy(),
-                right=learned.matches.right[middle][asked].numpy(),
-                token_size_vox=side,
-            )
-            for title, learned in (("Untrained", untrained), ("Bundled encoder", bundled))
+            match_picture("Untrained", pair, untrained.matches),
+            match_picture("Bundled encoder", pair, bundled.matches),
         ],
     )
     # Torsos share their colours, so that organs can be compared; the brain has its own.

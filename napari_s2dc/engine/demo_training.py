@@ -19,12 +19,12 @@ from napari_s2dc.method.encoder import SwinEncoder
 if TYPE_CHECKING:
     from s2dc_train.preflight import PreflightReport
 
-__all__ = ["SEED", "preflight_of", "preset", "steps_within", "train"]
+__all__ = ["SEED", "TRAIN", "preflight_of", "preset", "steps_within", "train"]
 
 PRESET = "tiny_cpu"
 SEED = 0
 
-# A tenth of the preset's: the encoder starts trained, its heads do not.
+# A quarter of the preset's: the encoder starts trained, its heads do not.
 _LEARNING_RATE = 5e-4
 
 # In units of one forward and backward pass of the student: a step also runs the teacher, the
@@ -33,7 +33,7 @@ _STEP_COST = 1.8
 _VALIDATION_COST = 5.5
 _VALIDATIONS = 6
 
-_TRAIN = "import sys; from s2dc_train.cli import main; sys.exit(main())"
+TRAIN = "import sys; from s2dc_train.cli import main; sys.exit(main())"
 
 
 def preset() -> dict[str, Any]:
@@ -124,7 +124,7 @@ def train(scans: Path, run: Path, *, steps: int, minutes: float, start_from: Pat
         "trainer.accelerator": "cpu",
     }
     arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    finished = subprocess.run([sys.executable, "-c", _TRAIN, *arguments], check=False)
+    finished = subprocess.run([sys.executable, "-c", TRAIN, *arguments], check=False)
     if finished.returncode:
         raise S2DCError(
             f"Training ended with exit code {finished.returncode}.",

@@ -40,6 +40,10 @@ __all__ = [
 METADATA_KEY = "napari_s2dc"
 """As in `napari_s2dc.method.checkpoint_files`, which would bring in torch."""
 
+_MISSING = (
+    "The bundled encoder is missing from this installation.",
+    "Install napari-s2dc again, or name a checkpoint file.",
+)
 _LONGEST_HEADER = 10_000_000
 # Spacing counts as far from the training's beyond this factor on any axis.
 _SPACING_FACTOR = 2.0
@@ -79,10 +83,7 @@ def bundled_encoder() -> Path:
     """
     paths = _bundled()
     if not paths:
-        raise CheckpointError(
-            "The bundled encoder is missing from this installation.",
-            "Install napari-s2dc again.",
-        )
+        raise CheckpointError(*_MISSING)
     return paths[0]
 
 
@@ -109,10 +110,7 @@ def default_encoder() -> Path:
     """
     choices = available_encoders()
     if not choices:
-        raise CheckpointError(
-            "There is no encoder on this computer yet.",
-            "Train one in minutes with 's2dc demo', or name a checkpoint file.",
-        )
+        raise CheckpointError(*_MISSING)
     return choices[0].path
 
 

@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from napari_s2dc.engine.measures import Matches, ViewPair
 from napari_s2dc.files import replace_atomically
+from napari_s2dc.method.encoder import STRIDES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,6 +27,7 @@ __all__ = [
     "draw_curves",
     "draw_embedding",
     "draw_matches",
+    "match_picture",
     "section",
 ]
 
@@ -291,6 +294,33 @@ def draw_embedding(
     for axes, plane in zip(grid[0], PLANES, strict=True):
         axes.set_title(plane, color=_FAINT, fontsize=10)
     _save(figure, path)
+
+
+def match_picture(title: str, pair: ViewPair, matches: Matches) -> MatchPicture:
+    """Show the matches of the middle slice of tokens of two views.
+
+    Parameters
+    ----------
+    title : str
+        Which encoder made them.
+    pair : ViewPair
+        The views.
+    matches : Matches
+        Of them.
+    """
+    side = STRIDES[pair.stage]
+    middle = len(pair.true_pairs) // 2
+    plane = middle * side + side // 2
+    asked = matches.asked[middle].nonzero()[:, 0]
+    return MatchPicture(
+        title=title,
+        first=pair.first[plane].numpy(),
+        second=pair.second[plane].numpy(),
+        source=asked.numpy(),
+        guess=matches.guess[middle][asked].numpy(),
+        right=matches.right[middle][asked].numpy(),
+        token_size_vox=side,
+    )
 
 
 def draw_matches(path: Path, pictures: Sequence[MatchPicture], *, lines: int = 24) -> None:

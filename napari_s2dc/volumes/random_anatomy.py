@@ -16,7 +16,7 @@ from napari_s2dc.volumes.smooth_field import smooth_field
 
 __all__ = ["random_anatomy"]
 
-# A torso takes half a second, so a few are kept and cut anew each time.
+# A torso takes half a second, so a few are kept, and cut and zoomed anew each time.
 _TORSOS = 32
 _TORSO_SHAPE = (96, 128, 128)
 _TORSO_STREAM = 0x70
@@ -37,11 +37,12 @@ def random_anatomy(shape: tuple[int, int, int], random: np.random.Generator) -> 
     np.ndarray
         uint8 (z, y, x): regions without gaps, 0 is air.
     """
+    from skimage.segmentation import relabel_sequential
+
     draw = (_part_of_torso, _head, _shapes)[random.choice(3, p=(0.4, 0.25, 0.35))]
     regions = draw(shape, random)
-    present, dense = np.unique(np.append(regions.ravel(), 0), return_inverse=True)
-    assert present[0] == 0
-    return dense[:-1].reshape(shape).astype(np.uint8)
+    dense: np.ndarray = relabel_sequential(regions)[0].astype(np.uint8)
+    return dense
 
 
 @lru_cache(maxsize=_TORSOS)
@@ -52,7 +53,8 @@ def _torso(number: int) -> np.ndarray:
 def _part_of_torso(shape: tuple[int, int, int], random: np.random.Generator) -> np.ndarray:
     """Cut a torso at a random place and in a random resolution."""
     whole = _torso(int(random.integers(_TORSOS)))
-    zoom = random.uniform(0.7, 1.6)  # 3 mm over it is the side of a voxel
+    # 3 mm over it is the side of a voxel; large sub-volumes see a torso as large in them.
+    zoom = random.uniform(0.7, 1.6) * max(1.0, sum(shape) / 240)
     cut = whole
     for axis, (side, size) in enumerate(zip(whole.shape, shape, strict=True)):
         spare = side - size / zoom

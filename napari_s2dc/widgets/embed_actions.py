@@ -78,7 +78,9 @@ class EmbedActions(QObject):
             return
         path = self._header.chosen_path
         if not path:
-            self._tell("There is no encoder yet. Run s2dc demo to train one, or open a checkpoint.")
+            self._tell(
+                "The bundled encoder is missing. Install napari-s2dc again, or open a checkpoint."
+            )
             return
         name = self._header.encoder.currentText()
         loaded = self._session.encoder

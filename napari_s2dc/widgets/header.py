@@ -117,7 +117,7 @@ class Header(QWidget):
             self.encoder.addItem(_NO_ENCODER)
             self._paths.append("")
             self.about.setText(
-                "Train one in minutes with the command s2dc demo, or open a checkpoint file."
+                "The bundled encoder is missing: install napari-s2dc again, or open a checkpoint."
             )
         self.encoder.addItem(_OPEN)
         self.encoder.setCurrentIndex(0)

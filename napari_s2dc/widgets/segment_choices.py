@@ -144,7 +144,7 @@ class SegmentChoices(QObject):
         if self.image is None:
             return "Open a 3D image first"
         if not self._header.chosen_path:
-            return "There is no encoder yet: run s2dc demo to train one, or open a checkpoint"
+            return "The bundled encoder is missing: install napari-s2dc again, or open a checkpoint"
         if self._session.encoder is None:
             return "The encoder is being read"
         if self.labels is None:

@@ -54,7 +54,7 @@ def test_the_key_is_that_of_checkpoints() -> None:
 
 def test_without_encoders_one_sentence_says_how_to_get_one(computer: Path) -> None:
     assert available_encoders() == []
-    with pytest.raises(CheckpointError, match="s2dc demo"):
+    with pytest.raises(CheckpointError, match="bundled encoder is missing"):
         default_encoder()
 
 

@@ -304,5 +304,5 @@ def test_without_any_encoder_the_workbench_says_how_to_get_one(
     qtbot.waitUntil(workbench.isVisible, timeout=10_000)
     qtbot.waitUntil(lambda: idle(workbench), timeout=60_000)
     workbench.embedding.embed()
-    assert "s2dc demo" in workbench.message.text()
+    assert "bundled encoder is missing" in workbench.message.text()
     assert idle(workbench)

@@ -38,7 +38,7 @@ from s2dc_train.preflight import PreflightReport, in_threads
 from s2dc_train.prepare import READ_ERRORS, prepare_scan, reason
 from s2dc_train.sources import ScanEntry
 
-VERSION = 1
+VERSION = 2
 _STALE_SECONDS = 24 * 3600
 _CHECKED_BLOCKS = 16
 _BLOCK_BYTES = 4096

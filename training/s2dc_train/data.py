@@ -213,7 +213,7 @@ class S2DCDataModule(LightningDataModule):
             subvolume_size(self.config),
             seed=self.seed,
             foreground_fraction=self.config.foreground_fraction,
-            synthesis=Synthesis(self.config.synthetic_share, self.config.cross_contrast),
+            synthesis=Synthesis(self.config.synthetic_share, self.config.cross_contrast, self.seed),
         )
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
@@ -274,15 +274,20 @@ class S2DCDataModule(LightningDataModule):
             "step": trainer.global_step if trainer else 0,
             "seed": self.seed,
             "scans": [entry.image.name for entry in self.train_entries],
+            "synthetic_share": self.config.synthetic_share,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where a checkpoint left the data; say so when the data are not the same."""
         self.start_sample = int(state_dict["next_sample"])
         self._start_step = int(state_dict["step"])
-        now = {"seed": self.seed, "scans": [entry.image.name for entry in self.train_entries]}
+        now = {
+            "seed": self.seed,
+            "scans": [entry.image.name for entry in self.train_entries],
+            "synthetic_share": self.config.synthetic_share,
+        }
         for name, value in now.items():
-            if state_dict[name] != value:
+            if state_dict.get(name, value) != value:
                 note = f"The {name} of the resumed run differ, so the order of samples is another."
                 self.notes.append(note)
                 _log.info(note)

@@ -105,6 +105,8 @@ def encoder_metadata(
         "training": {
             "volumes": len(data.train_entries),
             "steps": summary["steps"],
+            "synthetic_share": config.data.synthetic_share,
+            "cross_contrast": bool(config.data.synthetic_share) and config.data.cross_contrast,
             "seconds": summary["seconds"],
             "match_accuracy": summary["match_accuracy_last"],
             "seed": config.seed,

@@ -67,7 +67,7 @@ class SubVolumeDataset(Dataset[dict[str, Any]]):
             voxel (z, y, x), negative where padding comes first.
         """
         if self.synthesis.holds(index):
-            return self.synthesis.item(self.size, self.seed, index)
+            return self.synthesis.item(self.size, index)
         passes, position = divmod(index - self.synthesis.before(index), len(self.scans))
         volume = int(_order(self.seed, passes, len(self.scans))[position])
         scan = self.scans[volume]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from math import floor
 from typing import Any
 
@@ -17,7 +18,9 @@ __all__ = ["VIEWS", "Synthesis"]
 VIEWS = 3
 """Renderings of a sub-volume: of view 1, view 2 and the contrastive view."""
 
-_STREAM = 2
+# First word of the seed of each random stream; 0 and 1 are those of the scans.
+_STREAM, _PLACES_STREAM = 2, 3
+_BLOCK = 20
 _CUT_PROBABILITY = 0.25
 
 
@@ -28,31 +31,42 @@ class Synthesis:
     Parameters
     ----------
     share : float
-        Of the samples, 0 to 1; they are spread evenly among the others.
+        Of the samples, 0 to 1; as many in every block of 20, in an order of its own, so that no
+        process and no logged step meets one kind alone.
     cross_contrast : bool
         Render every view in a contrast of its own.
+    seed : int
+        Seed of the run.
     """
 
     share: float = 0.0
     cross_contrast: bool = True
+    seed: int = 0
 
     def before(self, index: int) -> int:
         """Count the made-up samples before sample `index`."""
-        return floor(index * self.share)
+        block, place = divmod(index, _BLOCK)
+        first = floor(block * _BLOCK * self.share)
+        return first + int(self._made_up(block)[:place].sum())
 
     def holds(self, index: int) -> bool:
         """Whether sample `index` is made up."""
-        return self.before(index + 1) > self.before(index)
+        block, place = divmod(index, _BLOCK)
+        return bool(self._made_up(block)[place])
 
-    def item(self, size: tuple[int, int, int], seed: int, index: int) -> dict[str, Any]:
-        """Make sample `index`, a pure function of `seed` and `index`.
+    def _made_up(self, block: int) -> np.ndarray:
+        first, last = (floor(edge * _BLOCK * self.share) for edge in (block, block + 1))
+        return _order(self.seed, block) < last - first
+
+    def item(self, size: tuple[int, int, int], index: int) -> dict[str, Any]:
+        """Make sample `index`, a pure function of it and the seed.
 
         Parameters
         ----------
         size : tuple of int
             Voxels (z, y, x).
-        seed, index : int
-            Seed of the run, global number of the sample.
+        index : int
+            Global number of the sample.
 
         Returns
         -------
@@ -60,7 +74,7 @@ class Synthesis:
             As from :class:`s2dc_train.subvolumes.SubVolumeDataset`, ``image`` with one channel
             for each view (3, Z, Y, X), ``volume`` -1 and ``start`` 0.
         """
-        random = np.random.default_rng([_STREAM, seed, index])
+        random = np.random.default_rng([_STREAM, self.seed, index])
         regions = random_anatomy(size, random)
         valid = np.ones(size, bool)
         if random.random() < _CUT_PROBABILITY:  # a field of view that ends within
@@ -77,3 +91,9 @@ class Synthesis:
             "sample": index,
             "start": torch.zeros(3, dtype=torch.long),
         }
+
+
+@lru_cache(maxsize=4)
+def _order(seed: int, block: int) -> np.ndarray:
+    """Order of the places of one block."""
+    return np.random.default_rng([_PLACES_STREAM, seed, block]).permutation(_BLOCK)
