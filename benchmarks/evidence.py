@@ -49,7 +49,7 @@ SETS = (MOUSE.name, HIPPOCAMPUS.name, CT_SET)
 KNOWN = {MOUSE.name: 5, HIPPOCAMPUS.name: 20, CT_SET: 0}
 """Labelled subjects that name the patches of the tests, drawn from twice as many."""
 TESTS = {MOUSE.name: 5, HIPPOCAMPUS.name: 20}
-VIEWS = {MOUSE.name: 4, HIPPOCAMPUS.name: 2, CT_SET: 20}
+VIEWS = {MOUSE.name: 4, HIPPOCAMPUS.name: 2, CT_SET: 10}
 """Random views of each test scan, every second one in-plane."""
 FIRST_VIEW = 100
 CONTRAST_VIEWS = 2
@@ -106,9 +106,10 @@ class Figures:
         self, candidate: Candidate, what: str, measure: Callable[[], Sequence[float]]
     ) -> list[float]:
         """Return the figures of a candidate, measured now when they are not there."""
-        kind = candidate.descriptor.__name__ if candidate.descriptor else ""
+        described = candidate.descriptor
+        who = described.__name__ if described else weights_hash(candidate.encoder)
         preset = candidate.encoder.metadata.get("preprocessing", {}).get("preset", "auto")
-        key = f"{weights_hash(candidate.encoder)} {preset} {kind} {what}"
+        key = f"{who} {preset} {what}"
         if key not in self.known:
             self.known[key] = [float(value) for value in measure()]
             print(f"{what}: {self.known[key]}", flush=True)
@@ -231,7 +232,9 @@ def _one_labelled(work: VolumesWork, ways: Sequence[str], runs: Path, jobs: int)
     cells = []
     for way in ways:
         path = work.network_encoder if way in NETWORKS else work.encoder
-        digest = weights_hash(SwinEncoder.from_checkpoint(path))
+        # From scratch, the weights of the encoder do not count.
+        untrained = way == NETWORKS[0]
+        digest = "scratch" if untrained else weights_hash(SwinEncoder.from_checkpoint(path))
         wanted = [Run(work.data.name, way, 1, seed) for seed in SEEDS]
         found = results_of(wanted, work, runs, digest, jobs)
         cells.append(spread_over_seeds([mean(result.dice) for result in found.values()]))

@@ -89,10 +89,11 @@ def train(config: RunConfig, run: Path, steps: int) -> SwinEncoder:
     run : Path
         Folder of the finished run, whose cache of scans is read.
     steps : int
-        As many as the finished run took.
+        As many as the finished run took, those before it that it started from included.
     """
     torch.manual_seed(config.seed)
     config.trainer.max_steps = steps
+    config.model.initial_weights = ""
     module = S2DCModule(config)
     encoder = module.student.encoder
     network = Filling(encoder, config.model.token_stage)
@@ -125,13 +126,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="finished run folder of s2dc-train")
     parser.add_argument("out", type=Path, help="encoder file to write")
+    parser.add_argument("--steps", type=int, help="default: those of the run")
     options = parser.parse_args(arguments)
     keep_large_buffers()
     config = run_config(yaml.safe_load((options.run / "config.yaml").read_text()))
     finished = SwinEncoder.from_checkpoint(options.run / "encoder.safetensors").metadata
-    steps = int(finished["training"]["steps"])
+    steps = options.steps or int(finished["training"]["steps"])
     encoder = train(config, options.run, steps)
-    encoder.save(options.out, {**finished, "name": "masked-image modelling"})
+    facts = {**finished, "name": "masked-image modelling", "training": {"steps": steps}}
+    encoder.save(options.out, facts)
 
 
 if __name__ == "__main__":

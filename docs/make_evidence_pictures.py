@@ -82,9 +82,7 @@ def draw_matches_across(encoder: SwinEncoder) -> None:
     ct, t2 = _views("ct"), _views("t2")
     pictures = []
     for title, pair in (("CT to CT", ct), ("CT to T2", replace(ct, second=t2.second))):
-        found = match_views(pair, encoder)
-        words = f"{title}: {100 * found.accuracy:.0f} % of all slices right"
-        pictures.append(match_picture(words, pair, found))
+        pictures.append(match_picture(title, pair, match_views(pair, encoder)))
     draw_matches(PICTURES / "across_contrasts.png", pictures)
 
 

@@ -80,6 +80,8 @@ def test_figures_are_measured_once_for_each_encoder(tmp_path: Path, encoder: Swi
     other = SwinEncoder.from_size("tiny", window_size=4)
     Figures(file)(Candidate(other), "x", measure)
     assert len(calls) == 3
+    Figures(file)(Candidate(other, mind), "x", measure)  # does not depend on weights
+    assert len(calls) == 3
 
 
 def test_hidden_blocks_are_black_and_the_rest_is_seen() -> None:

@@ -15,6 +15,7 @@ from napari_s2dc.engine import encoders
 from napari_s2dc.engine.encoders import (
     EncoderChoice,
     available_encoders,
+    bundled_encoder,
     default_encoder,
     latest_local_run,
     mismatch,
@@ -72,6 +73,21 @@ def test_bundled_encoders_come_before_the_latest_run(computer: Path, tiny: SwinE
         EncoderChoice("latest local run", run, "tiny, MR"),
     ]
     assert default_encoder() == computer / "weights" / "a.safetensors"
+
+
+def test_an_encoder_comes_with_the_package_small_and_described() -> None:
+    path = bundled_encoder()
+    assert path.stat().st_size < 20e6
+    encoder = SwinEncoder.from_checkpoint(path)
+    assert next(encoder.parameters()).dtype == torch.float32
+    assert encoder.metadata["token_stage"] == 2
+    assert encoder.metadata["training"]["steps"] >= 1000
+    assert available_encoders()[0] == EncoderChoice(
+        encoder.metadata["name"], path, available_encoders()[0].description
+    )
+    card = (path.parent / "README.md").read_text(encoding="utf-8")
+    assert path.name in card
+    assert "Not a medical device" in card
 
 
 def test_a_run_that_is_gone_is_not_listed(computer: Path, tiny: SwinEncoder) -> None:

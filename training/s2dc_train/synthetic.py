@@ -40,7 +40,7 @@ class Synthesis:
     """
 
     share: float = 0.0
-    cross_contrast: bool = True
+    cross_contrast: bool = False
     seed: int = 0
 
     def before(self, index: int) -> int:
