@@ -144,6 +144,9 @@ def test_the_wheel_holds_everything(wheel: Path) -> None:
     assert sources <= names
     assert {"tiny_cpu", "small_gpu", "base_paper", "reference"} <= presets
     assert any(name.endswith("licenses/LICENSE") for name in names)
+    encoders = [name for name in names if re.match(r"napari_s2dc/weights/.*\.safetensors", name)]
+    assert encoders
+    assert "napari_s2dc/weights/README.md" in names  # their model card
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"napari_s2dc", "s2dc_train"}
 
