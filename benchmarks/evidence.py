@@ -259,6 +259,9 @@ def rows_of(options: argparse.Namespace) -> list[Row]:
         rows.append(Row("pretrained on the target set", encoders, network_encoders=coarse))
     if options.masked:
         rows.append(Row("masked-image modelling", dict.fromkeys(SETS, options.masked)))
+    for item in options.also:
+        name, _, path = item.partition("=")
+        rows.append(Row(name, dict.fromkeys(SETS, Path(path))))
     rows.append(Row("intensities: MIND", bundled, descriptor=mind, matching=MIND_MATCHING))
     raw = Row("intensities: voxels", bundled, descriptor=raw_patches, matching=RAW_MATCHING)
     rows.append(raw)
@@ -288,7 +291,7 @@ TEXTS = {
     "transfer": (
         f"{TRANSFER_PAIRS} ordered pairs of the tests of {MOUSE.name}. Plan alone: shares of "
         "labels through the transport plan; registered: as `s2dc transfer` does, by intensities "
-        "too."
+        "too; a pair for which no map is found counts as 0."
     ),
     "fewshot": (
         "One labelled scan (three draws), tests as in the tables of few labels above; strokes of "
@@ -314,6 +317,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--hippocampus", type=Path, help="encoder pretrained on hippocampus")
     parser.add_argument("--ct", type=Path, help="encoder pretrained on CT")
     parser.add_argument("--masked", type=Path, help="encoder of benchmarks.masked_modelling")
+    parser.add_argument(
+        "--also", nargs="+", default=[], metavar="NAME=ENCODER", help="more rows, as yours"
+    )
     parser.add_argument(
         "--ablations", type=Path, help="runs of benchmarks.ablations in place of all other rows"
     )
@@ -343,7 +349,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             given = (
                 "--mouse MOUSE --mouse-coarse COARSE --hippocampus HIPPOCAMPUS --ct CT "
-                "--masked MASKED"
+                "--masked MASKED --also NAME=ENCODER"
             )
         section = "\n\n".join(
             [

@@ -17,6 +17,7 @@ from napari_s2dc.engine.measures import label_tokens, structure_accuracy
 from napari_s2dc.engine.progress import finish
 from napari_s2dc.engine.self_check import KnownView, judge, known_view
 from napari_s2dc.engine.transfer import transfer_labels
+from napari_s2dc.errors import S2DCError
 from napari_s2dc.method.encoder import SwinEncoder
 from napari_s2dc.volumes.phantom import phantom
 from napari_s2dc.volumes.preprocess import normalize
@@ -176,7 +177,10 @@ def structure_figures(
 def transfer_dice(
     candidate: Candidate, scans: Sequence[tuple[Volume, Volume]], pairs: int
 ) -> tuple[float, float]:
-    """Mean Dice of labels carried between subjects: through the plan alone, and registered."""
+    """Mean Dice of labels carried between subjects: through the plan alone, and registered.
+
+    A pair for which `transfer_labels` finds no map counts as 0.
+    """
     subjects = [Subject(image, labels, candidate.embed(image)) for image, labels in scans]
     count = len(subjects)
     ordered = [(a, b) for a in range(count) for b in range(count) if a != b]
@@ -186,8 +190,12 @@ def transfer_dice(
         source, target = subjects[a], subjects[b]
         match = match_embeddings(source.embedding, target.embedding, candidate.matching)
         plan.append(judged(through_plan(source, target, match), target).mean_dice)
-        found = finish(transfer_labels(match, source.labels, source.image, target.image))
-        whole.append(judged(found.labels.array, target).mean_dice)
+        try:
+            found = finish(transfer_labels(match, source.labels, source.image, target.image))
+        except S2DCError:  # the pairs agree on no map
+            whole.append(0.0)
+        else:
+            whole.append(judged(found.labels.array, target).mean_dice)
     return float(np.mean(plan)), float(np.mean(whole))
 
 
