@@ -182,7 +182,8 @@ def _sections(tour: Tour) -> list[Section]:
                 "One slice of the third torso is labelled, as a person might paint it. Quick, a "
                 "light head on the encoder's features and the intensities, learns from that slice, "
                 "spreads its labels within regions of like intensity, and segments the whole scan "
-                "in seconds. The Segment tab does the same with strokes.",
+                "in seconds. The Segment tab does the same with strokes. Intensities and places "
+                "alone go a long way in a torso as plain as this, with the untrained network too.",
             ],
             pictures=[
                 (
