@@ -271,8 +271,9 @@ def rows_of(options: argparse.Namespace) -> list[Row]:
 PARTS = ("patches", "contrast", "transfer", "fewshot")
 SEEN = (
     "The bundled encoder was trained without labels on other scans of the same three kinds "
-    f"({MOUSE.name}: ten brains that are no tests; {HIPPOCAMPUS.name}: eleven; four CTs of other "
-    "patients) and on made-up anatomies; no set is wholly new to it."
+    f"({MOUSE.name}: nine brains that are no tests; {HIPPOCAMPUS.name}: ten; CTs of three other "
+    "patients), an average brain, four phantoms as CT and made-up anatomies; no set is wholly new "
+    "to it."
 )
 TEXTS = {
     "patches": (
@@ -291,11 +292,13 @@ TEXTS = {
     "transfer": (
         f"{TRANSFER_PAIRS} ordered pairs of the tests of {MOUSE.name}. Plan alone: shares of "
         "labels through the transport plan; registered: as `s2dc transfer` does, by intensities "
-        "too; a pair for which no map is found counts as 0."
+        "too; a pair for which no map is found counts as 0, which is every pair of the intensities: what "
+        "counts as confident was chosen for encoders."
     ),
     "fewshot": (
         "One labelled scan (three draws), tests as in the tables of few labels above; strokes of "
-        "the background in the slice of every organ."
+        "the background in the slice of every organ. A dash: does not apply or was not run "
+        "(`--jobs 0` leaves out what is not there)."
     ),
 }
 SPREAD = (

@@ -89,7 +89,7 @@ def train(config: RunConfig, run: Path, steps: int) -> SwinEncoder:
     run : Path
         Folder of the finished run, whose cache of scans is read.
     steps : int
-        As many as the finished run took, those before it that it started from included.
+        How many.
     """
     torch.manual_seed(config.seed)
     config.trainer.max_steps = steps
@@ -126,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="finished run folder of s2dc-train")
     parser.add_argument("out", type=Path, help="encoder file to write")
-    parser.add_argument("--steps", type=int, help="default: those of the run")
+    parser.add_argument("--steps", type=int, help="default: those of the run alone")
     options = parser.parse_args(arguments)
     keep_large_buffers()
     config = run_config(yaml.safe_load((options.run / "config.yaml").read_text()))

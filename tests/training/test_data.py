@@ -221,7 +221,7 @@ def test_resume_with_other_scans_is_said(ready):
     assert (state["next_sample"], state["seed"]) == (0, 5)
     ready.load_state_dict({**state, "next_sample": 40, "scans": ["other.nii.gz"]})
     assert ready.start_sample == 40
-    assert "The scans of the resumed run differ" in ready.notes[-1]
+    assert "Other scans than before the resume" in ready.notes[-1]
 
 
 def test_a_single_subject_is_said(tmp_path, small_config, save_scan, ball):

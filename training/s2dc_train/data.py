@@ -274,8 +274,14 @@ class S2DCDataModule(LightningDataModule):
             "step": trainer.global_step if trainer else 0,
             "seed": self.seed,
             "scans": [entry.image.name for entry in self.train_entries],
-            "synthetic_share": self.config.synthetic_share,
+            "made-up anatomies": self._synthetic,
         }
+
+    @property
+    def _synthetic(self) -> list[float]:
+        """Made-up anatomies: share, and whether each view has a contrast of its own."""
+        share = self.config.synthetic_share
+        return [share, float(bool(share) and self.config.cross_contrast)]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where a checkpoint left the data; say so when the data are not the same."""
@@ -284,10 +290,12 @@ class S2DCDataModule(LightningDataModule):
         now = {
             "seed": self.seed,
             "scans": [entry.image.name for entry in self.train_entries],
-            "synthetic_share": self.config.synthetic_share,
+            "made-up anatomies": self._synthetic,
         }
+        # Older checkpoints knew scans alone.
+        before = {"made-up anatomies": [0.0, 0.0], **state_dict}
         for name, value in now.items():
-            if state_dict.get(name, value) != value:
-                note = f"The {name} of the resumed run differ, so the order of samples is another."
+            if before[name] != value:
+                note = f"Other {name} than before the resume, so other samples follow."
                 self.notes.append(note)
                 _log.info(note)
