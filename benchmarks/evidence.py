@@ -292,8 +292,8 @@ TEXTS = {
     "transfer": (
         f"{TRANSFER_PAIRS} ordered pairs of the tests of {MOUSE.name}. Plan alone: shares of "
         "labels through the transport plan; registered: as `s2dc transfer` does, by intensities "
-        "too; a pair for which no map is found counts as 0, which is every pair of the intensities: what "
-        "counts as confident was chosen for encoders."
+        "too; a pair for which no map is found counts as 0, which is every pair of the "
+        "intensities: what counts as confident was chosen for encoders."
     ),
     "fewshot": (
         "One labelled scan (three draws), tests as in the tables of few labels above; strokes of "
