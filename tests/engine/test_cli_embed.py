@@ -87,7 +87,7 @@ def test_the_default_encoder_is_the_latest_run(
     monkeypatch.setattr("napari_s2dc.engine.encoders.files", lambda _: tmp_path / "package")
     scan = folder / "b" / "scan.nrrd"
     assert main(["embed", str(scan)]) == 2
-    assert "s2dc demo" in capsys.readouterr().err
+    assert "bundled encoder is missing" in capsys.readouterr().err
     remember_local_run(checkpoint / "encoder.safetensors")
     assert main(["embed", str(scan)]) == 0
 
