@@ -7,13 +7,10 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from benchmarks.fewshot_splits import HIPPOCAMPUS, MOUSE, names_in
-from benchmarks.probing_scans import REAL
+from benchmarks.probing_scans import gather as gather_ct
+from napari_s2dc.engine.demo_scans import average_brain
 from napari_s2dc.errors import S2DCError
-from napari_s2dc.volumes.phantom import phantom
-from napari_s2dc.volumes.volume import Volume
 from napari_s2dc.volumes.writing import write_volume
 
 LABELLED = ((MOUSE, 10), (HIPPOCAMPUS, 11))
@@ -44,10 +41,9 @@ def gather(data: Path, out: Path) -> int:
     S2DCError
         nilearn, whose average brain is one of the scans, is not installed.
     """
-    try:
-        from nilearn.datasets import load_mni152_template
-    except ImportError as error:
-        raise S2DCError("nilearn is missing.", "pip install 'napari-s2dc[demo]'") from error
+    brain = average_brain()
+    if brain is None:
+        raise S2DCError("nilearn is missing.", "pip install 'napari-s2dc[demo]'")
     images, labels = out / "imagesTr", out / "labelsTr"
     for folder in (images, labels):
         folder.mkdir(parents=True, exist_ok=True)
@@ -58,15 +54,7 @@ def gather(data: Path, out: Path) -> int:
             copy = f"validation_{name}" if name == names[-1] else name
             shutil.copyfile(folder / "imagesTr" / name, images / copy)
             shutil.copyfile(folder / "labelsTr" / name, labels / copy)
-    for file in sorted(file for folder in REAL for file in (data / folder).glob("*.nii.gz")):
-        shutil.copyfile(file, images / f"ct_{file.name}")
-    for seed in range(101, 101 + PHANTOMS):
-        image, _ = phantom(seed=seed)
-        write_volume(images / f"phantom_{seed}.nii.gz", image.array, image)
-    template = load_mni152_template(resolution=2)
-    brain = Volume.from_file_array(
-        np.asarray(template.dataobj, dtype=np.float32), template.affine, name="MNI152 T1"
-    )
+    gather_ct(data, images, PHANTOMS, first_seed=101)
     write_volume(images / "mni152_t1.nii.gz", brain.array, brain)
     return sum(1 for _ in images.iterdir())
 

@@ -11,234 +11,32 @@ the bundled encoder. Finished figures are kept in ``--runs``.
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import mean
 
 import torch
 
 from benchmarks.ablations import VARIANTS, run_of
 from benchmarks.descriptors import mind, raw_patches
-from benchmarks.evidence_tasks import (
-    Candidate,
-    Descriptor,
-    contrast_accuracy,
-    matching_accuracy,
-    structure_figures,
-    transfer_dice,
+from benchmarks.evidence_tables import (
+    CT_SET,
+    KNOWN,
+    SETS,
+    TRANSFER_PAIRS,
+    VIEWS,
+    Figures,
+    Row,
+    contrast_table,
+    fewshot_table,
+    patches_table,
+    transfer_table,
 )
-from benchmarks.fewshot_organs import EVERYWHERE, OrgansWork
-from benchmarks.fewshot_runs import Run, results_of
 from benchmarks.fewshot_splits import HIPPOCAMPUS, MOUSE, SEEDS, names_in, require_unseen
-from benchmarks.fewshot_strokes import STROKES
-from benchmarks.fewshot_volumes import VolumesWork, read_scan, spread_over_seeds
-from benchmarks.fewshot_ways import NETWORKS
 from benchmarks.matching_truth import MIND_MATCHING, RAW_MATCHING
-from benchmarks.report import machine, table, write_section
+from benchmarks.report import machine, write_section
 from napari_s2dc.engine.allocator import keep_large_buffers
-from napari_s2dc.engine.encoders import bundled_encoder, weights_hash
-from napari_s2dc.engine.match import MatchSettings
-from napari_s2dc.files import replace_atomically
+from napari_s2dc.engine.encoders import bundled_encoder
 from napari_s2dc.method.encoder import SwinEncoder
-from napari_s2dc.volumes.volume import Volume
-
-CT_SET = "totalseg_ct"
-SETS = (MOUSE.name, HIPPOCAMPUS.name, CT_SET)
-KNOWN = {MOUSE.name: 5, HIPPOCAMPUS.name: 20, CT_SET: 0}
-"""Labelled subjects that name the patches of the tests, drawn from twice as many."""
-TESTS = {MOUSE.name: 5, HIPPOCAMPUS.name: 20}
-VIEWS = {MOUSE.name: 4, HIPPOCAMPUS.name: 2, CT_SET: 10}
-"""Random views of each test scan, every second one in-plane."""
-FIRST_VIEW = 100
-CONTRAST_VIEWS = 2
-TRANSFER_PAIRS = 10
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of the tables.
-
-    Parameters
-    ----------
-    name : str
-        Shown.
-    encoders : mapping
-        File of the encoder by name of the set.
-    untrained : bool
-        Random weights of the same architecture instead, drawn anew for each seed.
-    descriptor : callable, optional
-        In place of the encoder's features.
-    matching : MatchSettings, optional
-        How transport plans are made of them.
-    network_encoders : mapping
-        Files of encoders for Fine-tune, by name of the set, where others were pretrained at its
-        spacing.
-    """
-
-    name: str
-    encoders: Mapping[str, Path]
-    untrained: bool = False
-    descriptor: Descriptor | None = None
-    matching: MatchSettings | None = None
-    network_encoders: Mapping[str, Path] = field(default_factory=dict)
-
-    def candidate(self, data: str, seed: int) -> Candidate:
-        """Give the encoder or descriptor for a set."""
-        encoder = SwinEncoder.from_checkpoint(self.encoders[data]).eval()
-        if self.untrained:
-            torch.manual_seed(seed)
-            fresh = SwinEncoder(encoder.config).eval()
-            fresh.metadata = encoder.metadata
-            encoder = fresh
-        return Candidate(encoder, self.descriptor, self.matching)
-
-
-class Figures:
-    """Figures that were measured, as a file, so that the benchmark goes on where it was."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self.known: dict[str, list[float]] = json.loads(file.read_text()) if file.is_file() else {}
-
-    def __call__(
-        self, candidate: Candidate, what: str, measure: Callable[[], Sequence[float]]
-    ) -> list[float]:
-        """Return the figures of a candidate, measured now when they are not there."""
-        described = candidate.descriptor
-        who = described.__name__ if described else weights_hash(candidate.encoder)
-        preset = candidate.encoder.metadata.get("preprocessing", {}).get("preset", "auto")
-        key = f"{who} {preset} {what}"
-        if key not in self.known:
-            self.known[key] = [float(value) for value in measure()]
-            print(f"{what}: {self.known[key]}", flush=True)
-            with replace_atomically(self.file) as temporary:
-                temporary.write_text(json.dumps(self.known, indent=1))
-        return self.known[key]
-
-
-def scans_of(data: Path, name: str) -> list[tuple[Volume, Volume]]:
-    """Read the scans of a set with labels: the pool of the known, then the tests."""
-    names = names_in(data / name)
-    if name != CT_SET:
-        tests = (MOUSE if name == MOUSE.name else HIPPOCAMPUS).tests
-        names = names[: 2 * KNOWN[name]] + names[-tests:][: TESTS[name]]
-    scans = [read_scan(data / name, one) for one in names]
-    return [(scan.image, scan.labels) for scan in scans]
-
-
-def patches_table(rows: Sequence[Row], data: Path, figures: Figures) -> str:
-    """Tabulate matching with known truth, and 5-NN and linear probe of structures."""
-    scans = {name: scans_of(data, name) for name in SETS}
-    body = []
-    for row in rows:
-        cells = [row.name]
-        for name in SETS:
-            columns: list[list[float]] = []
-            for seed in SEEDS:
-                candidate = row.candidate(name, seed)
-                tests = [image for image, _ in scans[name][2 * KNOWN[name] :]]
-                views = range(FIRST_VIEW, FIRST_VIEW + VIEWS[name])
-                matched = figures(
-                    candidate,
-                    f"{name} matching, {TESTS.get(name, 1)} tests, {VIEWS[name]} views",
-                    lambda c=candidate, t=tests, v=views: [matching_accuracy(c, t, v)],
-                )
-                named = figures(
-                    candidate,
-                    f"{name} structures by {KNOWN[name]}, draw {seed if KNOWN[name] else 0}",
-                    lambda c=candidate, n=name, s=seed: structure_figures(c, scans[n], KNOWN[n], s),
-                )
-                columns.append([*matched, *named])
-            cells += [spread_over_seeds(values) for values in zip(*columns, strict=True)]
-        body.append(cells)
-    header = ["features"]
-    for name in SETS:
-        header += [f"{name}: matching", "5-NN", "linear"]
-    return table(header, body)
-
-
-def contrast_table(rows: Sequence[Row], figures: Figures) -> str:
-    """Tabulate matching between a CT-like and a T2-like rendering of one anatomy."""
-    body = []
-    views = range(FIRST_VIEW, FIRST_VIEW + CONTRAST_VIEWS)
-    for row in rows:
-        found = []
-        for seed in SEEDS:
-            candidate = row.candidate(CT_SET, seed)
-            found.append(
-                figures(
-                    candidate,
-                    f"contrast, {len(views)} views",
-                    lambda c=candidate: contrast_accuracy(c, views),
-                )
-            )
-        same, cross = ([pair[place] for pair in found] for place in (0, 1))
-        ratio = [b / a for a, b in zip(same, cross, strict=True)]
-        body.append([row.name, *map(spread_over_seeds, (same, cross, ratio))])
-    return table(["features", "same contrast", "CT to T2 and back", "ratio"], body)
-
-
-def transfer_table(rows: Sequence[Row], data: Path, figures: Figures) -> str:
-    """Labels carried between the mouse brains that are tests."""
-    scans = scans_of(data, MOUSE.name)[-TESTS[MOUSE.name] :]
-    body = []
-    for row in rows:
-        found = []
-        for seed in SEEDS:
-            candidate = row.candidate(MOUSE.name, seed)
-            what = f"transfer, {TRANSFER_PAIRS} pairs"
-            found.append(
-                figures(
-                    candidate, what, lambda c=candidate: transfer_dice(c, scans, TRANSFER_PAIRS)
-                )
-            )
-        body.append([row.name, *(spread_over_seeds(dice) for dice in zip(*found, strict=True))])
-    return table(["features", "Dice, plan alone", "Dice, registered"], body)
-
-
-def fewshot_table(rows: Sequence[Row], data: Path, runs: Path, jobs: int) -> str:
-    """One labelled scan, or strokes on one, by encoder."""
-    body = []
-    for row in rows:
-        if row.descriptor:
-            continue
-        cells = [row.name]
-        for which in (MOUSE, HIPPOCAMPUS):
-            path = row.encoders[which.name]
-            network = row.network_encoders.get(which.name, path)
-            work = VolumesWork(data / which.name, which, path, network)
-            way = NETWORKS[0] if row.untrained else NETWORKS[1]
-            ways = [way] if row.untrained else [way, "Quick"]
-            cells += _one_labelled(work, ways, runs, jobs)
-        if row.untrained:
-            cells.append("–")
-        else:
-            path = row.encoders[CT_SET]
-            wanted = [Run(CT_SET + EVERYWHERE, "Quick", STROKES, seed) for seed in SEEDS]
-            work_on_ct = OrgansWork(data / CT_SET, path)
-            digest = weights_hash(SwinEncoder.from_checkpoint(path))
-            found = results_of(wanted, work_on_ct, runs, digest, jobs)
-            cells.append(spread_over_seeds([mean(result.dice) for result in found.values()]))
-        body.append(cells)
-    header = ["encoder"]
-    for which in (MOUSE, HIPPOCAMPUS):
-        header += [f"{which.name}: Fine-tune", "Quick"]
-    return table([*header, f"{CT_SET}: strokes, Quick"], body)
-
-
-def _one_labelled(work: VolumesWork, ways: Sequence[str], runs: Path, jobs: int) -> list[str]:
-    cells = []
-    for way in ways:
-        path = work.network_encoder if way in NETWORKS else work.encoder
-        # From scratch, the weights of the encoder do not count.
-        untrained = way == NETWORKS[0]
-        digest = "scratch" if untrained else weights_hash(SwinEncoder.from_checkpoint(path))
-        wanted = [Run(work.data.name, way, 1, seed) for seed in SEEDS]
-        found = results_of(wanted, work, runs, digest, jobs)
-        cells.append(spread_over_seeds([mean(result.dice) for result in found.values()]))
-    return [*cells, *["–"] * (2 - len(cells))]
 
 
 def rows_of(options: argparse.Namespace) -> list[Row]:

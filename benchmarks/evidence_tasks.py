@@ -197,14 +197,3 @@ def transfer_dice(
         else:
             whole.append(judged(found.labels.array, target).mean_dice)
     return float(np.mean(plan)), float(np.mean(whole))
-
-
-__all__ = [
-    "Candidate",
-    "alternate_slabs",
-    "contrast_accuracy",
-    "linear_probe",
-    "matching_accuracy",
-    "structure_figures",
-    "transfer_dice",
-]

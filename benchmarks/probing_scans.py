@@ -14,7 +14,7 @@ REAL = ("thorax_ct/imagesTr", "thorax_ct/unlabelled", "totalseg_ct/unlabelled")
 PHANTOMS = 8
 
 
-def gather(data: Path, out: Path, phantoms: int = PHANTOMS) -> list[Path]:
+def gather(data: Path, out: Path, phantoms: int = PHANTOMS, first_seed: int = 1) -> list[Path]:
     """Copy every real CT but the labelled torso and write phantoms beside them.
 
     Parameters
@@ -24,7 +24,9 @@ def gather(data: Path, out: Path, phantoms: int = PHANTOMS) -> list[Path]:
     out : Path
         Folder to fill. Phantoms sort last, so the trainer holds out one of them.
     phantoms : int
-        How many, of 96 × 128 × 128 voxels at 3 mm, with seeds from 1.
+        How many, of 96 × 128 × 128 voxels at 3 mm.
+    first_seed : int
+        Of the phantoms.
 
     Returns
     -------
@@ -36,7 +38,7 @@ def gather(data: Path, out: Path, phantoms: int = PHANTOMS) -> list[Path]:
     for file in sorted(file for folder in REAL for file in (data / folder).glob("*.nii.gz")):
         scans.append(out / f"ct_{file.name}")
         shutil.copyfile(file, scans[-1])
-    for seed in range(1, phantoms + 1):
+    for seed in range(first_seed, first_seed + phantoms):
         image, _ = phantom(seed=seed)
         scans.append(out / f"phantom_{seed}.nii.gz")
         write_volume(scans[-1], image.array, image)

@@ -11,7 +11,7 @@ from s2dc_train.config import RunConfig
 
 from benchmarks.ablations import COMMON, VARIANTS
 from benchmarks.descriptors import mind
-from benchmarks.evidence import Figures
+from benchmarks.evidence_tables import Figures
 from benchmarks.evidence_tasks import (
     Candidate,
     alternate_slabs,

@@ -16,7 +16,7 @@ from napari_s2dc.volumes.preprocess import foreground_mask, normalize
 from napari_s2dc.volumes.volume import Volume
 from napari_s2dc.volumes.writing import write_volume
 
-__all__ = ["HELD_OUT", "Scan", "claim_folder", "read_scans", "write_scans"]
+__all__ = ["HELD_OUT", "Scan", "average_brain", "claim_folder", "read_scans", "write_scans"]
 
 MARK = "about.txt"
 HELD_OUT = "phantom_3_held_out"
@@ -76,7 +76,7 @@ def claim_folder(out: Path) -> None:
         shutil.rmtree(out / "run" / stale, ignore_errors=True)
 
 
-def _average_brain() -> Volume | None:
+def average_brain() -> Volume | None:
     """Give nilearn's average T1 brain, which its package ships, or None without nilearn."""
     try:
         from nilearn.datasets import load_mni152_template
@@ -116,7 +116,7 @@ def write_scans(folder: Path, shape: tuple[int, int, int]) -> dict[str, np.ndarr
                 "Move it away, or choose another folder with --out.",
             )
     labels = {}
-    volumes: dict[str, Volume | None] = {BRAIN: _average_brain()}
+    volumes: dict[str, Volume | None] = {BRAIN: average_brain()}
     for name, seed in PHANTOMS.items():
         volumes[name], organs = phantom(shape, seed=seed)
         labels[name] = organs.array

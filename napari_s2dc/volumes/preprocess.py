@@ -118,13 +118,12 @@ class Scaling:
         """Map an array; float32, same shape."""
         points = ((self.low, 0.0), *self.bends, (self.high, 1.0))
         scaled = np.zeros(array.shape, np.float32)
-        for plane, result in zip(array, scaled, strict=True):  # so that copies stay small
-            for (low, value), (high, end) in pairwise(points):
-                part = plane.astype(np.float32)
-                np.clip(part, np.float32(low), np.float32(high), out=part)
-                part -= np.float32(low)
-                part *= np.float32((end - value) / (high - low))
-                result += part
+        source, part = array.astype(np.float32, copy=False), np.empty_like(scaled)
+        for (low, value), (high, end) in pairwise(points):
+            np.clip(source, np.float32(low), np.float32(high), out=part)
+            part -= np.float32(low)
+            part *= np.float32((end - value) / (high - low))
+            scaled += part
         return np.clip(scaled, 0.0, 1.0, out=scaled)
 
 

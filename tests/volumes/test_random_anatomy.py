@@ -53,6 +53,7 @@ def test_renderings_of_an_anatomy_differ_in_contrast_but_not_in_edges() -> None:
     regions[8:24, 12:36, 10:20] = 2
     regions[8:24, 12:36, 22:30] = 3
     orders = set()
+    within, between = [], []
     for _ in range(12):
         image = render(regions, random)
         assert image.shape == SHAPE
@@ -61,10 +62,10 @@ def test_renderings_of_an_anatomy_differ_in_contrast_but_not_in_edges() -> None:
         assert image.max() <= 1
         means = [float(image[regions == region].mean()) for region in (1, 2, 3)]
         orders.add(tuple(np.argsort(means)))
-        # Within a region intensities vary less than between them.
-        within = np.mean([image[regions == region].std() for region in (1, 2, 3)])
-        assert within < 0.35
+        within.append(np.mean([image[regions == region].std() for region in (1, 2, 3)]))
+        between.append(np.std(means))
     assert len(orders) >= 3
+    assert np.mean(within) < np.mean(between)  # regions are seen
 
 
 def test_renderings_repeat_by_seed() -> None:

@@ -14,7 +14,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from napari_s2dc.errors import ConfigurationError
 from s2dc_train.cached_scan import CachedScan, ScanArrays
-from s2dc_train.synthetic import VIEWS, Synthesis
+from s2dc_train.synthetic import Synthesis
 
 _CANDIDATES = 8
 # First word of the seed of each random stream.
@@ -61,8 +61,8 @@ class SubVolumeDataset(Dataset[dict[str, Any]]):
         Returns
         -------
         dict
-            ``image`` float32 (1, Z, Y, X) in [0, 1], with one channel for each view where some
-            samples are made up; ``valid`` and ``foreground`` bool (Z, Y, X); ``volume`` position
+            ``image`` float32 (1, Z, Y, X) in [0, 1], or (3, Z, Y, X), as each view sees it, with
+            `cross_contrast`; ``valid`` and ``foreground`` bool (Z, Y, X); ``volume`` position
             in ``scans``, -1 when made up; ``sample`` the index; ``start`` LongTensor (3), first
             voxel (z, y, x), negative where padding comes first.
         """
@@ -74,8 +74,7 @@ class SubVolumeDataset(Dataset[dict[str, Any]]):
         generator = np.random.default_rng([_PLACE_STREAM, self.seed, index])
         arrays = scan.open()
         item = self._item(arrays, volume, index, self._place(scan, arrays, generator))
-        if self.synthesis.share:
-            item["image"] = item["image"].expand(VIEWS, *self.size)
+        item["image"] = item["image"].expand(self.synthesis.channels, *self.size)
         return item
 
     def centred(self, volume: int) -> dict[str, Any]:

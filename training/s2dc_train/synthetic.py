@@ -13,7 +13,7 @@ import torch
 from napari_s2dc.volumes.random_anatomy import random_anatomy
 from napari_s2dc.volumes.random_contrast import render
 
-__all__ = ["VIEWS", "Synthesis"]
+__all__ = ["Synthesis"]
 
 VIEWS = 3
 """Renderings of a sub-volume: of view 1, view 2 and the contrastive view."""
@@ -43,6 +43,11 @@ class Synthesis:
     cross_contrast: bool = False
     seed: int = 0
 
+    @property
+    def channels(self) -> int:
+        """Renderings of every sub-volume: one for each view where contrasts differ."""
+        return VIEWS if self.share and self.cross_contrast else 1
+
     def before(self, index: int) -> int:
         """Count the made-up samples before sample `index`."""
         block, place = divmod(index, _BLOCK)
@@ -71,8 +76,8 @@ class Synthesis:
         Returns
         -------
         dict
-            As from :class:`s2dc_train.subvolumes.SubVolumeDataset`, ``image`` with one channel
-            for each view (3, Z, Y, X), ``volume`` -1 and ``start`` 0.
+            As from :class:`s2dc_train.subvolumes.SubVolumeDataset`, ``image`` of `channels`,
+            ``volume`` -1 and ``start`` 0.
         """
         random = np.random.default_rng([_STREAM, self.seed, index])
         regions = random_anatomy(size, random)
@@ -81,10 +86,10 @@ class Synthesis:
             axis = int(random.integers(3))
             end = int(random.uniform(0.5, 1.0) * size[axis])
             valid[(slice(None),) * axis + (slice(end, None),)] = False
-        renderings = [render(regions, random) for _ in range(VIEWS if self.cross_contrast else 1)]
+        renderings = [render(regions, random) for _ in range(self.channels)]
         image = np.stack(renderings) * valid
         return {
-            "image": torch.from_numpy(image).expand(VIEWS, *size),
+            "image": torch.from_numpy(image),
             "valid": torch.from_numpy(valid),
             "foreground": torch.from_numpy((regions > 0) & valid),
             "volume": -1,
