@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from benchmarks.fewshot_splits import SEEDS
 from napari_s2dc.engine.demo_training import TRAIN
 
 COMMON = {
@@ -40,14 +41,14 @@ VARIANTS: dict[str, dict[str, str]] = {
 STEPS = 200
 
 
-def run_of(runs: Path, name: str) -> Path:
+def run_of(runs: Path, name: str, seed: int) -> Path:
     """Folder of a variant's run."""
-    return runs / name.replace(" ", "_")
+    return runs / f"{name.replace(' ', '_')}_{seed}"
 
 
-def train(scans: Path, runs: Path, name: str, steps: int) -> None:
+def train(scans: Path, runs: Path, name: str, steps: int, seed: int) -> None:
     """Train a variant in a process with one thread; its output goes into a file beside."""
-    out = run_of(runs, name)
+    out = run_of(runs, name, seed)
     if (out / "encoder.safetensors").is_file():
         return
     settings = {
@@ -56,6 +57,7 @@ def train(scans: Path, runs: Path, name: str, steps: int) -> None:
         "data.cache_dir": str(runs / "cache"),
         "trainer.max_steps": str(steps),
         "trainer.validate_every": str(steps),
+        "seed": str(seed),
         **VARIANTS[name],
         "out": str(out),
     }
@@ -68,7 +70,7 @@ def train(scans: Path, runs: Path, name: str, steps: int) -> None:
             stderr=log,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
-    print(f"{name}: done", flush=True)
+    print(f"{name}, seed {seed}: done", flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -84,7 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.runs.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(options.jobs) as pool:
         for done in [
-            pool.submit(train, options.scans, options.runs, name, options.steps)
+            pool.submit(train, options.scans, options.runs, name, options.steps, seed)
+            for seed in SEEDS
             for name in VARIANTS
         ]:
             done.result()

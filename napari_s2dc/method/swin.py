@@ -108,13 +108,14 @@ def _block(block: SwinTransformerBlock, tokens: Tensor, shifted: bool) -> Tensor
     def attend(tokens: Tensor) -> Tensor:
         attention = block.attn
         mixed = window_attention(
-            attention.qkv(block.norm1(tokens)),
-            attention.qkv.bias,
+            block.norm1(tokens),
+            attention.qkv,
+            attention.proj,
             attention.relative_position_bias_table,
             attention.window_size[0],
             shifted,
         )
-        return add(attention.proj(mixed), tokens)
+        return add(mixed, tokens)
 
     def transform(tokens: Tensor) -> Tensor:
         return add(block.mlp(block.norm2(tokens)), tokens)

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from napari_s2dc.method.window_attention_cpu import blockwise_attention
-from napari_s2dc.method.window_plan import relative_bias, window_plan
+from napari_s2dc.method.window_plan import AttentionPlan, relative_bias, window_plan
 
 
 def window_attention(
-    qkv: Tensor, qkv_bias: Tensor, table: Tensor, side: int, shifted: bool
+    tokens: Tensor, qkv: nn.Linear, projection: nn.Linear, table: Tensor, side: int, shifted: bool
 ) -> Tensor:
     """Attention within the windows of a token grid.
 
     Parameters
     ----------
-    qkv : Tensor (B, Z, Y, X, 3 C)
-        Queries, keys and values of every token; heads follow each other in C.
-    qkv_bias : Tensor (3 C,)
-        What a token of zeros gives; MONAI fills the last windows with such tokens.
+    tokens : Tensor (B, Z, Y, X, C)
+        Features of every token.
+    qkv : Linear (C to 3 C)
+        Queries, keys and values; heads follow each other in C.
+    projection : Linear (C to C)
+        Applied to the values mixed by attention.
     table : Tensor ((2 side - 1)³, heads)
         Relative position biases.
     side : int
@@ -31,49 +35,101 @@ def window_attention(
     Returns
     -------
     Tensor (B, Z, Y, X, C)
-        Values mixed by attention.
+        What MONAI's ``SwinTransformerBlock`` adds to the tokens.
 
     Notes
     -----
-    Equal to MONAI's ``SwinTransformerBlock`` up to rounding, with less work:
+    Equal to MONAI up to rounding, with less work:
 
     - Where MONAI adds −100 between regions of a shifted window, the regions are boxes of their own
       here. Both agree as long as the scores of a query do not differ by about 80.
-    - Tokens that only fill up a window share one key k₀ and one value. As keys they are one token
-      whose bias is log Σ exp(b) over their biases, since Σ exp(q·k₀ + b) = exp(q·k₀) Σ exp(b). As
-      queries they are left out.
+    - Tokens that only fill up a window are zeros, so that they share one key k₀ and one value. As
+      keys they are one token whose bias is log Σ exp(b) over their biases, since
+      Σ exp(q·k₀ + b) = exp(q·k₀) Σ exp(b).
+    - Tokens are brought into the order of the boxes once and back once, before the queries, keys
+      and values are there, which are three times as much.
     """
-    if qkv.device.type == "cpu":
-        return blockwise_attention(qkv, qkv_bias, table, side, shifted)
-    return fused_attention(qkv, qkv_bias, table, side, shifted)
+    rows = _reorder(tokens.flatten(0, 3), list(tokens.shape[:4]), side, shifted, True)
+    if rows.device.type == "cpu":
+        # Features times rows: every box and head is then a matrix of long rows
+        transposed = torch.addmm(qkv.bias[:, None], qkv.weight, rows.t())
+        mixed = blockwise_attention(transposed, table, list(tokens.shape[:4]), side, shifted).t()
+    else:
+        mixed = fused_attention(qkv(rows), table, list(tokens.shape[:4]), side, shifted)
+    back = _reorder(projection(mixed), list(tokens.shape[:4]), side, shifted, False)
+    return back.view(tokens.shape)
 
 
 def fused_attention(
-    qkv: Tensor, qkv_bias: Tensor, table: Tensor, side: int, shifted: bool
+    qkv: Tensor, table: Tensor, images: list[int], side: int, shifted: bool
 ) -> Tensor:
-    """:func:`window_attention` by ``scaled_dot_product_attention``, on any device.
+    """Attention by ``scaled_dot_product_attention``, on any device.
 
     Parameters
     ----------
-    qkv, qkv_bias, table, side, shifted
-        As there.
+    qkv : Tensor (R, 3 C)
+        Queries, keys and values of every row of the plan.
+    table, side, shifted
+        As for :func:`window_attention`.
+    images : list of int
+        Images, and tokens on their axes z, y, x.
 
     Returns
     -------
-    Tensor (B, Z, Y, X, C)
-        As there.
+    Tensor (R, C)
+        Values mixed by attention.
     """
     heads = table.shape[1]
-    batch, depth, height, width, triple = qkv.shape
-    result = qkv.new_empty(batch, depth, height, width, triple // 3)
-    for group in window_plan((depth, height, width), side, shifted, qkv.device):
-        parts = group.boxes(qkv).reshape(-1, group.tokens, 3, heads, triple // 3 // heads)
-        query, key, value = parts.permute(2, 0, 3, 1, 4)
-        if group.padding is not None:
-            filled = qkv_bias.to(qkv.dtype).view(3, 1, heads, 1, -1).expand(-1, len(key), -1, 1, -1)
-            key, value = torch.cat([key, filled[1]], 2), torch.cat([value, filled[2]], 2)
-        bias = relative_bias(group, table).to(qkv.dtype)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias[None])
-        target = group.boxes(result)
-        target.copy_(mixed.transpose(1, 2).reshape(target.shape))
-    return result
+    mixed = []
+    for group in _plan(images, side, shifted, qkv.device).groups:
+        biases = relative_bias(group, table).mT.to(qkv.dtype)
+        boxes = qkv[group.start : group.stop].view(group.boxes, group.rows, 3, heads, -1)
+        for number, kind in enumerate(group.kinds):
+            alike = boxes[kind.first : kind.first + kind.boxes]
+            query, key, value = alike.permute(2, 0, 3, 1, 4)
+            bias = biases[None, :, number].contiguous()
+            result = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+            mixed.append(result.transpose(1, 2).reshape(-1, qkv.shape[1] // 3))
+    return torch.cat(mixed)
+
+
+def _plan(images: list[int], side: int, shifted: bool, device: torch.device) -> AttentionPlan:
+    batch, depth, height, width = images
+    return window_plan((batch, depth, height, width), side, shifted, device)
+
+
+def _reorder(x: Tensor, images: list[int], side: int, shifted: bool, to_rows: bool) -> Tensor:
+    """Tokens (B · Z · Y · X, C) in the order of the plan, or rows (R, C) back; padding is 0."""
+    moved: Tensor = torch.ops.napari_s2dc.reorder(x, images, side, shifted, to_rows)
+    return moved
+
+
+def _moved(x: Tensor, images: list[int], side: int, shifted: bool, to_rows: bool) -> Tensor:
+    plan = _plan(images, side, shifted, x.device)
+    moved = x.index_select(0, plan.order if to_rows else plan.back)
+    return moved.index_fill_(0, plan.padding, 0) if to_rows and len(plan.padding) else moved
+
+
+def _moved_shape(x: Tensor, images: list[int], side: int, shifted: bool, to_rows: bool) -> Tensor:
+    plan = _plan(images, side, shifted, torch.device("cpu"))
+    return x.new_empty(len(plan.order if to_rows else plan.back), x.shape[1])
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.images, ctx.side, ctx.shifted, ctx.to_rows = inputs[1:]
+
+
+def _moved_back(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:
+    # One is the other's transpose, since padding hands nothing back
+    gradient = _reorder(incoming, ctx.images, ctx.side, ctx.shifted, not ctx.to_rows)
+    return gradient, None, None, None, None
+
+
+# The gradient of index_select adds row after row; that of an exchange of rows is another exchange.
+_library = torch.library.Library("napari_s2dc", "FRAGMENT")
+_library.define("reorder" + torch.library.infer_schema(_moved, mutates_args=()))
+_library.impl("reorder", _moved, "CompositeExplicitAutograd")
+_library.impl("reorder", _moved_shape, "Meta")  # register_fake searches all modules for the source
+torch.library.register_autograd(
+    "napari_s2dc::reorder", _moved_back, setup_context=_remember, lib=_library
+)

@@ -1,204 +1,283 @@
 """Window attention on the CPU by matrix products of a few windows at a time.
 
 With the 4 to 16 features of a head in a Swin encoder these outrun torch's fused CPU kernel, which
-gives no gradient for a bias either. The backward pass computes the attention again, so that nothing
-of its size is kept.
+gives no gradient for a bias either. Nothing of the size of the attention is kept: the backward pass
+computes it again from the logarithms of its sums, as FlashAttention does (Dao et al., 2022).
+
+Every matrix has long rows, since products with few columns are five times slower than those with
+few rows: features lie as (features, rows), attention as (keys, queries). Sums over an axis come
+out of the products, by rows of ones. Powers of two take a third of the time of ``exp``.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from napari_s2dc.method.window_plan import Group, add_bias_gradient, relative_bias, window_plan
+from napari_s2dc.method.window_plan import (
+    Group,
+    add_bias_gradient,
+    relative_bias,
+    window_plan,
+)
 
 ENTRIES_AT_ONCE = 1 << 19
 """Entries of attention matrices computed together: 2 MB in float32, which stay in cache."""
 
-
-def _pack(group: Group, grid: Tensor, heads: int, filled: Tensor | None = None) -> Tensor:
-    """Features (heads, boxes, n, D) of each box, in at least float32, from a grid (B, Z, Y, X, C).
-
-    `filled` (C,) becomes one more token of every box where the plan has padding.
-    """
-    boxes = group.boxes(grid)
-    boxes = boxes.unflatten(-1, (heads, -1)).movedim(-2, 0)
-    extra = int(filled is not None and group.padding is not None)
-    n, features = group.tokens, boxes.shape[-1]
-    packed = boxes.new_empty(
-        heads,
-        boxes.shape[1:5].numel(),
-        n + extra,
-        features,
-        dtype=torch.promote_types(grid.dtype, torch.float32),
-    )
-    target = packed[:, :, :n].unflatten(2, boxes.shape[5:8]).unflatten(1, boxes.shape[1:5])
-    target.copy_(boxes)
-    if extra and filled is not None:
-        packed[:, :, n] = filled.view(heads, 1, features)
-    return packed
-
-
-def _unpack(group: Group, transposed: Tensor, grid: Tensor) -> None:
-    """Write features (heads, boxes, D, n) to their places in a grid (B, Z, Y, X, C)."""
-    heads, _, features, _ = transposed.shape
-    target = group.boxes(grid).unflatten(-1, (heads, features)).movedim((-2, -1), (0, 5))
-    target.copy_(transposed.unflatten(3, target.shape[6:]).unflatten(1, target.shape[1:5]))
-
-
-def _transposed_like(packed: Tensor) -> Tensor:
-    heads, boxes, tokens, features = packed.shape
-    return packed.new_empty(heads, boxes, features, tokens)
-
-
-class _Attention:
-    """Attention matrices of one group of boxes, a few at a time.
-
-    Parameters
-    ----------
-    query, key : Tensor (heads, boxes, n or m, D)
-        Packed features.
-    bias : Tensor (heads, n, m)
-        Added to the scores.
-    """
-
-    def __init__(self, query: Tensor, key: Tensor, bias: Tensor) -> None:
-        self.query, self.key, self.bias = query, key, bias
-        heads, boxes, n, features = query.shape
-        self.scale = features**-0.5
-        self.shape = n, key.shape[2]
-        together = max(1, ENTRIES_AT_ONCE // (n * key.shape[2]))
-        self.boxes = min(boxes, together)
-        self.heads = min(heads, together // self.boxes)
-
-    def buffer(self) -> Tensor:
-        """Memory for the matrices that are computed together."""
-        return self.query.new_empty(self.heads * self.boxes, *self.shape)
-
-    def blocks(self) -> Iterator[tuple[slice, slice, Tensor]]:
-        """Heads, boxes and their attention (h · b, n, m), which lasts until the next."""
-        buffer = self.buffer()
-        heads, boxes, _, _ = self.query.shape
-        for head in range(0, heads, self.heads):
-            h = slice(head, head + self.heads)
-            for box in range(0, boxes, self.boxes):
-                b = slice(box, box + self.boxes)
-                query, key = self.query[h, b], self.key[h, b]
-                scores = buffer[: query.shape[0] * query.shape[1]]
-                scores.view(*query.shape[:2], *self.shape).copy_(self.bias[h, None])
-                scores.baddbmm_(query.flatten(0, 1), key.flatten(0, 1).mT, alpha=self.scale)
-                torch.softmax(scores, -1, out=scores)
-                yield h, b, scores
+_LOG2_E = math.log2(math.e)
+_SAFE = 2.0**100
+"""Sums of powers between this and its inverse have lost nothing to over- or underflow."""
 
 
 def blockwise_attention(
-    qkv: Tensor, qkv_bias: Tensor, table: Tensor, side: int, shifted: bool
+    qkv: Tensor, table: Tensor, images: list[int], side: int, shifted: bool
 ) -> Tensor:
-    """See :func:`napari_s2dc.method.window_attention.window_attention`.
+    """Attention within the boxes of a plan.
 
     Parameters
     ----------
-    qkv, qkv_bias, table, side, shifted
-        As there.
+    qkv : Tensor (3 C, R)
+        Queries, keys and values of every row of the plan; heads follow each other in C.
+    table : Tensor ((2 side - 1)³, heads)
+        Relative position biases.
+    images : list of int
+        Images, and tokens on their axes z, y, x.
+    side : int
+        Side of a window in tokens.
+    shifted : bool
+        Move the windows by half their side.
 
     Returns
     -------
-    Tensor (B, Z, Y, X, C)
-        As there.
+    Tensor (C, R)
+        Values mixed by attention; not meant at rows of padding.
     """
-    mixed: Tensor = torch.ops.napari_s2dc.blockwise_attention(qkv, qkv_bias, table, side, shifted)
+    mixed: Tensor
+    mixed, _ = torch.ops.napari_s2dc.blockwise_attention(qkv, table, images, side, shifted)
     return mixed
 
 
-def _attend(qkv: Tensor, qkv_bias: Tensor, table: Tensor, side: int, shifted: bool) -> Tensor:
+def _boxes(group: Group, rows: Tensor) -> Tensor:
+    """View (heads, boxes, D, n) of features (heads, D, R) in a group's boxes."""
+    part = rows[..., group.start : group.stop].unflatten(-1, (group.boxes, group.rows))
+    return part.transpose(1, 2)
+
+
+def _pack(group: Group, rows: Tensor, last: float | Tensor | None = None) -> Tensor:
+    """Features (heads · boxes, D, n) of each head and box, one after the other in memory.
+
+    `last`, a number or a tensor (heads, R), becomes one more feature.
+    """
+    boxes = _boxes(group, rows)
+    if last is None:
+        return boxes.flatten(0, 1)
+    heads, count, features, n = boxes.shape
+    packed = boxes.new_empty(heads, count, features + 1, n)
+    packed[:, :, :-1] = boxes
+    packed[:, :, -1:] = last if isinstance(last, float) else _boxes(group, last[:, None])
+    return packed.flatten(0, 1)
+
+
+def _unpack(group: Group, packed: Tensor, rows: Tensor) -> None:
+    """Write packed features to their rows (heads, D, R)."""
+    _boxes(group, rows).copy_(packed.unflatten(0, (-1, group.boxes)))
+
+
+class _Part(NamedTuple):
+    """Heads and boxes that are computed together, and their places among all matrices."""
+
+    heads: slice
+    boxes: slice
+    matrices: slice
+
+
+class _Scores:
+    """Scores of one group of boxes as exponents of two, a few matrices at a time.
+
+    Parameters
+    ----------
+    group : Group
+        Boxes of n rows.
+    query, key : Tensor (heads · boxes, D, n)
+        Packed features, the queries scaled.
+    bias : Tensor (heads, kinds, n, n)
+        Added to the scores of each key and query.
+    """
+
+    def __init__(self, group: Group, query: Tensor, key: Tensor, bias: Tensor) -> None:
+        self.group, self.query, self.bias = group, query, bias
+        self.key = key.mT
+        together = max(1, ENTRIES_AT_ONCE // group.rows**2)
+        self.boxes = min(group.boxes, together)
+        self.heads = min(len(bias), together // self.boxes)
+
+    def buffer(self) -> Tensor:
+        """Memory for the matrices of one part."""
+        return self.query.new_empty(self.heads * self.boxes, self.group.rows, self.group.rows)
+
+    def parts(self) -> Iterator[_Part]:
+        """All matrices, head after head."""
+        boxes = self.group.boxes
+        for head in range(0, len(self.bias), self.heads):
+            heads = slice(head, min(head + self.heads, len(self.bias)))
+            for box in range(0, boxes, self.boxes):
+                stop = min(box + self.boxes, boxes)
+                # More heads than one only where each has all of its boxes
+                matrices = slice(head * boxes + box, (heads.stop - 1) * boxes + stop)
+                yield _Part(heads, slice(box, stop), matrices)
+
+    def of(self, part: _Part, buffer: Tensor) -> Tensor:
+        """Scores (h · b, n, n) of each key and query, in the memory of the buffer."""
+        query = self.query[part.matrices]
+        scores = buffer[: len(query)]
+        for kind, alike in self._alike(part, scores):
+            alike.copy_(self.bias[part.heads, kind, None])
+        return scores.baddbmm_(self.key[part.matrices], query)
+
+    def add_up(self, part: _Part, scores: Tensor, total: Tensor) -> None:
+        """Add such scores to a total (heads, kinds, n, n) of each kind."""
+        for kind, alike in self._alike(part, scores):
+            ones = alike.new_ones(()).expand(len(alike), 1, alike.shape[1])
+            total[part.heads, kind, None].flatten(2).baddbmm_(ones, alike.flatten(2))
+
+    def _alike(self, part: _Part, scores: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Give the number of each kind in a part, and its scores (heads, boxes, n, n)."""
+        first, stop = part.boxes.start, part.boxes.stop
+        by_head = scores.unflatten(0, (-1, stop - first))
+        for number, kind in enumerate(self.group.kinds):
+            alike = slice(
+                max(kind.first, first) - first, min(kind.first + kind.boxes, stop) - first
+            )
+            if alike.start < alike.stop:
+                yield number, by_head[:, alike]
+
+
+def _groups(images: list[int], side: int, shifted: bool, device: torch.device) -> tuple[Group, ...]:
+    batch, depth, height, width = images
+    return window_plan((batch, depth, height, width), side, shifted, device).groups
+
+
+def _precise(rows: Tensor, heads: int) -> Tensor:
+    """Features (heads, D, R) in at least float32."""
+    return rows.to(torch.promote_types(rows.dtype, torch.float32)).unflatten(0, (heads, -1))
+
+
+def _attend(
+    qkv: Tensor, table: Tensor, images: list[int], side: int, shifted: bool
+) -> tuple[Tensor, Tensor]:
+    """Values mixed by attention, and logarithms (heads, R) of its sums, to the base of two."""
     heads = table.shape[1]
-    batch, depth, height, width, triple = qkv.shape
-    result = qkv.new_empty(batch, depth, height, width, triple // 3)
-    _, key_bias, value_bias = qkv_bias.view(3, -1)
-    for group in window_plan((depth, height, width), side, shifted, qkv.device):
-        queries, keys, values = qkv.unflatten(-1, (3, -1)).unbind(-2)
-        query = _pack(group, queries, heads)
-        key = _pack(group, keys, heads, key_bias)
-        value = _pack(group, values, heads, value_bias)
-        bias = relative_bias(group, table).to(query.dtype)
-        mixed = _transposed_like(query)
-        for h, b, attention in _Attention(query, key, bias).blocks():
-            # Products with few columns are five times slower than those with few rows
-            torch.bmm(value[h, b].flatten(0, 1).mT, attention.mT, out=mixed[h, b].flatten(0, 1))
-        _unpack(group, mixed, result)
-    return result
+    queries, keys, values = (_precise(part, heads) for part in qkv.chunk(3))
+    mixed, logarithms = torch.empty_like(queries), torch.empty_like(queries[:, 0])
+    scale = _LOG2_E * queries.shape[1] ** -0.5
+    for group in _groups(images, side, shifted, qkv.device):
+        query, key = _pack(group, scale * queries), _pack(group, keys)
+        value = _pack(group, values, 1.0)
+        scores = _Scores(group, query, key, _LOG2_E * relative_bias(group, table).to(query.dtype))
+        found, largest, buffer = (
+            torch.empty_like(value),
+            value.new_zeros(len(value), 1, group.rows),
+            scores.buffer(),
+        )
+        for part in scores.parts():
+            v, out = value[part.matrices], found[part.matrices]
+            torch.bmm(v, scores.of(part, buffer).exp2_(), out=out)
+            least, most = (float(sums) for sums in out[:, -1].aminmax())
+            if not 1 / _SAFE < least <= most < _SAFE:
+                powers = scores.of(part, buffer)
+                torch.amax(powers, 1, keepdim=True, out=largest[part.matrices])
+                torch.bmm(v, powers.sub_(largest[part.matrices]).exp2_(), out=out)
+        sums = found[:, -1:]
+        _unpack(group, found[:, :-1] / sums, mixed)
+        _unpack(group, sums.log2() + largest, logarithms[:, None])
+    return mixed.flatten(0, 1).to(qkv.dtype), logarithms
 
 
-def _attend_shape(qkv: Tensor, qkv_bias: Tensor, table: Tensor, side: int, shifted: bool) -> Tensor:
-    return qkv.new_empty(*qkv.shape[:-1], qkv.shape[-1] // 3)
+def _attend_shape(
+    qkv: Tensor, table: Tensor, images: list[int], side: int, shifted: bool
+) -> tuple[Tensor, Tensor]:
+    features, rows = qkv.shape
+    precise = torch.promote_types(qkv.dtype, torch.float32)
+    return (
+        qkv.new_empty(features // 3, rows),
+        qkv.new_empty(table.shape[1], rows, dtype=precise),
+    )
 
 
 def _gradients(
-    incoming: Tensor, qkv: Tensor, qkv_bias: Tensor, table: Tensor, side: int, shifted: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `qkv`, `qkv_bias` and `table` from the gradient of the result."""
+    incoming: Tensor,
+    qkv: Tensor,
+    table: Tensor,
+    mixed: Tensor,
+    logarithms: Tensor,
+    images: list[int],
+    side: int,
+    shifted: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of `qkv` and `table` from the gradient of the mixed values."""
     heads = table.shape[1]
-    _, depth, height, width, _ = qkv.shape
-    d_qkv = qkv.new_empty(qkv.shape)
-    d_qkv_bias = torch.zeros_like(qkv_bias)
+    queries, keys, values = (_precise(part, heads) for part in qkv.chunk(3))
+    gradients = _precise(incoming, heads)
+    # What the softmax takes off the gradients of all scores of a query
+    common = (gradients * _precise(mixed, heads)).sum(1)
+    scale = queries.shape[1] ** -0.5
+    d_qkv = torch.empty_like(qkv)
     d_table = table.new_zeros(table.shape[::-1])
-    _, key_bias, value_bias = qkv_bias.view(3, -1)
-    for group in window_plan((depth, height, width), side, shifted, qkv.device):
-        queries, keys, values = qkv.unflatten(-1, (3, -1)).unbind(-2)
-        query = _pack(group, queries, heads)
-        key = _pack(group, keys, heads, key_bias)
-        value = _pack(group, values, heads, value_bias)
-        gradient = _pack(group, incoming, heads)
-        bias = relative_bias(group, table).to(query.dtype)
+    targets = [part.unflatten(0, (heads, -1)) for part in d_qkv.chunk(3)]
+    factors = scale, 1 / _LOG2_E, 1.0
+    for group in _groups(images, side, shifted, qkv.device):
+        query = _pack(group, queries * (_LOG2_E * scale), -logarithms)
+        key, value = _pack(group, keys, 1.0), _pack(group, values, 1.0)
+        gradient = _pack(group, gradients, -common)
+        bias = _LOG2_E * relative_bias(group, table).to(query.dtype)
+        scores = _Scores(group, query, key, bias)
         d_bias = torch.zeros_like(bias)
-        d_query, d_key, d_value = map(_transposed_like, (query, key, value))
-        matrices = _Attention(query, key, bias)
-        buffer = matrices.buffer()
-        for h, b, attention in matrices.blocks():
-            q, k, v, g = (part[h, b].flatten(0, 1) for part in (query, key, value, gradient))
-            dq, dk, dv = (part[h, b].flatten(0, 1) for part in (d_query, d_key, d_value))
-            torch.bmm(g.mT, attention, out=dv)
-            d_scores = torch.bmm(g, v.mT, out=buffer[: len(attention)])
-            torch.ops.aten._softmax_backward_data.out(
-                d_scores, attention, -1, d_scores.dtype, grad_input=d_scores
-            )
-            d_bias[h] += d_scores.view(*query[h, b].shape[:2], *matrices.shape).sum(1)
-            torch.bmm(k.mT, d_scores.mT, out=dq)
-            torch.bmm(q.mT, d_scores, out=dk)
-        d_query *= matrices.scale
-        d_key *= matrices.scale
+        found = query.new_empty(3, len(query), queries.shape[1], group.rows)
+        buffer, other = scores.buffer(), scores.buffer()
+        for part in scores.parts():
+            m = part.matrices
+            d_query, d_key, d_value = found[:, m]
+            attention = scores.of(part, buffer).exp2_()
+            torch.bmm(gradient[m, :-1], attention.mT, out=d_value)
+            d_scores = torch.bmm(value[m].mT, gradient[m], out=other[: len(attention)])
+            d_scores *= attention
+            torch.bmm(key[m, :-1], d_scores, out=d_query)
+            torch.bmm(query[m, :-1], d_scores.mT, out=d_key)
+            scores.add_up(part, d_scores, d_bias)
         add_bias_gradient(group, table, d_bias, d_table)
-        n = group.tokens
-        for part, target, of_bias in zip(
-            (d_query, d_key, d_value),
-            d_qkv.unflatten(-1, (3, -1)).unbind(-2),
-            d_qkv_bias.view(3, heads, -1),
-            strict=True,
-        ):
-            _unpack(group, part[..., :n], target)
-            of_bias += part[..., n:].sum((1, 3))
-    return d_qkv, d_qkv_bias, d_table.t().contiguous()
+        for result, factor, target in zip(found, factors, targets, strict=True):
+            _unpack(group, result.mul_(factor), target)
+    return d_qkv, d_table.t().contiguous()
 
 
 def _gradients_shape(
-    incoming: Tensor, qkv: Tensor, qkv_bias: Tensor, table: Tensor, side: int, shifted: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    return qkv.new_empty(qkv.shape), torch.empty_like(qkv_bias), torch.empty_like(table)
+    incoming: Tensor,
+    qkv: Tensor,
+    table: Tensor,
+    mixed: Tensor,
+    logarithms: Tensor,
+    images: list[int],
+    side: int,
+    shifted: bool,
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(qkv), torch.empty_like(table)
 
 
-def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:3])
-    ctx.side, ctx.shifted = inputs[3:]
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:2], *output)
+    ctx.images, ctx.side, ctx.shifted = inputs[2:]
+    ctx.mark_non_differentiable(output[1])
 
 
-def _backward(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, incoming: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     gradients = torch.ops.napari_s2dc.blockwise_gradients(
-        incoming, *ctx.saved_tensors, ctx.side, ctx.shifted
+        incoming, *ctx.saved_tensors, ctx.images, ctx.side, ctx.shifted
     )
-    return (*gradients, None, None)
+    return (*gradients, None, None, None)
 
 
 # Operators, so that a compiler sees one call. torch.library.custom_op would do the same, but its

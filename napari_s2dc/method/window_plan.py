@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 _PLANS = 64
-"""Plans kept: eight per image size (four layers, shifted and not); a few MB each at window 7."""
+"""Plans kept: eight per image size (four layers, shifted and not); 8 bytes a token and a MB or more
+each at window 7."""
 
 
 @dataclass(frozen=True)
@@ -81,53 +84,71 @@ def axis_runs(length: int, window: int, shift: int) -> tuple[Run, ...]:
     return tuple(runs)
 
 
-@dataclass(frozen=True, eq=False)
-class Group:
-    """Boxes of tokens of equal kind; each attends within itself.
+@dataclass(frozen=True)
+class Kind:
+    """Boxes that lie alike in their attention windows.
 
     Parameters
     ----------
-    runs : The boxes on the axes z, y, x.
-    bias : Tensor (n, n)
-        Row of the table of relative position biases for each query and key, n tokens of a box.
+    first : Number of the first of them in its group.
+    boxes : How many, in all images.
     padding : Tensor (n, p) or None
-        The same for the p places of the window, in one region with the box, that lie outside the
-        grid. None where there are none.
+        Row of the table of relative position biases for each of n queries and p keys: the places
+        of the window, in one region with the box, that lie outside the grid. None where there are
+        none.
     """
 
-    runs: tuple[Run, Run, Run]
-    bias: Tensor
+    first: int
+    boxes: int
     padding: Tensor | None
 
-    @property
-    def count(self) -> int:
-        """Boxes in one image."""
-        z, y, x = self.runs
-        return z.count * y.count * x.count
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Boxes with equally many rows; each attends within itself.
+
+    Parameters
+    ----------
+    start : First row, in the order of the plan.
+    boxes : Boxes in all images, kind after kind.
+    rows : Rows of one box; where it has padding, the last one stands for all of it.
+    kinds : What they differ in.
+    bias : Tensor (kinds, rows, rows)
+        Row of the table of relative position biases for each key and query. Not meant where one of
+        them is padding.
+    """
+
+    start: int
+    boxes: int
+    rows: int
+    kinds: tuple[Kind, ...]
+    bias: Tensor
 
     @property
-    def tokens(self) -> int:
-        """Tokens of one box."""
-        return len(self.bias)
+    def stop(self) -> int:
+        """First row behind the group."""
+        return self.start + self.boxes * self.rows
 
-    def boxes(self, grid: Tensor) -> Tensor:
-        """View of a grid as boxes.
 
-        Parameters
-        ----------
-        grid : Tensor (B, Z, Y, X, C)
-            Values of every token.
+@dataclass(frozen=True, eq=False)
+class AttentionPlan:
+    """Order of the tokens of some images in which those that attend to each other are neighbours.
 
-        Returns
-        -------
-        Tensor (B, cz, cy, cx, sz, sy, sx, C)
-            Of the same memory: box (cz, cy, cx), token (sz, sy, sx) in it.
-        """
-        for axis, run in enumerate(self.runs):
-            grid = grid.narrow(axis + 1, run.start, run.stop - run.start)
-        for axis, run in enumerate(self.runs):
-            grid = grid.unflatten(1 + 2 * axis, (run.count, run.size))
-        return grid.permute(0, 1, 3, 5, 2, 4, 6, 7)
+    Parameters
+    ----------
+    order : Tensor (R,)
+        Token at each row, by its number in the images (B, Z, Y, X); 0 at the rows of padding.
+    padding : Tensor
+        Rows that stand for padding.
+    back : Tensor (B · Z · Y · X,)
+        Row of each token.
+    groups : They hold all rows.
+    """
+
+    order: Tensor
+    padding: Tensor
+    back: Tensor
+    groups: tuple[Group, ...]
 
 
 def _places(extents: Sequence[range], window: Sequence[int]) -> Tensor:
@@ -152,51 +173,79 @@ def _table_rows(queries: Tensor, keys: Tensor, side: int) -> Tensor:
 
 @lru_cache(maxsize=_PLANS)
 def window_plan(
-    grid: tuple[int, int, int], side: int, shifted: bool, device: torch.device
-) -> tuple[Group, ...]:
-    """Boxes of a token grid that attend within themselves.
+    images: tuple[int, int, int, int], side: int, shifted: bool, device: torch.device
+) -> AttentionPlan:
+    """Order the tokens of images by the boxes in which they attend to each other.
 
     Parameters
     ----------
-    grid : tuple of int
-        Tokens on the axes z, y, x.
+    images : tuple of int
+        Images, and tokens on their axes z, y, x.
     side : int
         Side of an attention window; an axis that is not longer is one window and is not shifted.
     shifted : bool
         Move the windows by half their side, as every second Swin block does.
     device : torch.device
         Where the tensors are kept.
-
-    Returns
-    -------
-    tuple of Group
-        They hold every token once.
     """
+    batch, *grid = images
     window = [min(side, length) for length in grid]
     runs = [
         axis_runs(length, cut, side // 2 if shifted and length > side else 0)
         for length, cut in zip(grid, window, strict=True)
     ]
-    groups = []
+    numbers = torch.arange(batch * math.prod(grid)).view(*images, 1)
+    by_rows: dict[int, list[tuple[Tensor, Tensor, Tensor | None]]] = {}
     for z, y, x in itertools.product(*runs):
         box = (z, y, x)
-        tokens = _places([range(run.offset, run.offset + run.size) for run in box], window)
+        places = _places([range(run.offset, run.offset + run.size) for run in box], window)
         region = _places(
             [range(run.offset, run.offset + run.size + run.padding) for run in box], window
         )
-        outside = region[~torch.isin(region, tokens)]
-        groups.append(
-            Group(
-                box,
-                _table_rows(tokens, tokens, side).to(device),
-                _table_rows(tokens, outside, side).to(device) if len(outside) else None,
-            )
-        )
-    return tuple(groups)
+        outside = region[~torch.isin(region, places)]
+        tokens = _boxes(numbers, box)
+        bias, padding = _table_rows(places, places, side).t(), None
+        if len(outside):
+            padding = _table_rows(places, outside, side).to(device)
+            tokens, bias = F.pad(tokens, (0, 1), value=-1), F.pad(bias, (0, 1, 0, 1))
+        by_rows.setdefault(tokens.shape[1], []).append((tokens, bias, padding))
+    order: list[Tensor] = []
+    groups = []
+    start = 0
+    for rows, alike in sorted(by_rows.items(), reverse=True):
+        order += [tokens.flatten() for tokens, _, _ in alike]
+        counts = [len(tokens) for tokens, _, _ in alike]
+        firsts = itertools.accumulate(counts[:-1], initial=0)
+        kinds = [
+            Kind(first, count, padding)
+            for first, count, (_, _, padding) in zip(firsts, counts, alike, strict=True)
+        ]
+        bias = torch.stack([bias for _, bias, _ in alike])
+        groups.append(Group(start, sum(counts), rows, tuple(kinds), bias.to(device)))
+        start = groups[-1].stop
+    rows_of = torch.cat(order)
+    filled = rows_of < 0
+    back = torch.empty(numbers.numel(), dtype=torch.int32)
+    back[rows_of[~filled]] = (~filled).nonzero()[:, 0].int()
+    return AttentionPlan(
+        rows_of.clamp(min=0).int().to(device),
+        filled.nonzero()[:, 0].to(device),
+        back.to(device),
+        tuple(groups),
+    )
+
+
+def _boxes(numbers: Tensor, runs: Sequence[Run]) -> Tensor:
+    """Numbers (boxes, tokens of one) of some boxes, from those of all tokens (B, Z, Y, X, 1)."""
+    for axis, run in enumerate(runs):
+        numbers = numbers.narrow(axis + 1, run.start, run.stop - run.start)
+    for axis, run in enumerate(runs):
+        numbers = numbers.unflatten(1 + 2 * axis, (run.count, run.size))
+    return numbers.permute(0, 1, 3, 5, 2, 4, 6, 7).flatten(4).flatten(0, 3)
 
 
 def _entries(index: Tensor, table: Tensor) -> Tensor:
-    """Entries (heads, n, m) of the table in the rows that an index (n, m) names."""
+    """Entries (heads, ...) of the table in the rows that an index names."""
     flat = table.t().gather(1, index.reshape(1, -1).expand(table.shape[1], -1))
     return flat.unflatten(1, index.shape)
 
@@ -207,19 +256,21 @@ def relative_bias(group: Group, table: Tensor) -> Tensor:
     Parameters
     ----------
     group : Group
-        Group of boxes of n tokens.
+        Group of boxes of n rows.
     table : Tensor ((2 side - 1)³, heads)
         Relative position biases.
 
     Returns
     -------
-    Tensor (heads, n, n) or (heads, n, n + 1)
-        The last column, where there is padding, is the bias of all padding together.
+    Tensor (heads, kinds, n, n)
+        Of each key and query. As a key, padding has the bias of all of it together; as a query, it
+        is not meant.
     """
     bias = _entries(group.bias, table)
-    if group.padding is None:
-        return bias
-    return torch.cat([bias, _entries(group.padding, table).logsumexp(-1, keepdim=True)], -1)
+    for number, kind in enumerate(group.kinds):
+        if kind.padding is not None:
+            bias[:, number, -1, :-1] = _entries(kind.padding, table).logsumexp(-1)
+    return bias
 
 
 def add_bias_gradient(group: Group, table: Tensor, incoming: Tensor, total: Tensor) -> None:
@@ -230,14 +281,18 @@ def add_bias_gradient(group: Group, table: Tensor, incoming: Tensor, total: Tens
     group, table
         As there.
     incoming : Tensor
-        Gradient of its result.
+        Gradient of its result, 0 where padding is the query; changed.
     total : Tensor (heads, (2 side - 1)³)
         Gradient of the table, transposed; changed in place.
     """
-    parts = [(group.bias, incoming[..., : group.tokens])]
-    if group.padding is not None:
-        shares = _entries(group.padding, table).softmax(-1)
-        parts.append((group.padding, shares * incoming[..., group.tokens :]))
-    for index, gradient in parts:
+
+    def add(index: Tensor, gradient: Tensor) -> None:
         places = index.reshape(1, -1).expand(table.shape[1], -1)
         total.scatter_add_(1, places, gradient.flatten(1).to(total.dtype))
+
+    for number, kind in enumerate(group.kinds):
+        if kind.padding is not None:
+            shares = _entries(kind.padding, table).softmax(-1)
+            add(kind.padding, shares * incoming[:, number, -1, :-1, None])
+            incoming[:, number, -1] = 0
+    add(group.bias, incoming)

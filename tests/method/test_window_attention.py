@@ -1,4 +1,4 @@
-"""Boxes of a plan hold every token once; both ways of attention agree."""
+"""A plan holds every token once; both ways of attention agree, also where scores are large."""
 
 from __future__ import annotations
 
@@ -6,21 +6,26 @@ import pytest
 import torch
 
 from napari_s2dc.method import window_attention_cpu
-from napari_s2dc.method.window_attention import fused_attention, window_attention
+from napari_s2dc.method.window_attention import fused_attention
+from napari_s2dc.method.window_attention_cpu import blockwise_attention
 from napari_s2dc.method.window_plan import axis_runs, window_plan
 
 GRIDS = [((8, 8, 8), 4), ((9, 10, 5), 4), ((5, 3, 9), 7), ((8, 15, 12), 7), ((1, 2, 7), 3)]
+CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("shifted", [True, False])
 @pytest.mark.parametrize(("grid", "side"), GRIDS)
-def test_every_token_is_in_one_box(grid: tuple[int, int, int], side: int, shifted: bool) -> None:
-    seen = torch.zeros(1, *grid, 1, dtype=torch.long)
-    for group in window_plan(grid, side, shifted, torch.device("cpu")):
-        boxes = group.boxes(seen)
-        boxes += 1
-        assert boxes.numel() == group.tokens * boxes.shape[1:4].numel()
-    assert (seen == 1).all()
+def test_every_token_has_one_row(grid: tuple[int, int, int], side: int, shifted: bool) -> None:
+    plan = window_plan((2, *grid), side, shifted, CPU)
+    tokens = torch.arange(2 * grid[0] * grid[1] * grid[2])
+    assert torch.equal(plan.order[plan.back].long(), tokens)
+    rows = torch.cat([plan.back, plan.padding]).sort().values
+    assert torch.equal(rows.long(), torch.arange(len(plan.order)))
+    starts = [group.start for group in plan.groups]
+    assert [0, *(group.stop for group in plan.groups)] == [*starts, len(plan.order)]
+    for group in plan.groups:
+        assert sum(kind.boxes for kind in group.kinds) == group.boxes
 
 
 @pytest.mark.parametrize("length", range(5, 23))
@@ -31,6 +36,7 @@ def test_segments_stay_in_their_window(length: int) -> None:
             assert run.size > 0
 
 
+@pytest.mark.parametrize("largest", [1.0, 40.0])
 @pytest.mark.parametrize("shifted", [True, False])
 @pytest.mark.parametrize("entries", [1, 1 << 9, 1 << 19])
 @pytest.mark.parametrize(("grid", "side"), GRIDS)
@@ -39,21 +45,37 @@ def test_blockwise_equals_fused(
     side: int,
     entries: int,
     shifted: bool,
+    largest: float,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(window_attention_cpu, "ENTRIES_AT_ONCE", entries)
     generator = torch.Generator().manual_seed(0)
-    shapes = [(2, *grid, 18), (18,), ((2 * side - 1) ** 3, 3)]
-    arguments = [
-        torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
-        for shape in shapes
-    ]
-    weights = torch.randn(2, *grid, 6, generator=generator, dtype=torch.float64)
+    plan = window_plan((2, *grid), side, shifted, CPU)
+    shapes = [(18, len(plan.order)), ((2 * side - 1) ** 3, 3)]
+    # Scores of some hundreds are beyond what powers of them can be added up to
+    qkv, table = (
+        largest * torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes
+    )
+    weights = torch.randn(6, len(plan.order), generator=generator, dtype=torch.float64)
+    weights[:, plan.padding] = 0
+    qkv.requires_grad_(), table.requires_grad_()
     found = []
-    for attention in (window_attention, fused_attention):
-        result = attention(*arguments, side, shifted)
-        # Without padding nothing depends on the bias
-        gradients = torch.autograd.grad((result * weights).sum(), arguments, materialize_grads=True)
+    for attention in (
+        blockwise_attention,
+        lambda qkv, *rest: fused_attention(qkv.t(), *rest).t(),
+    ):
+        result = attention(qkv, table, [2, *grid], side, shifted)[:, plan.back]
+        gradients = torch.autograd.grad((result * weights[:, plan.back]).sum(), (qkv, table))
         found.append((result, *gradients))
     for mine, reference in zip(*found, strict=True):
         torch.testing.assert_close(mine, reference)
+
+
+def test_large_scores_in_single_precision() -> None:
+    generator = torch.Generator().manual_seed(0)
+    qkv = 30 * torch.randn(18, 512, generator=generator)
+    table = torch.randn(343, 3, generator=generator)
+    given = table, [1, 8, 8, 8], 4, True
+    mine = blockwise_attention(qkv, *given)
+    reference = fused_attention(qkv.t(), *given).t()
+    torch.testing.assert_close(mine, reference, rtol=1e-3, atol=1e-3)
