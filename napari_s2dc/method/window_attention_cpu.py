@@ -67,14 +67,12 @@ def _boxes(group: Group, rows: Tensor) -> Tensor:
     return part.transpose(1, 2)
 
 
-def _pack(group: Group, rows: Tensor, last: float | Tensor | None = None) -> Tensor:
-    """Features (heads · boxes, D, n) of each head and box, one after the other in memory.
+def _pack(group: Group, rows: Tensor, last: float | Tensor) -> Tensor:
+    """Features (heads · boxes, D + 1, n) of each head and box, one after the other in memory.
 
-    `last`, a number or a tensor (heads, R), becomes one more feature.
+    `last`, a number or a tensor (heads, R), is one more feature.
     """
     boxes = _boxes(group, rows)
-    if last is None:
-        return boxes.flatten(0, 1)
     heads, count, features, n = boxes.shape
     packed = boxes.new_empty(heads, count, features + 1, n)
     packed[:, :, :-1] = boxes
@@ -171,18 +169,17 @@ def _attend(
 ) -> tuple[Tensor, Tensor]:
     """Values mixed by attention, and logarithms (heads, R) of its sums, to the base of two."""
     heads = table.shape[1]
-    queries, keys, values = (_precise(part, heads) for part in qkv.chunk(3))
-    mixed, logarithms = torch.empty_like(queries), torch.empty_like(queries[:, 0])
-    scale = _LOG2_E * queries.shape[1] ** -0.5
+    features = _precise(qkv, 3 * heads)
+    _, channels, rows = features.shape
+    mixed = features.new_empty(heads, channels, rows)
+    logarithms = features.new_empty(heads, 1, rows)
     for group in _groups(images, side, shifted, qkv.device):
-        query, key = _pack(group, scale * queries), _pack(group, keys)
-        value = _pack(group, values, 1.0)
-        scores = _Scores(group, query, key, _LOG2_E * relative_bias(group, table).to(query.dtype))
-        found, largest, buffer = (
-            torch.empty_like(value),
-            value.new_zeros(len(value), 1, group.rows),
-            scores.buffer(),
-        )
+        query, key, value = _pack(group, features, 1.0).chunk(3)
+        query *= _LOG2_E * channels**-0.5
+        bias = _LOG2_E * relative_bias(group, table).to(value.dtype)
+        scores = _Scores(group, query[:, :-1], key[:, :-1], bias)
+        buffer, found = scores.buffer(), torch.empty_like(value)
+        largest = torch.zeros_like(value[:, :1])
         for part in scores.parts():
             v, out = value[part.matrices], found[part.matrices]
             torch.bmm(v, scores.of(part, buffer).exp2_(), out=out)
@@ -193,8 +190,8 @@ def _attend(
                 torch.bmm(v, powers.sub_(largest[part.matrices]).exp2_(), out=out)
         sums = found[:, -1:]
         _unpack(group, found[:, :-1] / sums, mixed)
-        _unpack(group, sums.log2() + largest, logarithms[:, None])
-    return mixed.flatten(0, 1).to(qkv.dtype), logarithms
+        _unpack(group, largest.add_(sums.log2()), logarithms)
+    return mixed.flatten(0, 1).to(qkv.dtype), logarithms[:, 0]
 
 
 def _attend_shape(
@@ -220,23 +217,21 @@ def _gradients(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of `qkv` and `table` from the gradient of the mixed values."""
     heads = table.shape[1]
-    queries, keys, values = (_precise(part, heads) for part in qkv.chunk(3))
-    gradients = _precise(incoming, heads)
+    features, gradients = _precise(qkv, 3 * heads), _precise(incoming, heads)
     # What the softmax takes off the gradients of all scores of a query
-    common = (gradients * _precise(mixed, heads)).sum(1)
-    scale = queries.shape[1] ** -0.5
+    common = (gradients * _precise(mixed, heads)).sum(1).neg_()
+    scale = features.shape[1] ** -0.5
     d_qkv = torch.empty_like(qkv)
     d_table = table.new_zeros(table.shape[::-1])
-    targets = [part.unflatten(0, (heads, -1)) for part in d_qkv.chunk(3)]
-    factors = scale, 1 / _LOG2_E, 1.0
     for group in _groups(images, side, shifted, qkv.device):
-        query = _pack(group, queries * (_LOG2_E * scale), -logarithms)
-        key, value = _pack(group, keys, 1.0), _pack(group, values, 1.0)
-        gradient = _pack(group, gradients, -common)
+        query, key, value = _pack(group, features, 1.0).chunk(3)
+        query *= _LOG2_E * scale
+        query.unflatten(0, (heads, -1))[:, :, -1:] = _boxes(group, logarithms[:, None]).neg()
+        gradient = _pack(group, gradients, common)
         bias = _LOG2_E * relative_bias(group, table).to(query.dtype)
         scores = _Scores(group, query, key, bias)
         d_bias = torch.zeros_like(bias)
-        found = query.new_empty(3, len(query), queries.shape[1], group.rows)
+        found = query.new_empty(3, len(query), features.shape[1], group.rows)
         buffer, other = scores.buffer(), scores.buffer()
         for part in scores.parts():
             m = part.matrices
@@ -248,9 +243,10 @@ def _gradients(
             torch.bmm(key[m, :-1], d_scores, out=d_query)
             torch.bmm(query[m, :-1], d_scores.mT, out=d_key)
             scores.add_up(part, d_scores, d_bias)
+        found[0] *= scale
+        found[1] /= _LOG2_E
+        _unpack(group, found.flatten(0, 1), d_qkv.unflatten(0, (3 * heads, -1)))
         add_bias_gradient(group, table, d_bias, d_table)
-        for result, factor, target in zip(found, factors, targets, strict=True):
-            _unpack(group, result.mul_(factor), target)
     return d_qkv, d_table.t().contiguous()
 
 
