@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -250,7 +250,24 @@ class SwinEncoder(nn.Module):
         Tensor
             Equal to ``self(x)[number]``.
         """
-        return self.swin.stage(x, number)
+        return self.stages(x, (number,))[0]
+
+    def stages(self, x: Tensor, numbers: Sequence[int]) -> list[Tensor]:
+        """Features of some stages, without the time for what the others need.
+
+        Parameters
+        ----------
+        x : Tensor
+            As for :meth:`forward`.
+        numbers : sequence of int
+            Stages, 0 to 4.
+
+        Returns
+        -------
+        list of Tensor
+            Equal to ``[self(x)[number] for number in numbers]``.
+        """
+        return self.swin.stages(x, numbers)
 
     def save(self, path: str | os.PathLike[str], metadata: Mapping[str, Any] | None = None) -> None:
         """Write weights and metadata as safetensors; the file appears whole or not at all.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
 import torch
@@ -47,23 +47,27 @@ class FastSwinTransformer(SwinTransformer):
         """
         return [_output(tokens, normalize) for tokens in self._stages(x, 4)]
 
-    def stage(self, x: Tensor, number: int) -> Tensor:
-        """Layer-normalised features of one stage; later layers are not computed.
+    def stages(self, x: Tensor, numbers: Sequence[int]) -> list[Tensor]:
+        """Layer-normalised features of some stages; layers behind the last are not computed.
 
         Parameters
         ----------
         x : Tensor (B, C, Z, Y, X)
             Image.
-        number : int
-            Stage, 0 to 4.
+        numbers : sequence of int
+            Stages, 0 to 4.
 
         Returns
         -------
-        Tensor
-            As one of :meth:`forward`.
+        list of Tensor
+            As those of :meth:`forward`.
         """
-        *_, tokens = self._stages(x, number)
-        return _output(tokens, normalize=True)
+        found = {
+            number: _output(tokens, normalize=True)
+            for number, tokens in enumerate(self._stages(x, max(numbers)))
+            if number in numbers
+        }
+        return [found[number] for number in numbers]
 
     def _stages(self, x: Tensor, last: int) -> Iterator[Tensor]:
         """Tokens (B, Z, Y, X, C) of stages 0 to `last`."""
@@ -108,7 +112,7 @@ def _block(block: SwinTransformerBlock, tokens: Tensor, shifted: bool) -> Tensor
     def attend(tokens: Tensor) -> Tensor:
         attention = block.attn
         mixed = window_attention(
-            _layer_norm(block.norm1, tokens),
+            _normalised(block.norm1, tokens),
             attention.qkv,
             attention.proj,
             attention.relative_position_bias_table,
@@ -118,25 +122,28 @@ def _block(block: SwinTransformerBlock, tokens: Tensor, shifted: bool) -> Tensor
         return add(mixed, tokens)
 
     def transform(tokens: Tensor) -> Tensor:
-        return add(block.mlp(_layer_norm(block.norm2, tokens)), tokens)
+        return add(block.mlp(_normalised(block.norm2, tokens)), tokens)
 
     for part in (attend, transform):
         tokens = _maybe_again(part, tokens, block.use_checkpoint)
     return tokens
 
 
-def _layer_norm(norm: nn.LayerNorm, tokens: Tensor) -> Tensor:
-    """Apply a layer norm.
+def _normalised(norm: nn.LayerNorm, tokens: Tensor) -> Tensor:
+    return _layer_norm(tokens, norm.weight, norm.bias, norm.eps)
 
-    Its scale and shift are an operation of their own where their gradients are wanted: on the CPU,
+
+def _layer_norm(tokens: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
+    """Layer norm over channels.
+
+    Scale and shift are an operation of their own where their gradients are wanted: on the CPU,
     torch's threads add those of few channels up in one cache line, which takes up to five times as
     long as all else that the norm's gradient needs.
     """
     if not torch.is_grad_enabled():
-        return cast(Tensor, norm(tokens))
-    one, zero = torch.ones_like(norm.weight), torch.zeros_like(norm.bias)
-    plain = F.layer_norm(tokens, norm.normalized_shape, one, zero, norm.eps)
-    return torch.addcmul(norm.bias, plain, norm.weight)
+        return F.layer_norm(tokens, weight.shape, weight, bias, epsilon)
+    one, zero = torch.ones_like(weight), torch.zeros_like(bias)
+    return torch.addcmul(bias, F.layer_norm(tokens, weight.shape, one, zero, epsilon), weight)
 
 
 def _maybe_again(part: Callable[[Tensor], Tensor], tokens: Tensor, again: bool) -> Tensor:
@@ -150,10 +157,20 @@ def _merge(merging: PatchMerging, tokens: Tensor) -> Tensor:
     _, depth, height, width, _ = tokens.shape
     if depth % 2 or height % 2 or width % 2:
         tokens = F.pad(tokens, (0, 0, 0, width % 2, 0, height % 2, 0, depth % 2))
-    return cast(Tensor, merging.reduction(_layer_norm(merging.norm, _corners(tokens))))
+    # Eight neighbours behind each other, (B, Z / 2, Y / 2, X / 2, 8 C), x before y before z
+    halves = tokens.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
+    corners = halves.permute(0, 1, 3, 5, 2, 4, 6, 7).flatten(4)
+    # Weights are brought into that order, which is less work than to bring tokens into MONAI's
+    norm = merging.norm
+    tokens = _layer_norm(corners, _by_corner(norm.weight), _by_corner(norm.bias), norm.eps)
+    return F.linear(tokens, _by_corner(merging.reduction.weight))
 
 
-def _corners(tokens: Tensor) -> Tensor:
-    """Eight neighbours behind each other, (B, Z / 2, Y / 2, X / 2, 8 C), in MONAI's order."""
-    order = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1), (1, 1, 1))
-    return torch.cat([tokens[:, z::2, y::2, x::2] for z, y, x in order], -1)
+def _by_corner(weights: Tensor) -> Tensor:
+    """Weights (..., 8 C) for corners that follow each other by x, then y, then z."""
+    return weights.unflatten(-1, (8, -1))[..., _MONAIS_CORNERS, :].flatten(-2)
+
+
+# Where MONAI's merging has the corners (z, y, x) = 000, 001, 010, 011, 100, 101, 110, 111: it takes
+# them as 000, 100, 010, 001, 110, 101, 011, 111
+_MONAIS_CORNERS = [0, 3, 2, 6, 1, 5, 4, 7]

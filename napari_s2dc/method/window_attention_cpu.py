@@ -25,8 +25,8 @@ from napari_s2dc.method.window_plan import (
     window_plan,
 )
 
-ENTRIES_AT_ONCE = 1 << 19
-"""Entries of attention matrices computed together: 2 MB in float32, which stay in cache."""
+ENTRIES_AT_ONCE = 1 << 20
+"""Entries of attention matrices computed together: 4 MB in float32."""
 
 _LOG2_E = math.log2(math.e)
 _SAFE = 2.0**100

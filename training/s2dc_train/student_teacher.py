@@ -133,8 +133,8 @@ class Branch(nn.Module):
         return checkpoint(encode, crops, use_reentrant=False, preserve_rng_state=False)
 
     def _encode(self, crops: Tensor) -> tuple[Tensor, Tensor]:
-        stages = self.encoder(crops)
-        return stages[self.token_stage], stages[-1].mean((-3, -2, -1))
+        tokens, last = self.encoder.stages(crops, (self.token_stage, 4))
+        return tokens, last.mean((-3, -2, -1))
 
 
 @torch.no_grad()

@@ -109,7 +109,7 @@ class Validation(Callback):
 
             def encode(crops: Tensor, branch: Any = branch) -> Tensor:
                 with torch.no_grad(), precision():
-                    return branch.encoder(crops)[stage]
+                    return branch.encoder.stage(crops, stage)
 
             found = matching(_fixed_views(module, data), encode, grid, per_slice=module.per_slice)
             values |= {prefix + name: value for name, value in found.items()}
