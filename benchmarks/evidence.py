@@ -39,13 +39,19 @@ from napari_s2dc.engine.encoders import bundled_encoder
 from napari_s2dc.method.encoder import SwinEncoder
 
 
+def ablation_row(runs: Path, name: str) -> Row | None:
+    """Row of a variant, if it was trained with every seed."""
+    files = {seed: run_of(runs, name, seed) / "encoder.safetensors" for seed in SEEDS}
+    if not all(file.is_file() for file in files.values()):
+        return None
+    return Row(name, {}, by_seed=files)
+
+
 def rows_of(options: argparse.Namespace) -> list[Row]:
     """List the rows of the evidence, or those of the ablations."""
     bundled = dict.fromkeys(SETS, options.bundled)
     if options.ablations:
-        files = {name: run_of(options.ablations, name) / "encoder.safetensors" for name in VARIANTS}
-        there = {name: file for name, file in files.items() if file.is_file()}
-        return [Row(name, dict.fromkeys(SETS, file)) for name, file in there.items()]
+        return [row for name in VARIANTS if (row := ablation_row(options.ablations, name))]
     rows = [Row("bundled", bundled), Row("the same, untrained", bundled, untrained=True)]
     target = (options.mouse, options.hippocampus, options.ct)
     if all(target):
@@ -104,6 +110,10 @@ SPREAD = (
     "and random weights where nothing was trained. Every encoder was trained once, so its own "
     "chance is not in it."
 )
+ABLATIONS_SPREAD = (
+    f"Mean ± standard deviation over {len(SEEDS)} seeds, of the training and of the draws of the "
+    "known subjects together."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -124,6 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--ablations", type=Path, help="runs of benchmarks.ablations in place of all other rows"
     )
+    parser.add_argument("--title", default="", help="what these ablations have in common")
     parser.add_argument("--runs", type=Path, default=Path("runs/evidence"), help="what is finished")
     parser.add_argument("--jobs", type=int, default=2, help="few-shot runs at a time")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
@@ -139,31 +150,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "transfer": lambda: transfer_table(rows, options.data, figures),
         "fewshot": lambda: fewshot_table(rows, options.data, options.runs, options.jobs),
     }
-    facts = SEEN
     if options.ablations:
-        trained = SwinEncoder.from_checkpoint(next(iter(rows[0].encoders.values()))).metadata
-        facts = f"Each trained alike for {trained['training']['steps']} steps, seed 0."
+        if not rows:
+            parser.error(f"No variant in {options.ablations} was trained with every seed.")
+        trained = SwinEncoder.from_checkpoint(rows[0].by_seed[SEEDS[0]]).metadata["training"]
+        facts = (
+            f"Each trained alike for {trained['steps']} steps on {trained['volumes']} scans. "
+            f"{ABLATIONS_SPREAD}"
+        )
+        kind, given = "Ablations", "--ablations RUNS"
+        if options.title:
+            kind, given = f"{kind}, {options.title}", f'{given} --title "{options.title}"'
+    else:
+        kind, facts = "Evidence", f"{SEEN} {SPREAD}"
+        given = (
+            "--mouse MOUSE --mouse-coarse COARSE --hippocampus HIPPOCAMPUS --ct CT "
+            "--masked MASKED --also NAME=ENCODER"
+        )
     for part in options.parts:
-        kind = "Ablations" if options.ablations else "Evidence"
-        if options.ablations:
-            given = "--ablations RUNS"
-        else:
-            given = (
-                "--mouse MOUSE --mouse-coarse COARSE --hippocampus HIPPOCAMPUS --ct CT "
-                "--masked MASKED --also NAME=ENCODER"
-            )
         section = "\n\n".join(
             [
                 f"## {kind}, {part}",
                 machine(torch.device("cpu")),
-                " ".join([TEXTS[part], facts, SPREAD]),
+                f"{TEXTS[part]} {facts}",
                 made[part](),
                 f"    python -m benchmarks.evidence DATA {given} --parts {part} --write",
             ]
         )
         print(section, flush=True)
         if options.write:
-            write_section(f"{kind.lower()} {part}", section)
+            write_section(f"{kind} {part}".lower(), section)
 
 
 if __name__ == "__main__":

@@ -62,6 +62,8 @@ class Row:
     network_encoders : mapping
         Files of encoders for Fine-tune, by name of the set, where others were pretrained at its
         spacing.
+    by_seed : mapping
+        Files of encoders trained with each seed, in place of `encoders`.
     """
 
     name: str
@@ -70,10 +72,12 @@ class Row:
     descriptor: Descriptor | None = None
     matching: MatchSettings | None = None
     network_encoders: Mapping[str, Path] = field(default_factory=dict)
+    by_seed: Mapping[int, Path] = field(default_factory=dict)
 
     def candidate(self, data: str, seed: int) -> Candidate:
         """Give the encoder or descriptor for a set."""
-        encoder = SwinEncoder.from_checkpoint(self.encoders[data]).eval()
+        path = self.by_seed[seed] if self.by_seed else self.encoders[data]
+        encoder = SwinEncoder.from_checkpoint(path).eval()
         if self.untrained:
             torch.manual_seed(seed)
             fresh = SwinEncoder(encoder.config).eval()

@@ -21,6 +21,9 @@ from torch.utils.checkpoint import checkpoint
 from napari_s2dc.method.residual import add, residual_block
 from napari_s2dc.method.window_attention import window_attention
 
+_VALUES_AT_ONCE = 3 << 16
+"""Of a perceptron on the CPU, whose hidden layer then takes 3 MB in float32."""
+
 
 class FastSwinTransformer(SwinTransformer):
     """Swin transformer for scans; parameters and names are those of MONAI's class.
@@ -124,9 +127,22 @@ def _block(block: SwinTransformerBlock, tokens: Tensor, shifted: bool) -> Tensor
     def transform(tokens: Tensor) -> Tensor:
         return add(block.mlp(_normalised(block.norm2, tokens)), tokens)
 
+    if tokens.device.type == "cpu" and not torch.is_grad_enabled():
+        return _in_parts(transform, attend(tokens))
+
     for part in (attend, transform):
         tokens = _maybe_again(part, tokens, block.use_checkpoint)
     return tokens
+
+
+def _in_parts(transform: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
+    """Transform every token on its own, as many at a time as stay in cache."""
+    rows = tokens.flatten(0, -2)
+    result = torch.empty_like(rows)
+    at_once = max(1, _VALUES_AT_ONCE // rows.shape[1])
+    for part, target in zip(rows.split(at_once), result.split(at_once), strict=True):
+        target.copy_(transform(part))
+    return result.view(tokens.shape)
 
 
 def _normalised(norm: nn.LayerNorm, tokens: Tensor) -> Tensor:

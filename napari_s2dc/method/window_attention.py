@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from napari_s2dc.method.window_attention_cpu import blockwise_attention
-from napari_s2dc.method.window_plan import AttentionPlan, relative_bias, window_plan
+from napari_s2dc.method.window_plan import relative_bias, window_plan
 
 
 def window_attention(
@@ -80,8 +80,9 @@ def fused_attention(
         Values mixed by attention.
     """
     heads = table.shape[1]
+    plan = window_plan(tuple(images), side, shifted, qkv.device)
     mixed = []
-    for group in _plan(images, side, shifted, qkv.device).groups:
+    for group in plan.groups:
         biases = relative_bias(group, table).mT.to(qkv.dtype)
         boxes = qkv[group.start : group.stop].view(group.boxes, group.rows, 3, heads, -1)
         for number, kind in enumerate(group.kinds):
@@ -90,12 +91,8 @@ def fused_attention(
             bias = biases[None, :, number].contiguous()
             result = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
             mixed.append(result.transpose(1, 2).reshape(-1, qkv.shape[1] // 3))
-    return torch.cat(mixed)
-
-
-def _plan(images: list[int], side: int, shifted: bool, device: torch.device) -> AttentionPlan:
-    batch, depth, height, width = images
-    return window_plan((batch, depth, height, width), side, shifted, device)
+    spare = qkv.new_zeros(len(qkv) - plan.used, qkv.shape[1] // 3)
+    return torch.cat([*mixed, spare])
 
 
 def _reorder(x: Tensor, images: list[int], side: int, shifted: bool, to_rows: bool) -> Tensor:
@@ -105,13 +102,13 @@ def _reorder(x: Tensor, images: list[int], side: int, shifted: bool, to_rows: bo
 
 
 def _moved(x: Tensor, images: list[int], side: int, shifted: bool, to_rows: bool) -> Tensor:
-    plan = _plan(images, side, shifted, x.device)
+    plan = window_plan(tuple(images), side, shifted, x.device)
     moved = x.index_select(0, plan.order if to_rows else plan.back)
     return moved.index_fill_(0, plan.padding, 0) if to_rows and len(plan.padding) else moved
 
 
 def _moved_shape(x: Tensor, images: list[int], side: int, shifted: bool, to_rows: bool) -> Tensor:
-    plan = _plan(images, side, shifted, torch.device("cpu"))
+    plan = window_plan(tuple(images), side, shifted, torch.device("cpu"))
     return x.new_empty(len(plan.order if to_rows else plan.back), x.shape[1])
 
 

@@ -154,11 +154,6 @@ class _Scores:
                 yield number, by_head[:, alike]
 
 
-def _groups(images: list[int], side: int, shifted: bool, device: torch.device) -> tuple[Group, ...]:
-    batch, depth, height, width = images
-    return window_plan((batch, depth, height, width), side, shifted, device).groups
-
-
 def _precise(rows: Tensor, heads: int) -> Tensor:
     """Features (heads, D, R) in at least float32."""
     return rows.to(torch.promote_types(rows.dtype, torch.float32)).unflatten(0, (heads, -1))
@@ -173,7 +168,9 @@ def _attend(
     _, channels, rows = features.shape
     mixed = features.new_empty(heads, channels, rows)
     logarithms = features.new_empty(heads, 1, rows)
-    for group in _groups(images, side, shifted, qkv.device):
+    plan = window_plan(tuple(images), side, shifted, qkv.device)
+    mixed[..., plan.used :] = 0
+    for group in plan.groups:
         query, key, value = _pack(group, features, 1.0).chunk(3)
         query *= _LOG2_E * channels**-0.5
         bias = _LOG2_E * relative_bias(group, table).to(value.dtype)
@@ -223,7 +220,9 @@ def _gradients(
     scale = features.shape[1] ** -0.5
     d_qkv = torch.empty_like(qkv)
     d_table = table.new_zeros(table.shape[::-1])
-    for group in _groups(images, side, shifted, qkv.device):
+    plan = window_plan(tuple(images), side, shifted, qkv.device)
+    d_qkv[:, plan.used :] = 0
+    for group in plan.groups:
         query, key, value = _pack(group, features, 1.0).chunk(3)
         query *= _LOG2_E * scale
         query.unflatten(0, (heads, -1))[:, :, -1:] = _boxes(group, logarithms[:, None]).neg()

@@ -139,16 +139,21 @@ class AttentionPlan:
     order : Tensor (R,)
         Token at each row, by its number in the images (B, Z, Y, X); 0 at the rows of padding.
     padding : Tensor
-        Rows that stand for padding.
+        Rows that stand for padding, and the spare ones.
     back : Tensor (B · Z · Y · X,)
         Row of each token.
-    groups : They hold all rows.
+    groups : They hold all rows but the spare ones at the end.
     """
 
     order: Tensor
     padding: Tensor
     back: Tensor
     groups: tuple[Group, ...]
+
+    @property
+    def used(self) -> int:
+        """First of the spare rows."""
+        return self.groups[-1].stop
 
 
 def _places(extents: Sequence[range], window: Sequence[int]) -> Tensor:
@@ -173,7 +178,7 @@ def _table_rows(queries: Tensor, keys: Tensor, side: int) -> Tensor:
 
 @lru_cache(maxsize=_PLANS)
 def window_plan(
-    images: tuple[int, int, int, int], side: int, shifted: bool, device: torch.device
+    images: tuple[int, ...], side: int, shifted: bool, device: torch.device
 ) -> AttentionPlan:
     """Order the tokens of images by the boxes in which they attend to each other.
 
@@ -223,7 +228,11 @@ def window_plan(
         bias = torch.stack([bias for _, bias, _ in alike])
         groups.append(Group(start, sum(counts), rows, tuple(kinds), bias.to(device)))
         start = groups[-1].stop
-    rows_of = torch.cat(order)
+    # Products with matrices whose rows are an odd multiple of 16 long take between half and all of
+    # the time that other lengths take: 13 ms for 110608, 17 for 110592 and 27 for 110719 rows, 48
+    # features to 144
+    spare = torch.full(((16 - start) % 32,), -1)
+    rows_of = torch.cat([*order, spare])
     filled = rows_of < 0
     back = torch.empty(numbers.numel(), dtype=torch.int32)
     back[rows_of[~filled]] = (~filled).nonzero()[:, 0].int()
