@@ -68,7 +68,7 @@ BENCHMARKS: dict[str, tuple[Benchmark, ...]] = {
 }
 """What is run on each device, the quickest first."""
 
-NEED_MORE = ("learning", "probing", "matching", "fewshot")
+NEED_MORE = ("learning", "probing", "matching", "fewshot", "evidence")
 """Benchmarks that need trained encoders or scans; each has a command of its own."""
 
 

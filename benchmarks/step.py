@@ -156,6 +156,12 @@ def size_arguments(options: argparse.Namespace) -> list[str]:
     return [str(argument) for argument in arguments]
 
 
+def named(options: argparse.Namespace) -> str:
+    """Name of these sizes on this kind of device, for the heading."""
+    device = options.device.partition(":")[0]
+    return f"{options.size}, attention window {options.window}, on {device}"
+
+
 def part_table(times: dict[str, Times]) -> str:
     """Milliseconds of both sides and their ratios, a part a row."""
     from benchmarks.report import spread, table
@@ -191,7 +197,7 @@ def report(options: argparse.Namespace) -> str:
     times, description = measure(options, SIDES)
     command = shlex.join(["python", "-m", "benchmarks.step", *size_arguments(options)])
     lines = [
-        f"## Training step, {options.size} on {options.device.partition(':')[0]}",
+        f"## Training step, {named(options)}",
         f"{description} Median of {options.repeats} steps of each side in turn, in brackets the "
         "quartiles. Student and losses include their backward passes.",
         part_table(times),
@@ -217,7 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.write:
         from benchmarks.report import write_section
 
-        write_section(f"step {options.size} {options.device.partition(':')[0]}", text)
+        write_section(f"step {named(options)}", text)
 
 
 if __name__ == "__main__":
