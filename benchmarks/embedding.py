@@ -20,6 +20,8 @@ from napari_s2dc.engine.allocator import keep_large_buffers
 from napari_s2dc.engine.embed_settings import OVERLAP, WINDOW_VOX
 
 if TYPE_CHECKING:
+    import torch
+
     from napari_s2dc.volumes.volume import Volume
 
 STAGE = 2
@@ -59,15 +61,30 @@ def full_scan(shape: Sequence[int]) -> Volume:
     return Volume(array, np.eye(4), name="noise")
 
 
+def monai_encoder(options: argparse.Namespace, *, flash: bool) -> torch.nn.Module:
+    """MONAI's encoder of the size that is measured."""
+    from benchmarks.encoder_side import Side
+
+    side = Side(
+        ours=False,
+        flash=flash,
+        tuned=False,
+        training=False,
+        feature_size=12,
+        window=options.window,
+        crop=0,
+        batch=1,
+        device="cpu",
+    )
+    return side.network().eval()
+
+
 def monai_alone(options: argparse.Namespace) -> float:
     """Seconds of MONAI's inferer with MONAI's encoder and windows, in a process of their own."""
     import torch
     from monai.inferers import sliding_window_inference
 
-    from benchmarks.encoder_side import Side
-
-    network = Side(False, options.flash, False, False, 12, options.window, 0, 1, "cpu").network()
-    network.eval()
+    network = monai_encoder(options, flash=options.flash)
     image = torch.rand(1, 1, *options.shape)
     times = []
     for _ in range(2):
@@ -106,7 +123,6 @@ def report(options: argparse.Namespace) -> str:
     import torch
     from monai.inferers import sliding_window_inference
 
-    from benchmarks.encoder_side import Side
     from benchmarks.report import machine, table
     from napari_s2dc.engine.cache import EmbeddingCache, embed_cached
     from napari_s2dc.engine.embed import EmbedSettings, embed_volume, normalised, plan
@@ -137,14 +153,11 @@ def report(options: argparse.Namespace) -> str:
     def ours() -> None:
         found["ours"] = finish(embed_volume(volume, encoder, settings)).features.float()
 
-    side = Side(
-        False, False, False, False, encoder.config.feature_size, options.window, 0, 1, "cpu"
-    )
-    monai_encoder = side.network().eval()
-    monai_encoder.load_state_dict(encoder.swin.state_dict())
+    theirs_alike = monai_encoder(options, flash=False)
+    theirs_alike.load_state_dict(encoder.swin.state_dict())
     kept = {
         "ours": lambda batch: encoder(batch)[STAGE],
-        "theirs": lambda batch: monai_encoder(batch)[STAGE],
+        "theirs": lambda batch: theirs_alike(batch)[STAGE],
     }
 
     @torch.no_grad()
@@ -173,7 +186,9 @@ def report(options: argparse.Namespace) -> str:
         raise RuntimeError("Ours left windows out that MONAI's inferer encodes.")
     steps = embed_volume(body, encoder, settings)
     body_seconds, _ = peak_during(lambda: finish(steps))
+    monai("theirs")
     all_monai_seconds, _ = peak_during(lambda: monai("theirs"))
+    monai("ours")
     monai_seconds, _ = peak_during(lambda: monai("ours"))
     shape = found["ours"].shape[1:]
     theirs = found["monai"][:, : shape[0], : shape[1], : shape[2]]

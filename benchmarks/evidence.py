@@ -39,19 +39,38 @@ from napari_s2dc.engine.encoders import bundled_encoder
 from napari_s2dc.method.encoder import SwinEncoder
 
 
-def ablation_row(runs: Path, name: str) -> Row | None:
-    """Row of a variant, if it was trained with every seed."""
-    files = {seed: run_of(runs, name, seed) / "encoder.safetensors" for seed in SEEDS}
-    if not all(file.is_file() for file in files.values()):
-        return None
-    return Row(name, {}, by_seed=files)
+def ablation_rows(runs: Path) -> list[Row]:
+    """Rows of the variants that were trained with every seed.
+
+    Raises
+    ------
+    ValueError
+        None was, or they were not trained alike.
+    """
+    rows = []
+    for name in VARIANTS:
+        files = {seed: run_of(runs, name, seed) / "encoder.safetensors" for seed in SEEDS}
+        missing = [str(seed) for seed, file in files.items() if not file.is_file()]
+        if missing:
+            print(f"Left out: {name}, not trained with seed {', '.join(missing)}.")
+        else:
+            rows.append(Row(name, {}, by_seed=files))
+    if len({trained_on(file) for row in rows for file in row.by_seed.values()}) != 1:
+        raise ValueError(f"The runs in {runs} are none or of several lengths or numbers of scans.")
+    return rows
+
+
+def trained_on(encoder: Path) -> tuple[int, int]:
+    """Read the steps of an encoder's training, and how many scans it had."""
+    facts = SwinEncoder.from_checkpoint(encoder).metadata["training"]
+    return facts["steps"], facts["volumes"]
 
 
 def rows_of(options: argparse.Namespace) -> list[Row]:
     """List the rows of the evidence, or those of the ablations."""
     bundled = dict.fromkeys(SETS, options.bundled)
     if options.ablations:
-        return [row for name in VARIANTS if (row := ablation_row(options.ablations, name))]
+        return ablation_rows(options.ablations)
     rows = [Row("bundled", bundled), Row("the same, untrained", bundled, untrained=True)]
     target = (options.mouse, options.hippocampus, options.ct)
     if all(target):
@@ -137,9 +156,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--title", default="", help="what these ablations have in common")
     parser.add_argument("--runs", type=Path, default=Path("runs/evidence"), help="what is finished")
     parser.add_argument("--jobs", type=int, default=2, help="few-shot runs at a time")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, help="all by default")
     parser.add_argument("--write", action="store_true", help="put it into docs/benchmarks.md")
     options = parser.parse_args(arguments)
+    if options.ablations and "fewshot" in (options.parts or ()):
+        parser.error("--parts fewshot: has no ablations.")
+    options.parts = options.parts or (PARTS[:-1] if options.ablations else PARTS)
     options.bundled = options.bundled or bundled_encoder()
     keep_large_buffers()
     options.runs.mkdir(parents=True, exist_ok=True)
@@ -151,13 +173,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "fewshot": lambda: fewshot_table(rows, options.data, options.runs, options.jobs),
     }
     if options.ablations:
-        if not rows:
-            parser.error(f"No variant in {options.ablations} was trained with every seed.")
-        trained = SwinEncoder.from_checkpoint(rows[0].by_seed[SEEDS[0]]).metadata["training"]
-        facts = (
-            f"Each trained alike for {trained['steps']} steps on {trained['volumes']} scans. "
-            f"{ABLATIONS_SPREAD}"
-        )
+        steps, volumes = trained_on(rows[0].by_seed[SEEDS[0]])
+        facts = f"Each trained alike for {steps} steps on {volumes} scans. {ABLATIONS_SPREAD}"
         kind, given = "Ablations", "--ablations RUNS"
         if options.title:
             kind, given = f"{kind}, {options.title}", f'{given} --title "{options.title}"'

@@ -9,8 +9,9 @@ import pytest
 import torch
 from s2dc_train.config import RunConfig
 
-from benchmarks.ablations import COMMON, VARIANTS
+from benchmarks.ablations import COMMON, VARIANTS, run_of
 from benchmarks.descriptors import mind
+from benchmarks.evidence import ablation_rows
 from benchmarks.evidence_tables import Figures
 from benchmarks.evidence_tasks import (
     Candidate,
@@ -19,6 +20,7 @@ from benchmarks.evidence_tasks import (
     matching_accuracy,
     structure_figures,
 )
+from benchmarks.fewshot_splits import SEEDS
 from benchmarks.masked_modelling import BLOCK_VOX, HIDDEN_SHARE, hide
 from napari_s2dc.method.encoder import SwinEncoder
 from napari_s2dc.volumes.phantom import phantom
@@ -102,3 +104,24 @@ def test_every_ablation_changes_a_setting_that_exists() -> None:
             section, field = name.split(".")
             assert field in config[section], name
     assert len({tuple(settings.items()) for settings in VARIANTS.values()}) == len(VARIANTS)
+
+
+def test_ablations_have_an_encoder_for_each_seed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def save(name: str, seed: int, steps: int = 200) -> None:
+        torch.manual_seed(seed)
+        encoder = SwinEncoder.from_size("tiny", window_size=4)
+        path = run_of(tmp_path, name, seed) / "encoder.safetensors"
+        encoder.save(path, {"training": {"steps": steps, "volumes": 3}})
+
+    for seed in SEEDS:
+        save("all of it", seed)
+    save("scans alone", SEEDS[0])
+    (row,) = ablation_rows(tmp_path)
+    assert "scans alone, not trained with seed 1, 2" in capsys.readouterr().out
+    first, second = (row.candidate("mouse_brain", seed).encoder.swin for seed in SEEDS[:2])
+    assert not torch.equal(first.patch_embed.proj.weight, second.patch_embed.proj.weight)
+    save("all of it", SEEDS[2], steps=100)
+    with pytest.raises(ValueError, match="several lengths"):
+        ablation_rows(tmp_path)

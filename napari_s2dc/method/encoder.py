@@ -253,7 +253,7 @@ class SwinEncoder(nn.Module):
         return self.stages(x, (number,))[0]
 
     def stages(self, x: Tensor, numbers: Sequence[int]) -> list[Tensor]:
-        """Features of some stages, without the time for what the others need.
+        """Features of some stages, without the time for the layers behind the last of them.
 
         Parameters
         ----------

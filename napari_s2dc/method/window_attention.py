@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from napari_s2dc.method.attention_plan import attention_plan, relative_bias, row_count
+from napari_s2dc.method.operators import define
 from napari_s2dc.method.window_attention_cpu import blockwise_attention
-from napari_s2dc.method.window_plan import relative_bias, window_plan
 
 
 def window_attention(
@@ -21,7 +23,7 @@ def window_attention(
     ----------
     tokens : Tensor (B, Z, Y, X, C)
         Features of every token.
-    qkv : Linear (C to 3 C)
+    qkv : Linear (C to 3 C), with biases
         Queries, keys and values; heads follow each other in C.
     projection : Linear (C to C)
         Applied to the values mixed by attention.
@@ -80,7 +82,7 @@ def fused_attention(
         Values mixed by attention.
     """
     heads = table.shape[1]
-    plan = window_plan(tuple(images), side, shifted, qkv.device)
+    plan = attention_plan(tuple(images), side, shifted, qkv.device)
     mixed = []
     for group in plan.groups:
         biases = relative_bias(group, table).mT.to(qkv.dtype)
@@ -102,14 +104,14 @@ def _reorder(x: Tensor, images: list[int], side: int, shifted: bool, to_rows: bo
 
 
 def _moved(x: Tensor, images: list[int], side: int, shifted: bool, to_rows: bool) -> Tensor:
-    plan = window_plan(tuple(images), side, shifted, x.device)
+    plan = attention_plan(tuple(images), side, shifted, x.device)
     moved = x.index_select(0, plan.order if to_rows else plan.back)
     return moved.index_fill_(0, plan.padding, 0) if to_rows and len(plan.padding) else moved
 
 
 def _moved_shape(x: Tensor, images: list[int], side: int, shifted: bool, to_rows: bool) -> Tensor:
-    plan = window_plan(tuple(images), side, shifted, torch.device("cpu"))
-    return x.new_empty(len(plan.order if to_rows else plan.back), x.shape[1])
+    rows = row_count(images, side, shifted) if to_rows else math.prod(images)
+    return x.new_empty(rows, x.shape[1])
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -123,10 +125,4 @@ def _moved_back(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:
 
 
 # The gradient of index_select adds row after row; that of an exchange of rows is another exchange.
-_library = torch.library.Library("napari_s2dc", "FRAGMENT")
-_library.define("reorder" + torch.library.infer_schema(_moved, mutates_args=()))
-_library.impl("reorder", _moved, "CompositeExplicitAutograd")
-_library.impl("reorder", _moved_shape, "Meta")  # register_fake searches all modules for the source
-torch.library.register_autograd(
-    "napari_s2dc::reorder", _moved_back, setup_context=_remember, lib=_library
-)
+define("reorder", _moved, _moved_shape, backward=_moved_back, remember=_remember)

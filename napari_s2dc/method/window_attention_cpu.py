@@ -18,19 +18,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from napari_s2dc.method.window_plan import (
+from napari_s2dc.method.attention_plan import (
     Group,
     add_bias_gradient,
+    attention_plan,
     relative_bias,
-    window_plan,
 )
+from napari_s2dc.method.operators import define
 
 ENTRIES_AT_ONCE = 1 << 20
 """Entries of attention matrices computed together: 4 MB in float32."""
 
 _LOG2_E = math.log2(math.e)
-_SAFE = 2.0**100
-"""Sums of powers between this and its inverse have lost nothing to over- or underflow."""
+_SAFE = 2.0**60
+"""Sums of powers between this and its inverse have lost nothing to over- or underflow, and leave
+values room for their products with such powers."""
 
 
 def blockwise_attention(
@@ -54,14 +56,14 @@ def blockwise_attention(
     Returns
     -------
     Tensor (C, R)
-        Values mixed by attention; not meant at rows of padding.
+        Values mixed by attention; any finite ones at rows of padding.
     """
     mixed: Tensor
     mixed, _ = torch.ops.napari_s2dc.blockwise_attention(qkv, table, images, side, shifted)
     return mixed
 
 
-def _boxes(group: Group, rows: Tensor) -> Tensor:
+def _box_view(group: Group, rows: Tensor) -> Tensor:
     """View (heads, boxes, D, n) of features (heads, D, R) in a group's boxes."""
     part = rows[..., group.start : group.stop].unflatten(-1, (group.boxes, group.rows))
     return part.transpose(1, 2)
@@ -72,17 +74,17 @@ def _pack(group: Group, rows: Tensor, last: float | Tensor) -> Tensor:
 
     `last`, a number or a tensor (heads, R), is one more feature.
     """
-    boxes = _boxes(group, rows)
+    boxes = _box_view(group, rows)
     heads, count, features, n = boxes.shape
     packed = boxes.new_empty(heads, count, features + 1, n)
     packed[:, :, :-1] = boxes
-    packed[:, :, -1:] = last if isinstance(last, float) else _boxes(group, last[:, None])
+    packed[:, :, -1:] = last if isinstance(last, float) else _box_view(group, last[:, None])
     return packed.flatten(0, 1)
 
 
 def _unpack(group: Group, packed: Tensor, rows: Tensor) -> None:
     """Write packed features to their rows (heads, D, R)."""
-    _boxes(group, rows).copy_(packed.unflatten(0, (-1, group.boxes)))
+    _box_view(group, rows).copy_(packed.unflatten(0, (-1, group.boxes)))
 
 
 class _Part(NamedTuple):
@@ -168,8 +170,8 @@ def _attend(
     _, channels, rows = features.shape
     mixed = features.new_empty(heads, channels, rows)
     logarithms = features.new_empty(heads, 1, rows)
-    plan = window_plan(tuple(images), side, shifted, qkv.device)
-    mixed[..., plan.used :] = 0
+    plan = attention_plan(tuple(images), side, shifted, qkv.device)
+    mixed[..., plan.used :] = logarithms[..., plan.used :] = 0
     for group in plan.groups:
         query, key, value = _pack(group, features, 1.0).chunk(3)
         query *= _LOG2_E * channels**-0.5
@@ -220,12 +222,12 @@ def _gradients(
     scale = features.shape[1] ** -0.5
     d_qkv = torch.empty_like(qkv)
     d_table = table.new_zeros(table.shape[::-1])
-    plan = window_plan(tuple(images), side, shifted, qkv.device)
+    plan = attention_plan(tuple(images), side, shifted, qkv.device)
     d_qkv[:, plan.used :] = 0
     for group in plan.groups:
         query, key, value = _pack(group, features, 1.0).chunk(3)
         query *= _LOG2_E * scale
-        query.unflatten(0, (heads, -1))[:, :, -1:] = _boxes(group, logarithms[:, None]).neg()
+        query.unflatten(0, (heads, -1))[:, :, -1:] = _box_view(group, logarithms[:, None]).neg()
         gradient = _pack(group, gradients, common)
         bias = _LOG2_E * relative_bias(group, table).to(query.dtype)
         scores = _Scores(group, query, key, bias)
@@ -275,16 +277,12 @@ def _backward(ctx: Any, incoming: Tensor, _: Tensor) -> tuple[Tensor | None, ...
     return (*gradients, None, None, None)
 
 
-# Operators, so that a compiler sees one call. torch.library.custom_op would do the same, but its
-# first call imports the compiler, which takes seconds.
-_library = torch.library.Library("napari_s2dc", "DEF")
-for _name, _function, _shape in (
-    ("blockwise_attention", _attend, _attend_shape),
-    ("blockwise_gradients", _gradients, _gradients_shape),
-):
-    _library.define(_name + torch.library.infer_schema(_function, mutates_args=()))
-    _library.impl(_name, _function, "CPU")
-    _library.impl(_name, _shape, "Meta")  # register_fake searches all modules for the source
-torch.library.register_autograd(
-    "napari_s2dc::blockwise_attention", _backward, setup_context=_remember, lib=_library
+define(
+    "blockwise_attention",
+    _attend,
+    _attend_shape,
+    device="CPU",
+    backward=_backward,
+    remember=_remember,
 )
+define("blockwise_gradients", _gradients, _gradients_shape, device="CPU")

@@ -9,6 +9,7 @@ import torch
 from monai.networks.nets.swin_unetr import SwinTransformer
 
 from napari_s2dc.engine.allocator import keep_large_buffers
+from napari_s2dc.method.attention_plan import attention_plan
 from napari_s2dc.method.encoder import SwinEncoder
 from napari_s2dc.method.swin import FastSwinTransformer
 
@@ -124,18 +125,37 @@ def test_one_stage_without_the_later_ones(number: int, monkeypatch: pytest.Monke
         for later in range(number + 1, 5):
             monkeypatch.setattr(ours, f"layers{later}", None)
         assert torch.equal(ours.stages(image, [number])[0], expected)
+        first, same = ours.stages(image, [0, number])
+        assert first.shape[1] == 12
+        assert torch.equal(same, expected)
 
 
 def test_no_graph_break_under_compile() -> None:
+    attention_plan.cache_clear()
+    torch._dynamo.reset()
+    ours, _ = _networks(4, True, torch.float32)
+    compiled = torch.compile(ours, backend="eager", fullgraph=True)
+    for shape in ((32, 32, 32), (32, 48, 32)):
+        image = _image(shape, torch.float32)
+        for mine, expected in zip(compiled(image), ours(image), strict=True):
+            torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_inference_mode_leaves_nothing_that_training_cannot_use() -> None:
+    attention_plan.cache_clear()
     ours, _ = _networks(4, True, torch.float32)
     image = _image((32, 32, 32), torch.float32)
-    compiled = torch.compile(ours, backend="eager", fullgraph=True)
-    for mine, expected in zip(compiled(image), ours(image), strict=True):
-        torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-4)
+    with torch.inference_mode():
+        expected = ours(image)
+    stages = ours(image)
+    stages[-1].square().sum().backward()
+    for mine, reference in zip(stages, expected, strict=True):
+        torch.testing.assert_close(mine, reference, rtol=1e-4, atol=1e-4)
 
 
-def test_autocast_is_near_single_precision() -> None:
-    ours, _ = _networks(4, True, torch.float32)
+@pytest.mark.parametrize("use_v2", [True, False])
+def test_autocast_is_near_single_precision(use_v2: bool) -> None:
+    ours, _ = _networks(4, use_v2, torch.float32)
     image = _image((32, 32, 32), torch.float32)
     expected = ours(image)
     with torch.autocast("cpu", torch.bfloat16):

@@ -12,9 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_PLANS = 64
-"""Plans kept: eight per image size (four layers, shifted and not); 8 bytes a token and a MB or more
-each at window 7."""
+_PLANS = 32
+"""Plans kept: eight (four layers, shifted and not) for each batch of images of one size; up to 10
+MB each at window 7."""
+_SPARE = 32
+"""Lengths of rows are half of this, and any number of times all of it."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class Kind:
     ----------
     first : Number of the first of them in its group.
     boxes : How many, in all images.
-    padding : Tensor (n, p) or None
+    padding : Tensor (n, p), int64, or None
         Row of the table of relative position biases for each of n queries and p keys: the places
         of the window, in one region with the box, that lie outside the grid. None where there are
         none.
@@ -113,8 +115,8 @@ class Group:
     boxes : Boxes in all images, kind after kind.
     rows : Rows of one box; where it has padding, the last one stands for all of it.
     kinds : What they differ in.
-    bias : Tensor (kinds, rows, rows)
-        Row of the table of relative position biases for each key and query. Not meant where one of
+    bias : Tensor (kinds, rows, rows), int64
+        Row of the table of relative position biases for each key and query; any row where one of
         them is padding.
     """
 
@@ -136,11 +138,11 @@ class AttentionPlan:
 
     Parameters
     ----------
-    order : Tensor (R,)
+    order : Tensor (R,), int32
         Token at each row, by its number in the images (B, Z, Y, X); 0 at the rows of padding.
-    padding : Tensor
+    padding : Tensor (P,), int64
         Rows that stand for padding, and the spare ones.
-    back : Tensor (B · Z · Y · X,)
+    back : Tensor (B · Z · Y · X,), int32
         Row of each token.
     groups : They hold all rows but the spare ones at the end.
     """
@@ -176,8 +178,49 @@ def _table_rows(queries: Tensor, keys: Tensor, side: int) -> Tensor:
     return difference
 
 
+def _kinds_of_boxes(
+    grid: Sequence[int], side: int, shifted: bool
+) -> tuple[list[int], list[tuple[Run, Run, Run]]]:
+    """Sides of a window in a grid, and its boxes of each kind."""
+    window = [min(side, length) for length in grid]
+    z, y, x = (
+        axis_runs(length, cut, side // 2 if shifted and length > side else 0)
+        for length, cut in zip(grid, window, strict=True)
+    )
+    return window, list(itertools.product(z, y, x))
+
+
+def row_count(images: Sequence[int], side: int, shifted: bool) -> int:
+    """Count the rows of a plan without making it.
+
+    Parameters
+    ----------
+    images, side, shifted
+        As for :func:`attention_plan`.
+
+    Returns
+    -------
+    int
+        R, the spare rows among them.
+
+    Notes
+    -----
+    Products with matrices whose rows are an odd multiple of 16 long take between half and all of
+    the time that other lengths take: 13 ms for 110608, 17 for 110592 and 27 for 110719 rows, 48
+    features to 144. Hence the spare rows.
+    """
+    _, kinds = _kinds_of_boxes(images[1:], side, shifted)
+    used = images[0] * sum(
+        math.prod(run.count for run in box)
+        * (math.prod(run.size for run in box) + any(run.padding for run in box))
+        for box in kinds
+    )
+    return used + (_SPARE // 2 - used) % _SPARE
+
+
 @lru_cache(maxsize=_PLANS)
-def window_plan(
+@torch.inference_mode(False)
+def attention_plan(
     images: tuple[int, ...], side: int, shifted: bool, device: torch.device
 ) -> AttentionPlan:
     """Order the tokens of images by the boxes in which they attend to each other.
@@ -192,17 +235,17 @@ def window_plan(
         Move the windows by half their side, as every second Swin block does.
     device : torch.device
         Where the tensors are kept.
+
+    Returns
+    -------
+    AttentionPlan
+        Every token has one row.
     """
     batch, *grid = images
-    window = [min(side, length) for length in grid]
-    runs = [
-        axis_runs(length, cut, side // 2 if shifted and length > side else 0)
-        for length, cut in zip(grid, window, strict=True)
-    ]
+    window, kinds_of_boxes = _kinds_of_boxes(grid, side, shifted)
     numbers = torch.arange(batch * math.prod(grid)).view(*images, 1)
     by_rows: dict[int, list[tuple[Tensor, Tensor, Tensor | None]]] = {}
-    for z, y, x in itertools.product(*runs):
-        box = (z, y, x)
+    for box in kinds_of_boxes:
         places = _places([range(run.offset, run.offset + run.size) for run in box], window)
         region = _places(
             [range(run.offset, run.offset + run.size + run.padding) for run in box], window
@@ -228,10 +271,7 @@ def window_plan(
         bias = torch.stack([bias for _, bias, _ in alike])
         groups.append(Group(start, sum(counts), rows, tuple(kinds), bias.to(device)))
         start = groups[-1].stop
-    # Products with matrices whose rows are an odd multiple of 16 long take between half and all of
-    # the time that other lengths take: 13 ms for 110608, 17 for 110592 and 27 for 110719 rows, 48
-    # features to 144
-    spare = torch.full(((16 - start) % 32,), -1)
+    spare = torch.full((row_count(images, side, shifted) - start,), -1)
     rows_of = torch.cat([*order, spare])
     filled = rows_of < 0
     back = torch.empty(numbers.numel(), dtype=torch.int32)
@@ -272,8 +312,8 @@ def relative_bias(group: Group, table: Tensor) -> Tensor:
     Returns
     -------
     Tensor (heads, kinds, n, n)
-        Of each key and query. As a key, padding has the bias of all of it together; as a query, it
-        is not meant.
+        Of each key and query. As a key, padding has the bias of all of it together; as a query,
+        where nothing is asked of it, any finite one.
     """
     bias = _entries(group.bias, table)
     for number, kind in enumerate(group.kinds):
