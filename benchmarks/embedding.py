@@ -7,7 +7,6 @@ import shlex
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 # Light: torch itself may only allocate after the allocator was set.
+from benchmarks.memory import peak_during
 from napari_s2dc.engine.allocator import keep_large_buffers
 from napari_s2dc.engine.embed_settings import OVERLAP, WINDOW_VOX
 
@@ -25,31 +25,6 @@ if TYPE_CHECKING:
     from napari_s2dc.volumes.volume import Volume
 
 STAGE = 2
-
-
-def resident_mb() -> float:
-    """Memory of this process now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096 / 2**20
-
-
-def peak_during(work: Callable[[], object]) -> tuple[float, float]:
-    """Seconds of some work and by how many MB the memory rose above its start meanwhile."""
-    start, highest, finished = resident_mb(), 0.0, threading.Event()
-
-    def watch() -> None:
-        nonlocal highest
-        while not finished.wait(0.01):
-            highest = max(highest, resident_mb())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    begun = time.perf_counter()
-    work()
-    seconds = time.perf_counter() - begun
-    finished.set()
-    watcher.join()
-    return seconds, max(highest, resident_mb()) - start
 
 
 def full_scan(shape: Sequence[int]) -> Volume:

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import sys
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 # Light: torch itself may only allocate after the allocator was set.
+from benchmarks.memory import peak_during
 from napari_s2dc.engine.allocator import keep_large_buffers
 
 if TYPE_CHECKING:
     import torch
 
 KINDS: dict[str, tuple[str, ...]] = {
-    "attention": ("aten::bmm", "aten::baddbmm", "softmax", "dot_product", "blockwise"),
+    "attention": ("aten::bmm", "aten::baddbmm", "softmax", "exp2", "dot_product", "blockwise"),
     "convolutions": ("conv", "mkldnn_reorder"),
     "linear layers": ("aten::addmm", "aten::mm"),
     "norms": ("norm",),
@@ -85,10 +84,6 @@ class Side:
         return loss.item()
 
 
-def _resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-
-
 def _rise(work: Callable[[], object], device: torch.device) -> float:
     """MB by which some work raises the memory."""
     import torch
@@ -98,19 +93,7 @@ def _rise(work: Callable[[], object], device: torch.device) -> float:
         start = torch.cuda.memory_allocated(device)
         work()
         return (torch.cuda.max_memory_allocated(device) - start) / 2**20
-    start, highest, finished = _resident(), 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal highest
-        while not finished.wait(0.003):
-            highest = max(highest, _resident())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    work()
-    finished.set()
-    watcher.join()
-    return (max(highest, _resident()) - start) / 2**20
+    return peak_during(work)[1]
 
 
 def shares(work: Callable[[], object]) -> dict[str, float]:

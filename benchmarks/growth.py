@@ -53,7 +53,7 @@ def one_scan(side: int) -> Row:
     """Time and memory of embedding a cube, for a process that does nothing else."""
     import torch
 
-    from benchmarks.embedding import peak_during
+    from benchmarks.memory import peak_during
     from napari_s2dc.engine.embed import EmbedSettings, embed_volume, plan
     from napari_s2dc.engine.embedding import Embedding
     from napari_s2dc.engine.progress import finish

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from benchmarks.embedding import peak_during
 from benchmarks.matching_truth import FIRST_SEED
+from benchmarks.memory import peak_during
 from benchmarks.report import spread, table
 from benchmarks.transport import features, with_pot
 from napari_s2dc.engine.embed import Embedding, EmbedSettings, embed_volume

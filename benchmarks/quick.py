@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.embedding import peak_during
+from benchmarks.memory import peak_during
 
 # Light: torch itself may only allocate after the allocator was set.
 from napari_s2dc.engine.allocator import keep_large_buffers
