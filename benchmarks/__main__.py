@@ -51,7 +51,7 @@ BENCHMARKS: dict[str, tuple[Benchmark, ...]] = {
     "cpu": (
         Benchmark("transport"),
         Benchmark("transport", ("--temperature", "0.05")),
-        Benchmark("encoder"),
+        Benchmark("encoder", ("--repeats", "3")),
         Benchmark("step"),
         Benchmark("embedding"),
         Benchmark("quick"),

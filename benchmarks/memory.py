@@ -26,8 +26,10 @@ def peak_during(work: Callable[[], object]) -> tuple[float, float]:
     watcher = threading.Thread(target=watch)
     watcher.start()
     begun = time.perf_counter()
-    work()
-    seconds = time.perf_counter() - begun
-    finished.set()
-    watcher.join()
+    try:
+        work()
+    finally:
+        seconds = time.perf_counter() - begun
+        finished.set()
+        watcher.join()
     return seconds, max(highest, resident_mb()) - start

@@ -112,8 +112,8 @@ def report(options: argparse.Namespace) -> str:
     }
     rows = []
     for name, work in ours.items():
-        first, memory = peak_during(work)  # also warms up
-        seconds = [seconds_of(work) for _ in range(options.repeats)] or [first]
+        once, memory = peak_during(work)  # also warms up
+        seconds = [seconds_of(work) for _ in range(options.repeats)] or [once]
         other = "-"
         if name in theirs and not options.alone:
             other = f"{seconds_of(theirs[name]):.2f}"

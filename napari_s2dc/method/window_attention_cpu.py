@@ -184,6 +184,7 @@ def _attend(
             torch.bmm(v, scores.of(part, buffer).exp2_(), out=out)
             least, most = (float(sums) for sums in out[:, -1].aminmax())
             if not 1 / _SAFE < least <= most < _SAFE:
+                # Once more without the largest of each query, which is seldom needed
                 powers = scores.of(part, buffer)
                 torch.amax(powers, 1, keepdim=True, out=largest[part.matrices])
                 torch.bmm(v, powers.sub_(largest[part.matrices]).exp2_(), out=out)
@@ -245,7 +246,7 @@ def _gradients(
             torch.bmm(query[m, :-1], d_scores.mT, out=d_key)
             scores.add_up(part, d_scores, d_bias)
         found[0] *= scale
-        found[1] /= _LOG2_E
+        found[1] /= _LOG2_E  # the queries hold it, and the scale
         _unpack(group, found.flatten(0, 1), d_qkv.unflatten(0, (3 * heads, -1)))
         add_bias_gradient(group, table, d_bias, d_table)
     return d_qkv, d_table.t().contiguous()
