@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from s2dc_train.module import S2DCModule
 
 from benchmarks import released_losses, released_step, step, transport
 from benchmarks.encoder_side import Side, shares
+from benchmarks.memory import peak_during
 from benchmarks.our_step import OurStep
 from benchmarks.report import spread, table, write_section
 from benchmarks.stopwatch import Stopwatch
@@ -246,3 +248,10 @@ def test_shares_of_operations_add_up() -> None:
 def test_a_single_measurement_has_no_quartiles() -> None:
     assert spread([0.25]) == "250.0"
     assert spread([1.0, 2.0, 3.0], scale=1, digits=2) == "2.00 [1.50, 2.50]"
+
+
+def test_work_that_fails_ends_the_watch_over_memory() -> None:
+    before = threading.active_count()
+    with pytest.raises(ZeroDivisionError):
+        peak_during(lambda: 1 / 0)
+    assert threading.active_count() == before
