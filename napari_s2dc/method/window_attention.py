@@ -51,14 +51,15 @@ def window_attention(
     - Tokens are brought into the order of the boxes once and back once, before the queries, keys
       and values are there, which are three times as much.
     """
-    rows = _reorder(tokens.flatten(0, 3), list(tokens.shape[:4]), side, shifted, True)
+    images = list(tokens.shape[:4])
+    rows = _reorder(tokens.flatten(0, 3), images, side, shifted, True)
     if rows.device.type == "cpu":
         # Features times rows: every box and head is then a matrix of long rows
         transposed = torch.addmm(qkv.bias[:, None], qkv.weight, rows.t())
-        mixed = blockwise_attention(transposed, table, list(tokens.shape[:4]), side, shifted).t()
+        mixed = blockwise_attention(transposed, table, images, side, shifted).t()
     else:
-        mixed = fused_attention(qkv(rows), table, list(tokens.shape[:4]), side, shifted)
-    back = _reorder(projection(mixed), list(tokens.shape[:4]), side, shifted, False)
+        mixed = fused_attention(qkv(rows), table, images, side, shifted)
+    back = _reorder(projection(mixed), images, side, shifted, False)
     return back.view(tokens.shape)
 
 
