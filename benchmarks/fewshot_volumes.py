@@ -55,10 +55,16 @@ class VolumesWork:
     def __call__(self, run: Run) -> Result:
         """Do a run in this process."""
         split = split_of(names_in(self.folder), self.data, run.seed)
-        scans = [read_scan(self.folder, name) for name in split.labelled[: run.shots]]
+        labelled = split.labelled[: run.shots]
+        scans = [read_scan(self.folder, name) for name in labelled]
+        others = [
+            self.folder / "imagesTr" / name
+            for name in names_in(self.folder)
+            if name not in labelled and name not in split.tests
+        ]
         begun = _MEMO.now()
         encoder = self.network_encoder if run.way in NETWORKS else self.encoder
-        case = Case(scans, encoder, run.seed, self.data.network_spacing_mm)
+        case = Case(scans, encoder, run.seed, self.data.network_spacing_mm, others)
         segment = WAYS[run.way](case, _MEMO)
         training = _MEMO.now() - begun
         dice, distance, seconds = [], [], []

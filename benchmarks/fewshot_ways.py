@@ -13,10 +13,12 @@ import torch
 
 from benchmarks.fewshot_forest import Filtered, classify, filtered, grow
 from benchmarks.fewshot_runs import Memo
+from napari_s2dc.engine.carried_labels import carry_labels
 from napari_s2dc.engine.embed import EmbedSettings, embed_volume
 from napari_s2dc.engine.embedding import Embedding
-from napari_s2dc.engine.fewshot import train_model
+from napari_s2dc.engine.fewshot import on_training_grid
 from napari_s2dc.engine.fewshot_settings import FewshotSettings
+from napari_s2dc.engine.finetune import FinetuneRun
 from napari_s2dc.engine.labelled_scans import LabelledScan as PaintedScan
 from napari_s2dc.engine.labelled_scans import classes_in
 from napari_s2dc.engine.match import match_embeddings
@@ -29,8 +31,14 @@ from napari_s2dc.engine.transfer import Transfer, fuse, transfer_labels
 from napari_s2dc.method.encoder import SwinEncoder
 from napari_s2dc.volumes.volume import Volume
 
-NETWORKS = ("Swin UNETR from scratch", "Swin UNETR pretrained")
-"""Ways that learn at ``network_spacing_mm``, with an encoder that was pretrained at it."""
+NETWORKS = (
+    "Swin UNETR from scratch",
+    "Swin UNETR pretrained",
+    "from scratch, labels carried",
+    "pretrained, labels carried",
+)
+"""Ways that learn at ``network_spacing_mm``, with an encoder that was pretrained at it. The last
+two learn also from scans without labels, to which the pretrained encoder carries them."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +71,15 @@ class Case:
         Of everything random.
     network_spacing_mm : tuple of float, optional
         Spacing (z, y, x) at which Swin UNETR learns.
+    unlabelled : sequence of Path
+        Scans that are neither labelled nor tests.
     """
 
     scans: Sequence[LabelledScan]
     encoder: Path
     seed: int
     network_spacing_mm: tuple[float, float, float] | None = None
+    unlabelled: Sequence[Path] = ()
 
 
 Segment = Callable[[Volume], np.ndarray]
@@ -166,8 +177,12 @@ def quick(case: Case, memo: Memo) -> Segment:
     return lambda image: finish(QuickSegmenter(prepared(image), model).whole()).labels
 
 
-def fine_tuned(case: Case, memo: Memo, *, pretrained: bool) -> Segment:
-    """Train a Swin UNETR, from the encoder's weights or from random ones, for as many steps."""
+def fine_tuned(case: Case, memo: Memo, *, pretrained: bool, carried: bool) -> Segment:
+    """Train a Swin UNETR, from the encoder's weights or from random ones, for as many steps.
+
+    With ``carried``, labels are carried to the unlabelled scans by the pretrained encoder, even
+    where the network begins with random weights.
+    """
     encoder = encoder_of(case.encoder, memo)
     scans, settings = painted(
         case,
@@ -175,10 +190,17 @@ def fine_tuned(case: Case, memo: Memo, *, pretrained: bool) -> Segment:
         preset=encoder.metadata["preprocessing"]["preset"],
         spacing_mm=case.network_spacing_mm,
     )
+    ready = [on_training_grid(scan, settings) for scan in scans]
+    others: tuple[PaintedScan, ...] = ()
+    if carried:
+        others = finish(carry_labels(ready, case.unlabelled, encoder, settings)).scans
     if not pretrained:
         torch.manual_seed(case.seed)
         encoder = SwinEncoder(encoder.config)
-    model = finish(train_model(scans, encoder, settings))
+    # As train_model does, but that the network may have another encoder than the matching.
+    run = FinetuneRun(ready, encoder, classes_in(scans, settings), settings, carried=others)
+    finish(run.train())
+    model = run.model()
     return lambda image: finish(segment_volume(image, model, device="cpu")).labels
 
 
@@ -186,7 +208,9 @@ WAYS: dict[str, Way] = {
     "label transfer": transferred,
     "random forest": random_forest,
     "Quick": quick,
-    NETWORKS[0]: partial(fine_tuned, pretrained=False),
-    NETWORKS[1]: partial(fine_tuned, pretrained=True),
+    NETWORKS[0]: partial(fine_tuned, pretrained=False, carried=False),
+    NETWORKS[1]: partial(fine_tuned, pretrained=True, carried=False),
+    NETWORKS[2]: partial(fine_tuned, pretrained=False, carried=True),
+    NETWORKS[3]: partial(fine_tuned, pretrained=True, carried=True),
 }
 """By the name of their row."""

@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from napari_s2dc import __version__
+from napari_s2dc.engine.carried_labels import CarriedLabels, carry_labels
 from napari_s2dc.engine.encoders import name_of, weights_hash
 from napari_s2dc.engine.fewshot_settings import FewshotSettings, SegmentationClass
 from napari_s2dc.engine.labelled_scans import LabelledScan, classes_in, voxels_of_labels
@@ -17,7 +20,7 @@ from napari_s2dc.engine.quick import train_quick
 from napari_s2dc.engine.quick_scan import prepare_scan
 from napari_s2dc.engine.quick_spread import learn_from_spread_strokes
 from napari_s2dc.engine.segmentation_model import SegmentationModel
-from napari_s2dc.errors import S2DCError
+from napari_s2dc.errors import ConfigurationError, S2DCError
 from napari_s2dc.method.encoder import SwinEncoder
 from napari_s2dc.volumes.preprocess import resample
 from napari_s2dc.volumes.volume import Volume
@@ -31,6 +34,7 @@ def train_model(
     settings: FewshotSettings,
     *,
     classes: Sequence[SegmentationClass] | None = None,
+    unlabelled: Sequence[Path] = (),
     held_out: Sequence[LabelledScan] = (),
 ) -> Steps[SegmentationModel]:
     """Learn to segment from labelled scans.
@@ -45,29 +49,40 @@ def train_model(
         Say how.
     classes : sequence of SegmentationClass, optional
         What is learned; the classes that the labels hold when left out.
+    unlabelled : sequence of Path
+        More scans of the kind. Fine-tuning carries the labels to them by
+        :func:`napari_s2dc.engine.carried_labels.carry_labels` and learns from those too.
     held_out : sequence of LabelledScan
         Fine-tuning keeps the network that is best on them; Quick does without.
 
     Yields
     ------
     Progress
-        Windows that are embedded, then :class:`TrainingProgress` for every step. A fine-tuning that
-        :class:`StopTraining` is thrown into ends with the best so far.
+        Windows that are embedded, or scans that labels are carried to; then
+        :class:`TrainingProgress` for every step. A fine-tuning that :class:`StopTraining` is thrown
+        into ends with the best so far.
 
     Returns
     -------
     SegmentationModel
-        With its provenance in the metadata.
+        With its provenance in the metadata; ``metadata["left_out"]`` says which unlabelled scans
+        could not be used, and why.
 
     Raises
     ------
     S2DCError
-        There is nothing to learn, a scan cannot be used, or training failed at once. Where it
+        There is nothing to learn, a scan cannot be used, there are unlabelled scans but Quick is
+        asked for, labels can be carried to none of them, or training failed at once. Where it
         failed later, ``metadata["failure"]`` of the model so far says why.
     """
+    if unlabelled and settings.mode == "quick":
+        raise ConfigurationError(
+            "Quick learns nothing from unlabelled scans.", "Choose the mode finetune for them."
+        )
     classes = classes_in(scans, settings) if classes is None else tuple(classes)
     ready = [on_training_grid(scan, settings) for scan in scans]
     _require_all(classes, ready, settings)
+    carried = CarriedLabels()
     if settings.mode == "quick":
         prepared = []
         for scan in ready:
@@ -80,8 +95,10 @@ def train_model(
     else:
         from napari_s2dc.engine.finetune import FinetuneRun
 
+        if unlabelled:
+            carried = yield from carry_labels(ready, unlabelled, encoder, settings)
         judges = [on_training_grid(scan, settings) for scan in held_out]
-        run = FinetuneRun(ready, encoder, classes, settings, held_out=judges)
+        run = FinetuneRun(ready, encoder, classes, settings, carried=carried.scans, held_out=judges)
         failure = ""
         try:
             yield from run.train()
@@ -94,7 +111,8 @@ def train_model(
         model = run.model()
         if failure:
             model = replace(model, metadata={**model.metadata, "failure": failure})
-    return with_provenance(model, encoder, [scan.image for scan in scans], settings)
+    images = [scan.image for scan in scans]
+    return with_provenance(model, encoder, images, settings, carried=carried)
 
 
 def on_training_grid(scan: LabelledScan, settings: FewshotSettings) -> LabelledScan:
@@ -133,6 +151,8 @@ def with_provenance(
     encoder: SwinEncoder,
     images: Sequence[Volume],
     settings: FewshotSettings,
+    *,
+    carried: CarriedLabels | None = None,
 ) -> SegmentationModel:
     """Note in a model what it was made of.
 
@@ -146,18 +166,28 @@ def with_provenance(
         Scans that were learned from.
     settings : FewshotSettings
         How.
+    carried : CarriedLabels, optional
+        Scans that labels were carried to.
     """
+    carried = carried or CarriedLabels()
     facts = {
         "encoder": name_of(encoder),
         "encoder_weights": weights_hash(encoder),
-        "scans": [
-            {"name": image.name, "hash": _hash(image.array), "spacing_mm": list(image.spacing_mm)}
-            for image in images
-        ],
+        "scans": [_noted(image) for image in images],
+        "unlabelled_scans": [_noted(scan.image) for scan in carried.scans],
+        "left_out": list(carried.left_out),
         "settings": asdict(settings),
         "version": __version__,
     }
     return replace(model, metadata={**model.metadata, **facts})
+
+
+def _noted(image: Volume) -> dict[str, Any]:
+    return {
+        "name": image.name,
+        "hash": _hash(image.array),
+        "spacing_mm": list(image.spacing_mm),
+    }
 
 
 def _hash(array: np.ndarray) -> str:

@@ -87,6 +87,11 @@ class FinetuneSettings:
     """Strength of the random changes of place, form and intensity; 0 for none."""
     averaging: float = 0.95
     """Share of the averaged weights, which make the model, that a step keeps."""
+    carried_scans: int = 20
+    """Most unlabelled scans that labels are carried to, drawn by the seed."""
+    carried_share: float = 0.5
+    """Share of the crops that come from scans whose labels were carried to them, where there are
+    such scans."""
     held_out_every: int = 50
     """Steps after which the averaged weights are judged on held-out scans, if there are any."""
     memory_gb: float = 0.0

@@ -53,6 +53,8 @@ class FinetuneRun:
         What is learned.
     settings : FewshotSettings
         Say how.
+    carried : sequence of LabelledScan
+        On the grid of the model, with labels that were carried to them.
     held_out : sequence of LabelledScan
         On the grid of the model; where there are any, the model is the one best on them.
 
@@ -69,6 +71,7 @@ class FinetuneRun:
         classes: Sequence[SegmentationClass],
         settings: FewshotSettings,
         *,
+        carried: Sequence[LabelledScan] = (),
         held_out: Sequence[LabelledScan] = (),
     ) -> None:
         # Fabric, not Lightning's Trainer: a training here is a generator that stands still after
@@ -81,7 +84,7 @@ class FinetuneRun:
         self.classes = tuple(classes)
         self._encoder = encoder
         self._preset = preset_of(scans[0].image, encoder, settings.preset)
-        self._source = CropSource(scans, classes, settings, self._preset)
+        self._source = CropSource(scans, classes, settings, self._preset, carried=carried)
         self._held_out = tuple(held_out)
         self._chance = torch.Generator().manual_seed(settings.seed)
         device = device_of(settings.device)

@@ -104,6 +104,9 @@ class CropSource:
         Of these, what labels mean, the seed, and the crops of fine-tuning.
     preset : str
         Intensity preset of the model.
+    carried : sequence of LabelledScan
+        On the grid of the model, with labels that were carried to them; they give
+        ``finetune.carried_share`` of the crops.
 
     Attributes
     ----------
@@ -124,22 +127,31 @@ class CropSource:
         classes: Sequence[SegmentationClass],
         settings: FewshotSettings,
         preset: str,
+        *,
+        carried: Sequence[LabelledScan] = (),
     ) -> None:
         self._random = np.random.default_rng(settings.seed)
         self.voxels = np.zeros(len(classes) + 1, np.int64)
-        self._scans = []
-        for scan in scans:
-            targets = targets_of(scan.labels.array, classes, settings)
-            found = np.bincount(targets[targets != UNLABELLED], minlength=len(self.voxels))
-            self.voxels += found
-            if found.any():
-                self._scans.append(_prepare(scan, targets, found, preset, self._random))
+        self._carried_share = settings.finetune.carried_share
+
+        def prepared(scans: Sequence[LabelledScan]) -> list[_Scan]:
+            ready = []
+            for scan in scans:
+                targets = targets_of(scan.labels.array, classes, settings)
+                found = np.bincount(targets[targets != UNLABELLED], minlength=len(self.voxels))
+                self.voxels += found
+                if found.any():
+                    ready.append(_prepare(scan, targets, found, preset, self._random))
+            return ready
+
+        self._scans, self._carried = prepared(scans), prepared(carried)
         if not self._scans:
             raise S2DCError(
                 "No voxel is labelled with a class that is to be learned.",
                 "Paint some, or name other labels.",
             )
-        sides = np.max([scan.end - scan.first for scan in self._scans], axis=0)
+        there = (*self._scans, *self._carried)
+        sides = np.max([scan.end - scan.first for scan in there], axis=0)
         self.shape = crop_shape(sides.tolist(), settings.finetune.crop_vox)
         self._vary = _variations(self.shape, settings.finetune.augmentation, settings.seed)
 
@@ -153,7 +165,9 @@ class CropSource:
         targets : Tensor (Z, Y, X)
             int64, as of :func:`napari_s2dc.engine.labelled_scans.targets_of`.
         """
-        scan = self._scans[self._random.integers(len(self._scans))]
+        carried = self._carried and self._random.random() < self._carried_share
+        scans = self._carried if carried else self._scans
+        scan = scans[self._random.integers(len(scans))]
         around = scan.centres[self._random.integers(len(scan.centres))]
         shape = np.asarray(self.shape)
         centre = around[self._random.integers(len(around))] + 0.5

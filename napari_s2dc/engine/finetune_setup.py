@@ -33,14 +33,14 @@ _BETAS = (0.9, 0.99)  # the second one is short, because there are only hundreds
 def check_settings(settings: FinetuneSettings) -> None:
     """Refuse settings that nothing can be trained with, by ConfigurationError."""
     least = {"steps": 1, "crop_vox": 32, "crops_per_step": 1, "voxels_per_crop": 1}
-    least |= {"held_out_every": 1}
+    least |= {"held_out_every": 1, "carried_scans": 1}
     for name, lowest in least.items():
         if getattr(settings, name) < lowest:
             raise ConfigurationError(
                 f"finetune.{name} is {getattr(settings, name)}, but must be at least {lowest}."
             )
     highest = {"learning_rate": 1.0, "encoder_rate": 1.0, "layer_decay": 1.0, "averaging": 0.9999}
-    highest |= {"frozen_share": 1.0, "augmentation": 3.0}
+    highest |= {"frozen_share": 1.0, "augmentation": 3.0, "carried_share": 1.0}
     for name, most in highest.items():
         if not 0 <= getattr(settings, name) <= most:
             raise ConfigurationError(
