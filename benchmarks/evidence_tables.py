@@ -23,7 +23,7 @@ from benchmarks.fewshot_runs import Run, results_of
 from benchmarks.fewshot_splits import HIPPOCAMPUS, MOUSE, SEEDS, names_in
 from benchmarks.fewshot_strokes import STROKES
 from benchmarks.fewshot_volumes import VolumesWork, read_scan, spread_over_seeds
-from benchmarks.fewshot_ways import NETWORKS
+from benchmarks.fewshot_ways import CARRIED, NETWORKS, PRETRAINED, SCRATCH
 from benchmarks.report import table
 from napari_s2dc.engine.encoders import weights_hash
 from napari_s2dc.engine.match import MatchSettings
@@ -200,8 +200,7 @@ def fewshot_table(rows: Sequence[Row], data: Path, runs: Path, jobs: int) -> str
             path = row.encoders[which.name]
             network = row.network_encoders.get(which.name, path)
             work = VolumesWork(data / which.name, which, path, network)
-            way = NETWORKS[0] if row.untrained else NETWORKS[1]
-            ways = [way] if row.untrained else [way, "Quick"]
+            ways = [SCRATCH] if row.untrained else [PRETRAINED, CARRIED, "Quick"]
             cells += _one_labelled(work, ways, runs, jobs)
         if row.untrained:
             cells.append("–")
@@ -215,7 +214,7 @@ def fewshot_table(rows: Sequence[Row], data: Path, runs: Path, jobs: int) -> str
         body.append(cells)
     header = ["encoder"]
     for which in (MOUSE, HIPPOCAMPUS):
-        header += [f"{which.name}: Fine-tune", "Quick"]
+        header += [f"{which.name}: Fine-tune", "with labels carried", "Quick"]
     return table([*header, f"{CT_SET}: strokes, Quick"], body)
 
 
@@ -224,9 +223,9 @@ def _one_labelled(work: VolumesWork, ways: Sequence[str], runs: Path, jobs: int)
     for way in ways:
         path = work.network_encoder if way in NETWORKS else work.encoder
         # From scratch, the weights of the encoder do not count.
-        untrained = way == NETWORKS[0]
+        untrained = way == SCRATCH
         digest = "scratch" if untrained else weights_hash(SwinEncoder.from_checkpoint(path))
         wanted = [Run(work.data.name, way, 1, seed) for seed in SEEDS]
         found = results_of(wanted, work, runs, digest, jobs)
         cells.append(spread_over_seeds([mean(result.dice) for result in found.values()]))
-    return [*cells, *["–"] * (2 - len(cells))]
+    return [*cells, *["–"] * (3 - len(cells))]

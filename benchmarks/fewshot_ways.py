@@ -31,12 +31,9 @@ from napari_s2dc.engine.transfer import Transfer, fuse, transfer_labels
 from napari_s2dc.method.encoder import SwinEncoder
 from napari_s2dc.volumes.volume import Volume
 
-NETWORKS = (
-    "Swin UNETR from scratch",
-    "Swin UNETR pretrained",
-    "from scratch, labels carried",
-    "pretrained, labels carried",
-)
+SCRATCH, PRETRAINED = "Swin UNETR from scratch", "Swin UNETR pretrained"
+CARRIED, CARRIED_TO_SCRATCH = "pretrained, labels carried", "from scratch, labels carried"
+NETWORKS = (SCRATCH, PRETRAINED, CARRIED_TO_SCRATCH, CARRIED)
 """Ways that learn at ``network_spacing_mm``, with an encoder that was pretrained at it. The last
 two learn also from scans without labels, to which the pretrained encoder carries them."""
 
@@ -208,9 +205,9 @@ WAYS: dict[str, Way] = {
     "label transfer": transferred,
     "random forest": random_forest,
     "Quick": quick,
-    NETWORKS[0]: partial(fine_tuned, pretrained=False, carried=False),
-    NETWORKS[1]: partial(fine_tuned, pretrained=True, carried=False),
-    NETWORKS[2]: partial(fine_tuned, pretrained=False, carried=True),
-    NETWORKS[3]: partial(fine_tuned, pretrained=True, carried=True),
+    SCRATCH: partial(fine_tuned, pretrained=False, carried=False),
+    PRETRAINED: partial(fine_tuned, pretrained=True, carried=False),
+    CARRIED_TO_SCRATCH: partial(fine_tuned, pretrained=False, carried=True),
+    CARRIED: partial(fine_tuned, pretrained=True, carried=True),
 }
 """By the name of their row."""

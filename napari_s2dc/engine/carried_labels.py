@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
@@ -17,7 +15,7 @@ from napari_s2dc.engine.embedding import Embedding
 from napari_s2dc.engine.fewshot_settings import FewshotSettings
 from napari_s2dc.engine.labelled_scans import LabelledScan
 from napari_s2dc.engine.match import Match, match_embeddings
-from napari_s2dc.engine.progress import Progress, Steps
+from napari_s2dc.engine.progress import Progress, Steps, as_one
 from napari_s2dc.engine.transfer import fuse, transfer_labels
 from napari_s2dc.errors import S2DCError
 from napari_s2dc.method.encoder import SwinEncoder
@@ -26,8 +24,6 @@ from napari_s2dc.volumes.preprocess import resample
 from napari_s2dc.volumes.volume import Volume
 
 __all__ = ["CarriedLabels", "carry_labels"]
-
-T = TypeVar("T")
 
 _ATLASES = 3
 """Labelled scans whose labels are carried to a scan: those that match it best."""
@@ -102,7 +98,7 @@ def carry_labels(
     atlases = []
     for number, scan in enumerate(labelled):
         at = Progress(number, total, "scans")
-        embedding = yield from _at(at, embed_volume(scan.image, encoder, _embedding(settings)))
+        embedding = yield from as_one(embed_volume(scan.image, encoder, _embedding(settings)), at)
         atlases.append(_Atlas(scan, _with_outside(scan.labels, settings), embedding))
     unknown = 1 + max(int(scan.labels.array.max()) for scan in labelled)
     scans, left_out = [], []
@@ -112,9 +108,10 @@ def carry_labels(
             image = read_volume(path)
             if settings.spacing_mm is not None:
                 image = resample(image, settings.spacing_mm)
-            labels = yield from _at(at, _carried_to(image, atlases, encoder, settings))
-        except S2DCError as error:
-            left_out.append(f"No labels could be carried to {path}: {error}")
+            labels = yield from as_one(_carried_to(image, atlases, encoder, settings), at)
+        except (S2DCError, OSError, EOFError, MemoryError) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            left_out.append(f"No labels could be carried to {path}: {reason}")
             continue
         scans.append(LabelledScan(image, _without_outside(labels, settings, unknown)))
     yield Progress(total, total, "scans")
@@ -178,15 +175,3 @@ def _without_outside(labels: Volume, settings: FewshotSettings, unknown: int) ->
     if settings.zero == "unlabelled":
         return labels
     return labels.with_array(np.where(labels.array == 0, unknown, labels.array - 1))
-
-
-def _at(place: Progress, steps: Steps[T]) -> Steps[T]:
-    """Run steps that count smaller parts, and say which scan it is instead."""
-    with closing(steps):
-        while True:
-            try:
-                next(steps)
-            except StopIteration as end:
-                result: T = end.value
-                return result
-            yield place

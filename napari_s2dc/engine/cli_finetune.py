@@ -14,6 +14,7 @@ from napari_s2dc.engine.cli_labels import (
     class_names_beside,
     in_order_of,
     labelled_files,
+    unlabelled_files,
 )
 from napari_s2dc.engine.cli_scans import (
     add_encoder_argument,
@@ -80,6 +81,16 @@ def finetune_parser() -> ArgumentParser:
         help="Set aside so many of the labelled scans, chosen at random by --seed: the model is "
         "compared with them, and fine-tuning keeps what was best on them.",
     )
+    parser.add_argument(
+        "--unlabelled",
+        type=str,
+        nargs="+",
+        default=[],
+        metavar="SCANS",
+        help="More scans of the kind, files or folders: labels are carried to them as by s2dc "
+        "transfer, and fine-tuning learns from those too. Scans that have labels are left out, so "
+        "it may be the folder of --images.",
+    )
     add_encoder_argument(parser)
     add_json_argument(parser)
     parser.add_class_arguments(FewshotSettings, as_group=False)
@@ -94,6 +105,7 @@ def run_finetune(
     out: str,
     shots: int | None,
     held_out: int,
+    unlabelled: list[str],
     encoder: str | None,
     json: bool,
     config: Any,
@@ -109,7 +121,9 @@ def run_finetune(
     require_preset(settings.preset)
     files, judges = _choose(labelled_files(images, labels), shots, held_out, settings.seed)
     target = Path(out)
-    _require_place(target, [path for one in (*files, *judges) for path in (one.scan, one.labels)])
+    labelled = [path for one in (*files, *judges) for path in (one.scan, one.labels)]
+    more = unlabelled_files(unlabelled, labelled) if unlabelled else []
+    _require_place(target, [*labelled, *more])
     network = encoder_of(encoder)
     scans, others = ([_read(one, network) for one in part] for part in (files, judges))
     classes = _classes(files, scans, labels, settings)
@@ -117,13 +131,17 @@ def run_finetune(
         _print_classes(classes, scans)
     started = time.perf_counter()
     with NotedInterrupt() as interrupt:
-        steps = train_model(scans, network, settings, classes=classes, held_out=others)
+        steps = train_model(
+            scans, network, settings, classes=classes, unlabelled=more, held_out=others
+        )
         try:
             model = finish_with_bar(steps, lambda: interrupt.noted)
         except StopTraining:
             raise KeyboardInterrupt from None
     seconds = round(time.perf_counter() - started, 2)
     model.save(target)
+    for sentence in model.metadata["left_out"]:
+        tell(sentence)
     if failure := model.metadata.get("failure"):
         raise S2DCError(failure, f"The best so far is in {target}.")
     if others and not interrupt.noted:
@@ -138,6 +156,8 @@ def run_finetune(
         "encoder": model.metadata["encoder"],
         "classes": [asdict(one) for one in model.classes],
         "scans": [str(one.scan) for one in files],
+        "unlabelled_scans": [one["name"] for one in model.metadata["unlabelled_scans"]],
+        "left_out": model.metadata["left_out"],
         "held_out": [str(one.scan) for one in judges],
         "steps": model.metadata.get("steps"),
         "loss": model.metadata.get("loss"),
@@ -270,6 +290,8 @@ def _print_classes(classes: Sequence[SegmentationClass], scans: Sequence[Labelle
 
 def _print_result(facts: dict[str, Any]) -> None:
     words = [f"{len(facts['classes'])} classes from {len(facts['scans'])} scans"]
+    if facts["unlabelled_scans"]:
+        words[0] += f" and labels carried to {len(facts['unlabelled_scans'])} more"
     if facts["steps"] is not None:
         words.append(f"{facts['steps']} steps")
     if facts["loss"] is not None:

@@ -21,6 +21,7 @@ __all__ = [
     "in_order_of",
     "label_maps_in",
     "labelled_files",
+    "unlabelled_files",
 ]
 
 LABEL_MAP = "label map"
@@ -150,6 +151,32 @@ def labelled_files(images: str, labels: str) -> list[LabelledFile]:
     if missing:
         tell(f"{missing} of {len(scans)} scans in {images} have no labels in {labels}: left out")
     return sorted(found, key=lambda one: one.name)
+
+
+def unlabelled_files(inputs: Sequence[str], labelled: Collection[Path]) -> list[Path]:
+    """List the scans of files and folders but those that have labels already.
+
+    Parameters
+    ----------
+    inputs : sequence of str
+        As for :func:`napari_s2dc.engine.cli_scans.scans_in`.
+    labelled : collection of Path
+        Scans to leave out, with those that are set aside.
+
+    Raises
+    ------
+    S2DCError
+        A folder holds no scan, or none is left.
+    """
+    known = {path.resolve() for path in labelled}
+    found = {scan.path.resolve(): scan.path for scan in scans_in(inputs)}
+    rest = [path for place, path in found.items() if place not in known]
+    if not rest:
+        raise S2DCError(
+            f"{', '.join(inputs)} holds no scan but those that have labels.",
+            "Name a folder with more scans, or learn from the labelled ones alone.",
+        )
+    return rest
 
 
 def _labels_of(scan: ScanFile, maps: dict[Path, Path]) -> Path | None:

@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from math import nan
 from typing import TypeAlias, TypeVar
 
-__all__ = ["Progress", "Steps", "StopTraining", "TrainingProgress", "finish", "finish_with_bar"]
+__all__ = [
+    "Progress",
+    "Steps",
+    "StopTraining",
+    "TrainingProgress",
+    "as_one",
+    "finish",
+    "finish_with_bar",
+]
 
 T = TypeVar("T")
 
@@ -59,6 +67,31 @@ class StopTraining(Exception):
 
 Steps: TypeAlias = Generator[Progress, None, T]
 """A long function: yields `Progress`, returns its result; closing it cancels and leaves nothing."""
+
+
+def as_one(steps: Steps[T], place: Progress) -> Steps[T]:
+    """Run a long function, each of its steps a moment of one larger step.
+
+    Parameters
+    ----------
+    steps : Steps
+        What an engine function returned; closed with this.
+    place : Progress
+        Yielded after every one of its steps.
+
+    Returns
+    -------
+    object
+        The function's result.
+    """
+    with closing(steps):
+        while True:
+            try:
+                next(steps)
+            except StopIteration as stop:
+                result: T = stop.value
+                return result
+            yield place
 
 
 def finish(steps: Steps[T]) -> T:

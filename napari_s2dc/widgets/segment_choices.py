@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from qtpy.QtCore import QObject, Signal
@@ -56,6 +57,7 @@ class SegmentChoices(QObject):
         self._session, self._header, self._encoders, self._tab = session, header, encoders, tab
         self._painting = painting
         tab.mode_changed.connect(self.update)
+        tab.unlabelled.folder_changed.connect(self.update)
         painting.changed.connect(self.update)
         session.encoder_changed.connect(self.update)
         header.volume_changed.connect(self.update)
@@ -79,6 +81,11 @@ class SegmentChoices(QObject):
     def is_quick(self) -> bool:
         """Whether Quick is to be trained."""
         return bool(self._tab.mode.currentData() == QUICK)
+
+    @property
+    def unlabelled(self) -> Path | None:
+        """The folder of scans that labels are carried to, where Fine-tune is chosen."""
+        return None if self.is_quick else self._tab.unlabelled.folder
 
     def segmenting(self, kind: str) -> SegmentSettings:
         """How scans are to be segmented with a model of some kind."""
@@ -119,6 +126,7 @@ class SegmentChoices(QObject):
             settings=self.settings(),
             encoder=encoder,
             embedding=None if embedded is None else embedded.embedding,
+            unlabelled=self.unlabelled,
         )
 
     def update(self, _: object = None) -> None:
@@ -128,7 +136,8 @@ class SegmentChoices(QObject):
         if not problem and image is not None and labels is not None:
             trained = "Quick" if self.is_quick else "a Swin UNETR"
             words = f"Train {trained} on {labels.name}"
-            does = f"{words} and segment {image.name}"
+            more = "" if self.unlabelled is None else f" and the scans in {self.unlabelled.name}"
+            does = f"{words}{more}, and segment {image.name}"
             strokes = self._tab.zero.currentData() == UNLABELLED
             if strokes and self._tab.background.currentData() is None:
                 note = "No class means background, so " + (

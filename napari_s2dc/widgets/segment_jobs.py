@@ -13,6 +13,9 @@ import numpy as np
 from napari_s2dc.engine.progress import Progress
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from napari_s2dc.engine.carried_labels import CarriedLabels
     from napari_s2dc.engine.embedding import Embedding
     from napari_s2dc.engine.fewshot_settings import (
         FewshotSettings,
@@ -60,6 +63,8 @@ class Task:
         Pretrained.
     embedding : Embedding or None
         Of the image, where it was embedded.
+    unlabelled : Path or None
+        Folder with scans that fine-tuning carries the labels to.
     """
 
     scan: LayerSnapshot
@@ -70,6 +75,7 @@ class Task:
     settings: FewshotSettings
     encoder: LoadedEncoder
     embedding: Embedding | None
+    unlabelled: Path | None = None
 
     def load(self, image: Volume | None = None) -> LabelledScan:
         """Read the labels of the moment, and the image where it is not at hand."""
@@ -276,6 +282,7 @@ class Tuning:
 
     task: Task
     run: FinetuneRun | None = None
+    carried: CarriedLabels | None = None
     image: Volume | None = None
     stop: Event = field(default_factory=Event)
     best: Event = field(default_factory=Event)
@@ -287,11 +294,19 @@ class Tuning:
         assert self.run is not None
         assert self.image is not None
         task = self.task
-        return with_provenance(self.run.model(), task.encoder.network, [self.image], task.settings)
+        return with_provenance(
+            self.run.model(),
+            task.encoder.network,
+            [self.image],
+            task.settings,
+            carried=self.carried,
+        )
 
 
 def tune(tuning: Tuning) -> Generator[Any, None, SegmentationModel]:
     """Fine-tune until the end or until it is stopped; again to go on."""
+    from napari_s2dc.engine.carried_labels import carry_labels
+    from napari_s2dc.engine.cli_labels import unlabelled_files
     from napari_s2dc.engine.fewshot import on_training_grid
     from napari_s2dc.engine.finetune import FinetuneRun
 
@@ -300,7 +315,13 @@ def tune(tuning: Tuning) -> Generator[Any, None, SegmentationModel]:
         scan = task.load()
         classes = task.classes_in(scan)
         ready = on_training_grid(scan, task.settings)
-        tuning.run = FinetuneRun([ready], task.encoder.network, classes, task.settings)
+        network = task.encoder.network
+        if task.unlabelled is not None:
+            own = [] if scan.image.path is None else [scan.image.path]
+            more = unlabelled_files([str(task.unlabelled)], own)
+            tuning.carried = yield from carry_labels([ready], more, network, task.settings)
+        carried = () if tuning.carried is None else tuning.carried.scans
+        tuning.run = FinetuneRun([ready], network, classes, task.settings, carried=carried)
         tuning.image = scan.image
     with closing(tuning.run.train()) as steps:
         for progress in steps:

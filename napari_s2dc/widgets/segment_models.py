@@ -129,6 +129,8 @@ class ModelActions(QObject):
 
     def _export(self, path: str) -> None:
         settings, target = self._choices.settings(), Path(path)
+        folder = self._choices.unlabelled
+        more = "" if folder is None else f" and --unlabelled {folder}"
 
         def write() -> Path:
             from napari_s2dc.engine.fewshot_settings import write_settings
@@ -139,7 +141,7 @@ class ModelActions(QObject):
         self._jobs.write(
             "Exporting the settings",
             write,
-            lambda written: self._tell(f"Saved {written}, for s2dc finetune --config."),
+            lambda written: self._tell(f"Saved {written}, for s2dc finetune --config{more}."),
         )
 
 
@@ -162,7 +164,13 @@ def _about(model: SegmentationModel) -> str:
     """Say what a model knows."""
     kind = "Quick" if model.kind == QUICK else "Fine-tuned Swin UNETR"
     names = [one.name for one in model.classes]
-    return f"{kind}: {_some(names)}."
+    words = f"{kind}: {_some(names)}."
+    if more := model.metadata.get("unlabelled_scans"):
+        scans = "1 unlabelled scan" if len(more) == 1 else f"{len(more)} unlabelled scans"
+        words += f" It learned from {scans} too."
+    if left_out := model.metadata.get("left_out"):
+        words += f" {_some(left_out, ' ')}"
+    return words
 
 
 def _report(outcome: FolderOutcome, folder: str) -> str:

@@ -21,6 +21,7 @@ from qtpy.QtWidgets import (
 
 from napari_s2dc.engine.fewshot_settings import FinetuneSettings
 from napari_s2dc.widgets.eliding_button import ElidingButton
+from napari_s2dc.widgets.folder_choice import FolderChoice
 from napari_s2dc.widgets.header import narrow
 from napari_s2dc.widgets.layer_combo import LayerCombo
 from napari_s2dc.widgets.reasons import allow
@@ -104,6 +105,12 @@ class SegmentTab(QWidget):
         self.steps.setSingleStep(50)
         self.steps.setValue(FinetuneSettings().steps)
         self.steps.setToolTip("Optimiser steps of a fine-tuning; “Continue” does as many again")
+        self.unlabelled = FolderChoice(
+            "Folder with unlabelled scans",
+            "Folder…",
+            "More scans of the kind that have no labels: the labels are carried to them by\n"
+            "matching, and Fine-tune learns from those too. Worth most with one labelled scan.",
+        )
         self.flips = QCheckBox("Average over mirror images")
         self.flips.setToolTip(
             "Eight times the time, smoother borders.\n"
@@ -171,6 +178,7 @@ class SegmentTab(QWidget):
         self.form.addRow("Background", self.background)
         self.form.addRow("Method", self.mode)
         self.form.addRow("Steps", self.steps)
+        self.form.addRow("Unlabelled scans", self.unlabelled)
         self.form.addRow(self.flips)
         self.form.addRow(self.largest)
         buttons = QHBoxLayout()
@@ -254,6 +262,7 @@ class SegmentTab(QWidget):
         for control in (self.continue_button, self.best_button):
             control.setVisible(tuned)
         self.form.setRowVisible(self.steps, tuned)
+        self.form.setRowVisible(self.unlabelled, tuned)
         self.form.setRowVisible(self.flips, tuned)
         allow(self.refresh, "Only Quick is fast enough for that" if tuned else "")
         self.mode_changed.emit()

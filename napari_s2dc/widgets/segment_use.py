@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from napari_s2dc.engine.progress import Progress
+from napari_s2dc.engine.progress import Progress, as_one
 from napari_s2dc.errors import S2DCError
 from napari_s2dc.widgets.segment_jobs import Ready, at_level
 
@@ -144,10 +143,8 @@ def segment_folder(
         yield progress
         files = SegmentationFiles(target)
         try:
-            with closing(
-                segment_file(scan.path, files, model, model.segment, maker, device)
-            ) as steps:
-                facts = yield from _as_one(steps, progress)
+            steps = segment_file(scan.path, files, model, model.segment, maker, device)
+            facts = yield from as_one(steps, progress)
         except (S2DCError, OSError, EOFError, MemoryError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             outcome.skipped.append(f"{scan.path.name} ({reason})")
@@ -157,17 +154,6 @@ def segment_folder(
         if facts.get("warning"):
             outcome.unlike.append(f"{scan.path.name} ({facts['warning']})")
     return outcome
-
-
-def _as_one(steps: Any, progress: Progress) -> Generator[Any, None, dict[str, Any]]:
-    """Run a long function, each of its steps a moment of one larger step."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            facts: dict[str, Any] = end.value
-            return facts
-        yield progress
 
 
 def places(

@@ -15,6 +15,7 @@ import pytest
 
 from napari_s2dc.engine import fewshot
 from napari_s2dc.engine.cli import main
+from napari_s2dc.engine.encoders import default_encoder
 from napari_s2dc.engine.fewshot_settings import (
     FewshotSettings,
     FinetuneSettings,
@@ -130,6 +131,36 @@ def test_fine_tuning_writes_a_network(
     assert run(labelled_folder, out, checkpoint, *more) == 0
     assert facts_of(capsys)["kind"] == "finetune"  # the command's default
     assert SegmentationModel.load(out).kind == "finetune"
+
+
+def test_labels_are_carried_to_the_scans_of_the_folder_that_are_not_learned_from(
+    labelled_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, bundled = labelled_folder / "imagesTr", str(default_encoder())
+    broken = tmp_path / "broken.nii.gz"
+    broken.write_bytes(b"no scan")
+    more = ("--finetune.steps=1", "--finetune.crop_vox=32", "--device=cpu", "--shots=1")
+    more += ("--held-out=1", "--unlabelled", str(images), str(broken))
+    out = tmp_path / "model.safetensors"
+    assert run(labelled_folder, out, bundled, *more, "--json") == 0
+    printed = capsys.readouterr()
+    facts = json.loads(printed.out)
+    own = {Path(path).name.partition(".")[0] for path in (*facts["scans"], *facts["held_out"])}
+    assert set(facts["unlabelled_scans"]) == {"torso1", "torso2", "torso3"} - own
+    assert f"No labels could be carried to {broken}" in printed.err
+    assert SegmentationModel.load(out).metadata["left_out"] == facts["left_out"]
+
+
+def test_unlabelled_scans_must_be_others_and_are_not_for_quick(
+    labelled_folder: Path, checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, images = tmp_path / "model.safetensors", str(labelled_folder / "imagesTr")
+    assert run(labelled_folder, out, checkpoint, "--unlabelled", images) == 2
+    assert "no scan but those that have labels" in capsys.readouterr().err
+    more = ("--shots", "1", "--unlabelled", images)
+    assert run(labelled_folder, out, checkpoint, *QUICK, *more) == 2
+    assert "Choose the mode finetune" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_a_real_training_that_is_stopped_gives_a_model(

@@ -10,6 +10,7 @@ import pytest
 
 from napari_s2dc.engine.progress import TrainingProgress
 from napari_s2dc.errors import S2DCError
+from tests.gui.conftest import SHAPE
 from tests.gui.segmenting import painted, settled
 
 pytestmark = pytest.mark.usefixtures("light_quick")
@@ -18,8 +19,11 @@ pytestmark = pytest.mark.usefixtures("light_quick")
 class Run:
     """Stands for the engine's fine-tuning: a step whenever it is let, a model of Quick so far."""
 
-    def __init__(self, scans: Any, encoder: Any, classes: Any, settings: Any) -> None:
+    def __init__(
+        self, scans: Any, encoder: Any, classes: Any, settings: Any, *, carried: Any = ()
+    ) -> None:
         self.scans, self.encoder, self.classes, self.settings = scans, encoder, classes, settings
+        self.carried = carried
         self.done = 0
         self.asked: list[int] = []
         self.fails = False
@@ -81,6 +85,46 @@ def let(workbench: Any, steps: int, qtbot: Any) -> None:
     for _ in range(steps):
         LET.release()
     qtbot.waitUntil(lambda: len(plot.losses) == wanted)
+
+
+def test_labels_are_carried_to_a_folder_first(
+    workbench: Any, scan: Any, qtbot: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qtpy.QtWidgets import QFileDialog
+
+    from napari_s2dc.engine import finetune
+    from napari_s2dc.volumes.phantom import phantom
+    from napari_s2dc.volumes.writing import write_volume
+
+    monkeypatch.setattr(finetune, "FinetuneRun", Run)
+    folder = tmp_path / "more scans"
+    folder.mkdir()
+    image, _ = phantom(SHAPE, seed=1)  # the same body, which any encoder matches
+    write_volume(folder / "like.nii.gz", image.array, image)
+    (folder / "broken.nii.gz").write_bytes(b"no scan")
+    painted(workbench, qtbot)
+    tab, tuning = workbench.segment_tab, workbench.segmenting.tuning
+    assert tab.form.isRowVisible(tab.unlabelled) is False
+    tab.mode.setCurrentIndex(tab.mode.findData("finetune"))
+    tab.steps.setValue(2000)
+    monkeypatch.setattr(QFileDialog, "getExistingDirectory", lambda *_: str(folder))
+    tab.unlabelled.button.click()
+    assert tab.unlabelled.button.text() == "more scans"
+    assert "and the scans in more scans" in tab.train_button.toolTip()
+    tab.train_button.click()
+    qtbot.waitUntil(lambda: tuning._tuning.run is not None)
+    (carried,) = tuning._tuning.run.carried
+    assert carried.image.name == "like"
+    assert (carried.labels.array > 0).sum() > 50
+    tab.stop_button.click()
+    for _ in range(2):
+        LET.release()
+    settled(workbench, qtbot)
+    assert "learned from 1 unlabelled scan too" in tab.models.about.text()
+    assert "broken.nii.gz" in tab.models.about.text()
+    tab.unlabelled.forget_button.click()
+    assert tab.unlabelled.folder is None
+    assert workbench.segmenting.choices.task().unlabelled is None
 
 
 def test_stopped_it_segments_with_the_best_so_far_and_goes_on(

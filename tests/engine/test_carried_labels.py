@@ -1,0 +1,184 @@
+"""Labels are carried to scans that have none, and what is not known stays unknown."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pytest
+
+from napari_s2dc.engine.carried_labels import carry_labels
+from napari_s2dc.engine.encoders import default_encoder
+from napari_s2dc.engine.fewshot import train_model
+from napari_s2dc.engine.fewshot_settings import FewshotSettings, FinetuneSettings
+from napari_s2dc.engine.finetune_data import CropSource
+from napari_s2dc.engine.labelled_scans import UNLABELLED, LabelledScan, classes_in, targets_of
+from napari_s2dc.engine.progress import Progress, Steps, finish
+from napari_s2dc.errors import ConfigurationError, S2DCError
+from napari_s2dc.method.encoder import SwinEncoder
+from napari_s2dc.volumes.phantom import phantom
+from napari_s2dc.volumes.volume import Volume
+from napari_s2dc.volumes.writing import write_volume
+
+T = TypeVar("T")
+
+SHAPE, SPACING = (40, 56, 64), (5.0, 5.0, 5.0)
+COMPLETE = FewshotSettings(mode="finetune", zero="background", device="cpu")
+STROKES = replace(COMPLETE, zero="unlabelled")
+
+
+@pytest.fixture(scope="module")
+def bundled() -> SwinEncoder:
+    """The encoder that comes with the plugin."""
+    return SwinEncoder.from_checkpoint(default_encoder())
+
+
+@pytest.fixture(scope="module")
+def torsos() -> list[LabelledScan]:
+    """Three of them, with all their organs."""
+    return [LabelledScan(*phantom(SHAPE, spacing_mm=SPACING, seed=seed)) for seed in (1, 2, 3)]
+
+
+@pytest.fixture(scope="module")
+def files(torsos: list[LabelledScan], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two of them without labels, and one that is not there."""
+    folder = tmp_path_factory.mktemp("unlabelled")
+    paths = [folder / f"{name}.nii.gz" for name in ("second", "third", "missing")]
+    for path, torso in zip(paths[:2], torsos[1:], strict=True):
+        write_volume(path, torso.image.array, torso.image)
+    return paths
+
+
+def right(found: np.ndarray, truth: np.ndarray) -> float:
+    """Share of the body's voxels that have their true label."""
+    return float((found == truth)[truth > 0].mean())
+
+
+def watched(steps: Steps[T]) -> tuple[list[Progress], T]:
+    """Run a long function; gives what it reported, and its result."""
+    seen: list[Progress] = []
+    while True:
+        try:
+            seen.append(next(steps))
+        except StopIteration as end:
+            return seen, end.value
+
+
+def test_labels_are_carried_to_other_bodies(
+    torsos: list[LabelledScan], files: list[Path], bundled: SwinEncoder
+) -> None:
+    seen, carried = watched(carry_labels(torsos[:1], files, bundled, COMPLETE))
+    assert {(one.total, one.what) for one in seen} == {(4, "scans")}
+    assert [one.done for one in seen] == sorted(one.done for one in seen)
+    assert seen[-1].done == 4
+    assert [scan.image.name for scan in carried.scans] == ["second", "third"]
+    (sentence,) = carried.left_out
+    assert str(files[2]) in sentence
+    for scan, torso in zip(carried.scans, torsos[1:], strict=True):
+        truth = torso.labels.array
+        assert right(scan.labels.array, truth) > right(torsos[0].labels.array, truth) + 0.1
+
+
+def test_what_the_labelled_scan_does_not_show_stays_unknown(
+    torsos: list[LabelledScan], files: list[Path], bundled: SwinEncoder
+) -> None:
+    affine = torsos[1].image.affine.copy()
+    affine[:3, 3] += (60.0, 0.0, 0.0)
+    upper = LabelledScan(
+        *(Volume(one.array[12:], affine) for one in (torsos[1].image, torsos[1].labels))
+    )
+    classes = classes_in([upper], COMPLETE)
+    (scan,) = finish(carry_labels([upper], files[:1], bundled, COMPLETE)).scans
+    targets = targets_of(scan.labels.array, classes, COMPLETE)
+    assert (targets[:8] == UNLABELLED).mean() > 0.9
+    assert (targets[16:] == UNLABELLED).mean() < 0.1
+    assert right(scan.labels.array[16:], torsos[1].labels.array[16:]) > 0.9
+
+
+def test_strokes_are_carried_and_nothing_beside_them(
+    torsos: list[LabelledScan], files: list[Path], bundled: SwinEncoder
+) -> None:
+    organs = torsos[1].labels.array
+    painted = np.zeros_like(organs)
+    painted[20] = organs[20] + 1
+    strokes = LabelledScan(torsos[1].image, torsos[1].labels.with_array(painted))
+    (scan,) = finish(carry_labels([strokes], files[:1], bundled, STROKES)).scans
+    found = scan.labels.array
+    assert not found[:16].any()
+    assert not found[24:].any()
+    known = found > 0
+    assert known.sum() > 0.5 * (painted > 0).sum()
+    assert (found[known] == organs[known] + 1).mean() > 0.85
+
+
+def test_several_labelled_scans_vote(
+    torsos: list[LabelledScan], files: list[Path], bundled: SwinEncoder
+) -> None:
+    truth = torsos[2].labels.array
+    wrong = LabelledScan(torsos[1].image, torsos[1].labels.with_array(np.ones_like(truth)))
+    one, both = (
+        finish(carry_labels(labelled, files[1:2], bundled, COMPLETE)).scans[0].labels.array
+        for labelled in (torsos[:1], [torsos[0], wrong])
+    )
+    assert right(both, truth) < right(one, truth)  # the vote of the wrong one counts
+
+
+def test_as_many_are_drawn_as_are_wanted(
+    torsos: list[LabelledScan], files: list[Path], bundled: SwinEncoder
+) -> None:
+    few = replace(COMPLETE, finetune=FinetuneSettings(carried_scans=1))
+    names = []
+    for seed in range(4):
+        steps = carry_labels(torsos[:1], files[:2], bundled, replace(few, seed=seed))
+        names.append([next(steps).total, next(steps).total])
+        steps.close()
+    assert names == [[2, 2]] * 4
+
+
+def test_it_says_why_none_could_be_used(
+    torsos: list[LabelledScan], files: list[Path], bundled: SwinEncoder
+) -> None:
+    with pytest.raises(S2DCError, match=r"to none of 1 unlabelled scans\. .*missing\.nii\.gz"):
+        finish(carry_labels(torsos[:1], files[2:], bundled, COMPLETE))
+    with pytest.raises(ConfigurationError, match="Quick learns nothing from unlabelled"):
+        finish(
+            train_model(torsos[:1], bundled, replace(COMPLETE, mode="quick"), unlabelled=files[:1])
+        )
+
+
+def test_a_share_of_the_crops_comes_from_carried_scans() -> None:
+    def scan(value: float) -> LabelledScan:
+        labels = np.zeros((32, 40, 32), np.uint8)
+        labels[8:24, 8:24, 8:24] = 1
+        noise = np.random.default_rng(0).random(labels.shape)
+        image = (np.where(labels, value, -200) + 20 * noise).astype(np.float32)
+        return LabelledScan(Volume(image, np.eye(4)), Volume(labels, np.eye(4)))
+
+    def inside(share: float) -> np.ndarray:
+        """Brightness of the structure in 40 crops."""
+        finetune = FinetuneSettings(crop_vox=32, augmentation=0.0, carried_share=share)
+        settings = replace(COMPLETE, finetune=finetune)
+        classes = classes_in([labelled], settings)
+        source = CropSource([labelled], classes, settings, "ct_wide", carried=[carried])
+        crops = [source.draw() for _ in range(40)]
+        return np.array([float(image[0][targets == 1].mean()) for image, targets in crops])
+
+    labelled, carried = scan(900.0), scan(0.0)
+    threshold = (inside(0.0).min() + inside(1.0).max()) / 2
+    assert inside(0.0).min() > threshold > inside(1.0).max()
+    assert 10 < (inside(0.5) > threshold).sum() < 30
+
+
+def test_the_model_says_which_scans_it_learned_from(
+    torsos: list[LabelledScan], files: list[Path], bundled: SwinEncoder
+) -> None:
+    settings = replace(COMPLETE, finetune=FinetuneSettings(steps=2, crop_vox=32))
+    seen, model = watched(train_model(torsos[:1], bundled, settings, unlabelled=files[1:]))
+    kinds = [progress.what for progress in seen]
+    assert kinds[0] == "scans"
+    assert kinds[-2:] == ["steps", "steps"]
+    assert [one["name"] for one in model.metadata["unlabelled_scans"]] == ["third"]
+    assert len(model.metadata["left_out"]) == 1
+    assert model.metadata["unlabelled_scans"][0]["hash"] != model.metadata["scans"][0]["hash"]
