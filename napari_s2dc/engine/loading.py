@@ -13,13 +13,13 @@ import gc
 import importlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
 
-__all__ = ["load_engine"]
+__all__ = ["load_engine", "load_learning"]
 
 _MODULES = (
     "napari_s2dc.engine.cache",
@@ -32,10 +32,12 @@ _MODULES = (
     "sklearn.cluster",
     "sklearn.decomposition",
 )
+_FOR_LEARNING = ("torch._dynamo", "lightning.fabric")
+"""The first one is imported by whichever optimiser is made first: 800 modules."""
 _SWITCH_SECONDS = 5e-4
 
 _lock = Lock()
-_loaded = False
+_loaded: set[str] = set()
 
 
 def load_engine() -> None:
@@ -43,15 +45,23 @@ def load_engine() -> None:
 
     Meant for a thread beside the one that paints. Other threads that call it wait for the first.
     """
-    global _loaded
+    _load(_MODULES)
+
+
+def load_learning() -> None:
+    """Import what is needed besides where something is learned; a second call does nothing."""
+    _load(_FOR_LEARNING)
+
+
+def _load(modules: Sequence[str]) -> None:
     with _lock:
-        if _loaded:
+        if _loaded.issuperset(modules):
             return
         _link_torch()
         with _other_threads_first():
-            for name in _MODULES:
+            for name in modules:
                 importlib.import_module(name)
-        _loaded = True
+        _loaded.update(modules)
 
 
 def _link_torch() -> None:

@@ -205,10 +205,12 @@ def learn(
         None for no plane.
     """
     from napari_s2dc.engine.fewshot import with_provenance
+    from napari_s2dc.engine.loading import load_learning
     from napari_s2dc.engine.quick import train_quick
     from napari_s2dc.engine.quick_scan import prepare_scan
     from napari_s2dc.engine.segment import QuickSegmenter
 
+    load_learning()
     if ready is not None and not ready.suits(task):
         ready = None
     scan = task.load(None if ready is None else ready.features.volume)
@@ -305,6 +307,9 @@ class Tuning:
 
 def tune(tuning: Tuning) -> Generator[Any, None, SegmentationModel]:
     """Fine-tune until the end or until it is stopped; again to go on."""
+    from napari_s2dc.engine.loading import load_learning
+
+    load_learning()
     from napari_s2dc.engine.carried_labels import carry_labels
     from napari_s2dc.engine.cli_labels import unlabelled_files
     from napari_s2dc.engine.fewshot import on_training_grid

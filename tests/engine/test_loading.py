@@ -91,7 +91,7 @@ def test_a_library_that_is_not_where_it_should_be_is_left_to_the_import(
 def test_settings_come_back_after_an_error_and_the_next_call_tries_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(loading, "_loaded", False)
+    monkeypatch.setattr(loading, "_loaded", set())
     before = (sys.getswitchinterval(), gc.isenabled())
     modules = loading._MODULES
     monkeypatch.setattr(loading, "_MODULES", ("napari_s2dc.no_such_module",))
@@ -102,4 +102,6 @@ def test_settings_come_back_after_an_error_and_the_next_call_tries_again(
     thread = Thread(target=loading.load_engine)
     thread.start()
     thread.join()
-    assert loading._loaded
+    assert loading._loaded == set(modules)
+    loading.load_learning()
+    assert "lightning.fabric" in loading._loaded
