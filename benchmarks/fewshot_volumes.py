@@ -13,7 +13,14 @@ import numpy as np
 from benchmarks.fewshot_forest import VOXELS
 from benchmarks.fewshot_runs import Memo, Result, Run, results_of
 from benchmarks.fewshot_splits import SEEDS, LabelledSet, names_in, require_unseen, split_of
-from benchmarks.fewshot_ways import NETWORKS, WAYS, Case, LabelledScan
+from benchmarks.fewshot_ways import (
+    CARRIED,
+    CARRIED_TO_SCRATCH,
+    NETWORKS,
+    WAYS,
+    Case,
+    LabelledScan,
+)
 from benchmarks.report import table
 from napari_s2dc.engine.encoders import weights_hash
 from napari_s2dc.engine.evaluate import evaluate_labels
@@ -193,5 +200,12 @@ def volumes_section(
                 else ""
             )
             + "."
+        )
+    if there & {CARRIED, CARRIED_TO_SCRATCH}:
+        most = FinetuneSettings().carried_scans
+        text += (
+            f" Where labels are carried, the pretrained encoder matches the labelled scans with up "
+            f"to {most} others of the {pool}, whose own labels are not looked at, and half of the "
+            "crops come from those, also where the network itself begins from scratch."
         )
     return "\n\n".join([text, result_table(results, ways, data.shots)])

@@ -13,12 +13,10 @@ import torch
 
 from benchmarks.fewshot_forest import Filtered, classify, filtered, grow
 from benchmarks.fewshot_runs import Memo
-from napari_s2dc.engine.carried_labels import carry_labels
 from napari_s2dc.engine.embed import EmbedSettings, embed_volume
 from napari_s2dc.engine.embedding import Embedding
-from napari_s2dc.engine.fewshot import on_training_grid
+from napari_s2dc.engine.fewshot import prepare_fine_tuning
 from napari_s2dc.engine.fewshot_settings import FewshotSettings
-from napari_s2dc.engine.finetune import FinetuneRun
 from napari_s2dc.engine.labelled_scans import LabelledScan as PaintedScan
 from napari_s2dc.engine.labelled_scans import classes_in
 from napari_s2dc.engine.match import match_embeddings
@@ -187,15 +185,20 @@ def fine_tuned(case: Case, memo: Memo, *, pretrained: bool, carried: bool) -> Se
         preset=encoder.metadata["preprocessing"]["preset"],
         spacing_mm=case.network_spacing_mm,
     )
-    ready = [on_training_grid(scan, settings) for scan in scans]
-    others: tuple[PaintedScan, ...] = ()
-    if carried:
-        others = finish(carry_labels(ready, case.unlabelled, encoder, settings)).scans
+    network = encoder
     if not pretrained:
         torch.manual_seed(case.seed)
-        encoder = SwinEncoder(encoder.config)
-    # As train_model does, but that the network may have another encoder than the matching.
-    run = FinetuneRun(ready, encoder, classes_in(scans, settings), settings, carried=others)
+        network = SwinEncoder(encoder.config)
+    run, _ = finish(
+        prepare_fine_tuning(
+            scans,
+            network,
+            classes_in(scans, settings),
+            settings,
+            unlabelled=case.unlabelled if carried else (),
+            matching=encoder,
+        )
+    )
     finish(run.train())
     model = run.model()
     return lambda image: finish(segment_volume(image, model, device="cpu")).labels

@@ -25,6 +25,15 @@ class S2DCError(Exception):
         super().__init__(f"{sentence} {hint}".strip())
 
 
+SCAN_ERRORS = (S2DCError, OSError, EOFError, MemoryError)
+"""What a scan that cannot be used raises; work on others goes on."""
+
+
+def reason_of(error: BaseException) -> str:
+    """Say in one line why something failed."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 class VolumeError(S2DCError):
     """A scan cannot be read, written or used."""
 

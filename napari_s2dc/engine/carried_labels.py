@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from napari_s2dc.engine.alignment import LEAST_CONFIDENCE
 from napari_s2dc.engine.embed import embed_volume
 from napari_s2dc.engine.embed_settings import EmbedSettings
 from napari_s2dc.engine.embedding import Embedding
-from napari_s2dc.engine.fewshot_settings import FewshotSettings
-from napari_s2dc.engine.labelled_scans import LabelledScan
+from napari_s2dc.engine.encode import out_of_memory
+from napari_s2dc.engine.fewshot_settings import FewshotSettings, SegmentationClass
+from napari_s2dc.engine.finetune_setup import check_settings
+from napari_s2dc.engine.labelled_scans import LabelledScan, facts_of
 from napari_s2dc.engine.match import Match, match_embeddings
+from napari_s2dc.engine.match_checks import assess, kind_of
 from napari_s2dc.engine.progress import Progress, Steps, as_one
-from napari_s2dc.engine.transfer import fuse, transfer_labels
-from napari_s2dc.errors import S2DCError
+from napari_s2dc.engine.random_order import chance_of
+from napari_s2dc.engine.transfer import Transfer, fuse, transfer_labels
+from napari_s2dc.errors import SCAN_ERRORS, S2DCError, reason_of
 from napari_s2dc.method.encoder import SwinEncoder
-from napari_s2dc.volumes.io import read_volume
+from napari_s2dc.volumes.io import check_values, read_volume
 from napari_s2dc.volumes.preprocess import resample
 from napari_s2dc.volumes.volume import Volume
 
@@ -27,6 +31,8 @@ __all__ = ["CarriedLabels", "carry_labels"]
 
 _ATLASES = 3
 """Labelled scans whose labels are carried to a scan: those that match it best."""
+_OUTSIDE = 0
+"""Carried label of what no labelled scan shows, or where none of them is labelled."""
 
 
 @dataclass(frozen=True)
@@ -36,19 +42,37 @@ class CarriedLabels:
     Parameters
     ----------
     scans : tuple of LabelledScan
-        Labels like those of the labelled scans; where nothing is known, they have a label that
-        none of those have, or 0 where that means unlabelled.
+        Labels like those of the labelled scans; where nothing is known, they have one that stands
+        for no class, or 0 where that means unlabelled.
+    facts : tuple of dict
+        Of every scan as its file has it, see
+        :func:`napari_s2dc.engine.labelled_scans.facts_of`.
     left_out : tuple of str
         One sentence for every scan that could not be used.
     """
 
     scans: tuple[LabelledScan, ...] = ()
+    facts: tuple[dict[str, Any], ...] = ()
     left_out: tuple[str, ...] = ()
+
+    def without_scans(self) -> CarriedLabels:
+        """Keep what is noted in a model, not the voxels."""
+        return replace(self, scans=())
 
 
 @dataclass(frozen=True, eq=False)
 class _Atlas:
-    scan: LabelledScan
+    """A labelled scan as labels are carried from it.
+
+    Parameters
+    ----------
+    image, labels : Volume
+        On one grid; of the labels, ``_OUTSIDE`` means that nothing is known.
+    embedding : Embedding
+        Of the image.
+    """
+
+    image: Volume
     labels: Volume
     embedding: Embedding
 
@@ -57,6 +81,7 @@ def carry_labels(
     labelled: Sequence[LabelledScan],
     unlabelled: Sequence[Path],
     encoder: SwinEncoder,
+    classes: Sequence[SegmentationClass],
     settings: FewshotSettings,
 ) -> Steps[CarriedLabels]:
     """Match scans with labelled ones and carry the labels to them.
@@ -69,6 +94,8 @@ def carry_labels(
         Scans of the same kind. Of more than ``finetune.carried_scans``, so many are drawn.
     encoder : SwinEncoder
         Pretrained; its features are matched.
+    classes : sequence of SegmentationClass
+        What is learned.
     settings : FewshotSettings
         Of these, spacing, preset, device, seed, what 0 means, and how many scans are used.
 
@@ -80,58 +107,64 @@ def carry_labels(
     Returns
     -------
     CarriedLabels
-        On the grid of the model.
+        Resampled to the spacing of the settings, or of the first labelled scan.
 
     Raises
     ------
     S2DCError
-        Labels could be carried to none of the scans.
+        A setting cannot be used, or labels could be carried to none of the scans.
 
     Notes
     -----
     The way of :func:`napari_s2dc.engine.transfer.transfer_labels`: features are matched by optimal
-    transport, the map that most pairs agree on is refined on both scans. Several labelled scans
-    vote.
+    transport, the map that most pairs agree on is refined on both scans. The three labelled scans
+    that match best vote. A match that :func:`napari_s2dc.engine.match_checks.assess` doubts is not
+    used.
     """
+    check_settings(settings.finetune)
     chosen = _draw(unlabelled, settings)
     total = len(labelled) + len(chosen)
     atlases = []
     for number, scan in enumerate(labelled):
-        at = Progress(number, total, "scans")
-        embedding = yield from as_one(embed_volume(scan.image, encoder, _embedding(settings)), at)
-        atlases.append(_Atlas(scan, _with_outside(scan.labels, settings), embedding))
-    unknown = 1 + max(int(scan.labels.array.max()) for scan in labelled)
-    scans, left_out = [], []
+        steps = embed_volume(scan.image, encoder, _embedding(settings))
+        embedding = yield from as_one(steps, Progress(number, total, "scans"))
+        atlases.append(_Atlas(scan.image, _with_outside(scan.labels, settings), embedding))
+    labels = [int(scan.labels.array.max()) for scan in labelled]
+    unknown = 1 + max(*labels, *(one.label for one in classes))
+    spacing_mm = settings.spacing_mm or labelled[0].image.spacing_mm
+    scans, facts, left_out = [], [], []
     for number, path in enumerate(chosen, len(labelled)):
-        at = Progress(number, total, "scans")
         try:
             image = read_volume(path)
-            if settings.spacing_mm is not None:
-                image = resample(image, settings.spacing_mm)
-            labels = yield from as_one(_carried_to(image, atlases, encoder, settings), at)
-        except (S2DCError, OSError, EOFError, MemoryError) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            left_out.append(f"No labels could be carried to {path}: {reason}")
-            continue
-        scans.append(LabelledScan(image, _without_outside(labels, settings, unknown)))
+            check_values(image)
+            about = facts_of(image)
+            image = resample(image, spacing_mm)
+            steps_of_one = _carried_to(image, atlases, encoder, settings)
+            found = yield from as_one(steps_of_one, Progress(number, total, "scans"))
+            scans.append(LabelledScan(image, _without_outside(found, settings, unknown)))
+            facts.append(about)
+        except (*SCAN_ERRORS, RuntimeError) as error:
+            if not isinstance(error, SCAN_ERRORS) and not out_of_memory(error):
+                raise
+            # Without the hint, which is about matching two scans by hand.
+            reason = error.sentence if isinstance(error, S2DCError) else reason_of(error)
+            left_out.append(f"No labels could be carried to {path.name}: {reason}")
     yield Progress(total, total, "scans")
     if not scans:
         raise S2DCError(
             f"Labels could be carried to none of {len(chosen)} unlabelled scans. "
             + " ".join(left_out[:1]),
-            "Use an encoder that was pretrained on such scans, or learn from the labelled ones "
-            "alone.",
+            "Use scans that show the same, or an encoder that was pretrained on such scans, or "
+            "learn from the labelled ones alone.",
         )
-    return CarriedLabels(tuple(scans), tuple(left_out))
+    return CarriedLabels(tuple(scans), tuple(facts), tuple(left_out))
 
 
 def _draw(paths: Sequence[Path], settings: FewshotSettings) -> list[Path]:
-    """Draw as many scans as are wanted, the same with the same seed."""
-    most = settings.finetune.carried_scans
-    if len(paths) <= most:
-        return list(paths)
-    random = np.random.default_rng(settings.seed)
-    return [paths[place] for place in sorted(random.permutation(len(paths))[:most])]
+    """Draw as many scans as are wanted, the same with the same seed, in their order."""
+    drawn = sorted(paths, key=lambda path: chance_of(path.name, settings.seed))
+    kept = set(drawn[: settings.finetune.carried_scans])
+    return [path for path in paths if path in kept]
 
 
 def _embedding(settings: FewshotSettings) -> EmbedSettings:
@@ -142,36 +175,53 @@ def _carried_to(
     image: Volume, atlases: Sequence[_Atlas], encoder: SwinEncoder, settings: FewshotSettings
 ) -> Steps[Volume]:
     embedding = yield from embed_volume(image, encoder, _embedding(settings))
-    matches = [(match_embeddings(one.embedding, embedding), one) for one in atlases]
-    matches.sort(key=lambda pair: -_confident(pair[0]))
-    transfers, reasons = [], []
-    for match, atlas in matches[:_ATLASES]:
+    best: list[tuple[int, Match, _Atlas]] = []
+    reasons = []
+    for number, atlas in enumerate(atlases):
+        yield Progress(number, len(atlases), "labelled scans")
+        match = match_embeddings(atlas.embedding, embedding)
+        about = assess(match, kinds=(kind_of(atlas.image), kind_of(image)))
+        if about.warnings:
+            reasons.append(about.warnings[0])
+            continue
+        best.append((about.confident, match, atlas))
+        best.sort(key=lambda found: -found[0])
+        del best[_ATLASES:]  # a match of large scans takes much memory
+    transfers = []
+    for _, match, atlas in best:
         try:
-            transfers.append(
-                (yield from transfer_labels(match, atlas.labels, atlas.scan.image, image))
-            )
+            found = yield from transfer_labels(match, atlas.labels, atlas.image, image)
         except S2DCError as error:
-            reasons.append(error)
+            reasons.append(error.sentence)
+            continue
+        transfers.append(_silent_where_unknown(found))
     if not transfers:
-        raise reasons[0]
-    return fuse(transfers).labels if len(transfers) > 1 else transfers[0].labels
+        raise S2DCError(reasons[0])
+    labels = fuse(transfers).labels if len(transfers) > 1 else transfers[0].labels
+    if not (labels.array != _OUTSIDE).any():
+        raise S2DCError("No voxel got a label.")
+    return labels
 
 
-def _confident(match: Match) -> int:
-    return len(match.pairs().best(least=LEAST_CONFIDENCE, mutual=True))
+def _silent_where_unknown(transfer: Transfer) -> Transfer:
+    """Take the vote from what is not known: strokes of several scans seldom meet."""
+    known = transfer.labels.array != _OUTSIDE
+    return replace(transfer, confidence=transfer.confidence * known)
 
 
 def _with_outside(labels: Volume, settings: FewshotSettings) -> Volume:
-    """Labels of which 0 stands for what lies outside of the labelled scan, and is not known.
+    """Labels of which ``_OUTSIDE`` means that nothing is known, as it does beyond the scan.
 
     Where 0 means background, all are one higher; where it means unlabelled, it is that already.
     """
     if settings.zero == "unlabelled":
         return labels
-    return labels.with_array(labels.array.astype(np.int32) + 1)
+    kind = np.int64 if labels.array.dtype.itemsize >= 4 else np.int32
+    return labels.with_array(labels.array.astype(kind) + 1)
 
 
 def _without_outside(labels: Volume, settings: FewshotSettings, unknown: int) -> Volume:
     if settings.zero == "unlabelled":
         return labels
-    return labels.with_array(np.where(labels.array == 0, unknown, labels.array - 1))
+    found = np.where(labels.array == _OUTSIDE, unknown, labels.array - 1)
+    return labels.with_array(found.astype(np.min_scalar_type(unknown)))

@@ -88,8 +88,8 @@ def finetune_parser() -> ArgumentParser:
         default=[],
         metavar="SCANS",
         help="More scans of the kind, files or folders: labels are carried to them as by s2dc "
-        "transfer, and fine-tuning learns from those too. Scans that have labels are left out, so "
-        "it may be the folder of --images.",
+        "transfer, and fine-tuning learns from those too. It may be the folder of --images: scans "
+        "that are learned from or set aside are left out.",
     )
     add_encoder_argument(parser)
     add_json_argument(parser)
@@ -118,6 +118,10 @@ def run_finetune(
     from napari_s2dc.engine.progress import StopTraining, finish_with_bar
 
     settings = settings_from(options, "The command line")
+    if unlabelled and settings.mode == "quick":
+        raise ConfigurationError(
+            "Quick learns nothing from --unlabelled.", "Use --mode finetune, or leave it out."
+        )
     require_preset(settings.preset)
     files, judges = _choose(labelled_files(images, labels), shots, held_out, settings.seed)
     target = Path(out)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from napari_s2dc.engine.cli_scans import ScanFile, bare_name, scans_in
 from napari_s2dc.engine.console import tell
+from napari_s2dc.engine.random_order import chance_of
 from napari_s2dc.errors import S2DCError
 
 __all__ = [
@@ -161,19 +161,24 @@ def unlabelled_files(inputs: Sequence[str], labelled: Collection[Path]) -> list[
     inputs : sequence of str
         As for :func:`napari_s2dc.engine.cli_scans.scans_in`.
     labelled : collection of Path
-        Scans to leave out, with those that are set aside.
+        Scans to leave out, which are learned from or set aside, and their label maps; of a DICOM
+        series, its folder or one of its files.
 
     Raises
     ------
     S2DCError
-        A folder holds no scan, or none is left.
+        A file or folder is not there, a folder holds no scan, or none is left.
     """
+    for path in inputs:
+        if not Path(path).exists():
+            raise S2DCError(f"{path} does not exist.", "Name scans or a folder that holds some.")
     known = {path.resolve() for path in labelled}
+    known |= {path.parent for path in known}
     found = {scan.path.resolve(): scan.path for scan in scans_in(inputs)}
     rest = [path for place, path in found.items() if place not in known]
     if not rest:
         raise S2DCError(
-            f"{', '.join(inputs)} holds no scan but those that have labels.",
+            f"{', '.join(inputs)} holds no scan but those that are learned from or set aside.",
             "Name a folder with more scans, or learn from the labelled ones alone.",
         )
     return rest
@@ -197,11 +202,7 @@ def in_order_of(files: Sequence[LabelledFile], seed: int) -> list[LabelledFile]:
     seed : int
         Another seed, another order.
     """
-
-    def place(file: LabelledFile) -> bytes:
-        return hashlib.sha256(f"{seed}/{file.name.as_posix()}".encode()).digest()
-
-    return sorted(files, key=place)
+    return sorted(files, key=lambda file: chance_of(file.name.as_posix(), seed))
 
 
 def class_names_beside(labels: Path) -> dict[int, str]:

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from napari_s2dc.engine.cli_scans import ScanFile
 from napari_s2dc.engine.console import tell
-from napari_s2dc.errors import S2DCError
+from napari_s2dc.errors import SCAN_ERRORS, S2DCError, reason_of
 
 __all__ = ["Outcome", "Work", "over_scans", "try_scan"]
 
@@ -88,10 +88,10 @@ def try_scan(scan: ScanFile, target: Path, work: Work, *, alone: bool = False) -
     """
     try:
         facts = work(scan, target)
-    except (S2DCError, OSError, EOFError, MemoryError) as error:
+    except SCAN_ERRORS as error:
         if alone:
             raise
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = reason_of(error)
         tell(f"skipped {scan.path}: {reason}")
         return {"scan": str(scan.path), "reason": reason}
     return {"scan": str(scan.path), "out": str(target), **facts}

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from napari_s2dc import __version__
-from napari_s2dc.engine.carried_labels import CarriedLabels, carry_labels
+from napari_s2dc.engine.carried_labels import CarriedLabels
 from napari_s2dc.engine.encoders import name_of, weights_hash
 from napari_s2dc.engine.fewshot_settings import FewshotSettings, SegmentationClass
-from napari_s2dc.engine.labelled_scans import LabelledScan, classes_in, voxels_of_labels
+from napari_s2dc.engine.labelled_scans import (
+    LabelledScan,
+    classes_in,
+    facts_of,
+    voxels_of_labels,
+)
 from napari_s2dc.engine.progress import Steps, StopTraining
 from napari_s2dc.engine.quick import train_quick
 from napari_s2dc.engine.quick_scan import prepare_scan
@@ -25,7 +29,10 @@ from napari_s2dc.method.encoder import SwinEncoder
 from napari_s2dc.volumes.preprocess import resample
 from napari_s2dc.volumes.volume import Volume
 
-__all__ = ["on_training_grid", "train_model", "with_provenance"]
+if TYPE_CHECKING:
+    from napari_s2dc.engine.finetune import FinetuneRun
+
+__all__ = ["on_training_grid", "prepare_fine_tuning", "train_model", "with_provenance"]
 
 
 def train_model(
@@ -80,12 +87,10 @@ def train_model(
             "Quick learns nothing from unlabelled scans.", "Choose the mode finetune for them."
         )
     classes = classes_in(scans, settings) if classes is None else tuple(classes)
-    ready = [on_training_grid(scan, settings) for scan in scans]
-    _require_all(classes, ready, settings)
     carried = CarriedLabels()
     if settings.mode == "quick":
         prepared = []
-        for scan in ready:
+        for scan in _ready(scans, classes, settings):
             features = yield from prepare_scan(
                 scan.image, encoder, settings.quick, preset=settings.preset, device=settings.device
             )
@@ -93,12 +98,9 @@ def train_model(
         model = yield from train_quick(prepared, classes, encoder, settings)
         model = yield from learn_from_spread_strokes(prepared, model, settings)
     else:
-        from napari_s2dc.engine.finetune import FinetuneRun
-
-        if unlabelled:
-            carried = yield from carry_labels(ready, unlabelled, encoder, settings)
-        judges = [on_training_grid(scan, settings) for scan in held_out]
-        run = FinetuneRun(ready, encoder, classes, settings, carried=carried.scans, held_out=judges)
+        run, carried = yield from prepare_fine_tuning(
+            scans, encoder, classes, settings, unlabelled=unlabelled, held_out=held_out
+        )
         failure = ""
         try:
             yield from run.train()
@@ -113,6 +115,66 @@ def train_model(
             model = replace(model, metadata={**model.metadata, "failure": failure})
     images = [scan.image for scan in scans]
     return with_provenance(model, encoder, images, settings, carried=carried)
+
+
+def prepare_fine_tuning(
+    scans: Sequence[LabelledScan],
+    encoder: SwinEncoder,
+    classes: Sequence[SegmentationClass],
+    settings: FewshotSettings,
+    *,
+    unlabelled: Sequence[Path] = (),
+    held_out: Sequence[LabelledScan] = (),
+    matching: SwinEncoder | None = None,
+) -> Steps[tuple[FinetuneRun, CarriedLabels]]:
+    """Bring scans to the grid of the model and carry labels, so that a training can begin.
+
+    Parameters
+    ----------
+    scans, encoder, classes, settings, unlabelled, held_out
+        As for :func:`train_model`.
+    matching : SwinEncoder, optional
+        Its features are matched where labels are carried; `encoder` when left out.
+
+    Yields
+    ------
+    Progress
+        Scans that labels are carried to.
+
+    Returns
+    -------
+    FinetuneRun
+        Not begun.
+    CarriedLabels
+        What became of the unlabelled scans, without their voxels.
+
+    Raises
+    ------
+    S2DCError
+        As of :func:`train_model`.
+    """
+    from napari_s2dc.engine.carried_labels import carry_labels
+    from napari_s2dc.engine.finetune import FinetuneRun
+
+    ready = _ready(scans, classes, settings)
+    carried = CarriedLabels()
+    if unlabelled:
+        network = encoder if matching is None else matching
+        carried = yield from carry_labels(ready, unlabelled, network, classes, settings)
+    judges = [on_training_grid(scan, settings) for scan in held_out]
+    run = FinetuneRun(ready, encoder, classes, settings, carried=carried.scans, held_out=judges)
+    return run, carried.without_scans()
+
+
+def _ready(
+    scans: Sequence[LabelledScan],
+    classes: Sequence[SegmentationClass],
+    settings: FewshotSettings,
+) -> list[LabelledScan]:
+    """Bring scans to the grid of the model, on which no class may be lost."""
+    ready = [on_training_grid(scan, settings) for scan in scans]
+    _require_all(classes, ready, settings)
+    return ready
 
 
 def on_training_grid(scan: LabelledScan, settings: FewshotSettings) -> LabelledScan:
@@ -173,22 +235,10 @@ def with_provenance(
     facts = {
         "encoder": name_of(encoder),
         "encoder_weights": weights_hash(encoder),
-        "scans": [_noted(image) for image in images],
-        "unlabelled_scans": [_noted(scan.image) for scan in carried.scans],
+        "scans": [facts_of(image) for image in images],
+        "unlabelled_scans": list(carried.facts),
         "left_out": list(carried.left_out),
         "settings": asdict(settings),
         "version": __version__,
     }
     return replace(model, metadata={**model.metadata, **facts})
-
-
-def _noted(image: Volume) -> dict[str, Any]:
-    return {
-        "name": image.name,
-        "hash": _hash(image.array),
-        "spacing_mm": list(image.spacing_mm),
-    }
-
-
-def _hash(array: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:32]

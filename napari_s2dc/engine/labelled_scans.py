@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import colorsys
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +15,14 @@ from napari_s2dc.engine.fewshot_settings import FewshotSettings, SegmentationCla
 from napari_s2dc.errors import ConfigurationError, S2DCError
 from napari_s2dc.volumes.volume import Volume
 
-__all__ = ["UNLABELLED", "LabelledScan", "classes_in", "targets_of", "voxels_of_labels"]
+__all__ = [
+    "UNLABELLED",
+    "LabelledScan",
+    "classes_in",
+    "facts_of",
+    "targets_of",
+    "voxels_of_labels",
+]
 
 UNLABELLED = -1
 """Target of a voxel that nothing is learned from."""
@@ -49,6 +58,16 @@ class LabelledScan:
                 f"{self.labels.path or self.labels.name} holds values that are no labels.",
                 "Labels are whole numbers of at least 0.",
             )
+
+
+def facts_of(image: Volume) -> dict[str, Any]:
+    """Note which scan was learned from: its name, hash of its voxels and spacing in mm."""
+    voxels = np.ascontiguousarray(image.array).tobytes()
+    return {
+        "name": image.name,
+        "hash": hashlib.sha256(voxels).hexdigest()[:32],
+        "spacing_mm": list(image.spacing_mm),
+    }
 
 
 def voxels_of_labels(labels: np.ndarray) -> dict[int, int]:

@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
 
-__all__ = ["load_engine", "load_learning"]
+__all__ = ["load_engine", "load_fine_tuning", "load_optimisers"]
 
 _MODULES = (
     "napari_s2dc.engine.cache",
@@ -32,8 +32,9 @@ _MODULES = (
     "sklearn.cluster",
     "sklearn.decomposition",
 )
-_FOR_LEARNING = ("torch._dynamo", "lightning.fabric")
-"""The first one is imported by whichever optimiser is made first: 800 modules."""
+_OPTIMISERS = ("torch._dynamo",)
+"""Imported by whichever optimiser is made first: 800 modules."""
+_FINE_TUNING = (*_OPTIMISERS, "lightning.fabric")
 _SWITCH_SECONDS = 5e-4
 
 _lock = Lock()
@@ -48,12 +49,19 @@ def load_engine() -> None:
     _load(_MODULES)
 
 
-def load_learning() -> None:
-    """Import what is needed besides where something is learned; a second call does nothing."""
-    _load(_FOR_LEARNING)
+def load_optimisers() -> None:
+    """Import what torch's optimisers import when the first one is made, as for Quick."""
+    _load(_OPTIMISERS)
+
+
+def load_fine_tuning() -> None:
+    """Import what a fine-tuning needs besides the engine."""
+    _load(_FINE_TUNING)
 
 
 def _load(modules: Sequence[str]) -> None:
+    if _loaded.issuperset(modules):
+        return  # without waiting for another thread that imports something else
     with _lock:
         if _loaded.issuperset(modules):
             return

@@ -127,6 +127,7 @@ class SegmentChoices(QObject):
             encoder=encoder,
             embedding=None if embedded is None else embedded.embedding,
             unlabelled=self.unlabelled,
+            labels_path=Path(labels.source.path) if labels.source.path else None,
         )
 
     def update(self, _: object = None) -> None:

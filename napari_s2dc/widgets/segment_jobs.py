@@ -65,6 +65,8 @@ class Task:
         Of the image, where it was embedded.
     unlabelled : Path or None
         Folder with scans that fine-tuning carries the labels to.
+    labels_path : Path or None
+        File of the labels, which is no scan.
     """
 
     scan: LayerSnapshot
@@ -76,6 +78,7 @@ class Task:
     encoder: LoadedEncoder
     embedding: Embedding | None
     unlabelled: Path | None = None
+    labels_path: Path | None = None
 
     def load(self, image: Volume | None = None) -> LabelledScan:
         """Read the labels of the moment, and the image where it is not at hand."""
@@ -205,12 +208,12 @@ def learn(
         None for no plane.
     """
     from napari_s2dc.engine.fewshot import with_provenance
-    from napari_s2dc.engine.loading import load_learning
+    from napari_s2dc.engine.loading import load_optimisers
     from napari_s2dc.engine.quick import train_quick
     from napari_s2dc.engine.quick_scan import prepare_scan
     from napari_s2dc.engine.segment import QuickSegmenter
 
-    load_learning()
+    load_optimisers()
     if ready is not None and not ready.suits(task):
         ready = None
     scan = task.load(None if ready is None else ready.features.volume)
@@ -307,27 +310,26 @@ class Tuning:
 
 def tune(tuning: Tuning) -> Generator[Any, None, SegmentationModel]:
     """Fine-tune until the end or until it is stopped; again to go on."""
-    from napari_s2dc.engine.loading import load_learning
-
-    load_learning()
-    from napari_s2dc.engine.carried_labels import carry_labels
     from napari_s2dc.engine.cli_labels import unlabelled_files
-    from napari_s2dc.engine.fewshot import on_training_grid
-    from napari_s2dc.engine.finetune import FinetuneRun
+    from napari_s2dc.engine.fewshot import prepare_fine_tuning
+    from napari_s2dc.engine.loading import load_fine_tuning
 
+    load_fine_tuning()
     if tuning.run is None:
         task = tuning.task
         scan = task.load()
-        classes = task.classes_in(scan)
-        ready = on_training_grid(scan, task.settings)
-        network = task.encoder.network
-        if task.unlabelled is not None:
-            own = [] if scan.image.path is None else [scan.image.path]
-            more = unlabelled_files([str(task.unlabelled)], own)
-            tuning.carried = yield from carry_labels([ready], more, network, task.settings)
-        carried = () if tuning.carried is None else tuning.carried.scans
-        tuning.run = FinetuneRun([ready], network, classes, task.settings, carried=carried)
         tuning.image = scan.image
+        more: list[Path] = []
+        if task.unlabelled is not None:
+            own = [path for path in (scan.image.path, task.labels_path) if path is not None]
+            more = unlabelled_files([str(task.unlabelled)], own)
+        tuning.run, tuning.carried = yield from prepare_fine_tuning(
+            [scan],
+            task.encoder.network,
+            task.classes_in(scan),
+            task.settings,
+            unlabelled=more,
+        )
     with closing(tuning.run.train()) as steps:
         for progress in steps:
             yield progress

@@ -169,7 +169,8 @@ def _about(model: SegmentationModel) -> str:
         scans = "1 unlabelled scan" if len(more) == 1 else f"{len(more)} unlabelled scans"
         words += f" It learned from {scans} too."
     if left_out := model.metadata.get("left_out"):
-        words += f" {_some(left_out, ' ')}"
+        one = len(left_out) == 1
+        words += f" {left_out[0]}" if one else f" {len(left_out)} could not be used: {left_out[0]}"
     return words
 
 

@@ -108,8 +108,8 @@ class SegmentTab(QWidget):
         self.unlabelled = FolderChoice(
             "Folder with unlabelled scans",
             "Folder…",
-            "More scans of the kind that have no labels: the labels are carried to them by\n"
-            "matching, and Fine-tune learns from those too. Worth most with one labelled scan.",
+            "More scans that show the same and have no labels: the labels are carried to 20 of\n"
+            "them by matching, and Fine-tune learns from those too. For complete masks.",
         )
         self.flips = QCheckBox("Average over mirror images")
         self.flips.setToolTip(
@@ -122,7 +122,8 @@ class SegmentTab(QWidget):
         self.train_button.clicked.connect(self.train_wanted)
         self.stop_button = QPushButton("Stop")
         self.stop_button.setToolTip(
-            "End the training and segment with the best so far; Quick keeps the model of before"
+            "End the training and segment with the best so far; Quick keeps the model of before.\n"
+            "While labels are still carried to unlabelled scans there is none yet"
         )
         self.stop_button.clicked.connect(self.stop_wanted)
         self.continue_button = QPushButton("Continue")

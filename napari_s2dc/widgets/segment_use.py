@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from napari_s2dc.engine.progress import Progress, as_one
-from napari_s2dc.errors import S2DCError
+from napari_s2dc.errors import SCAN_ERRORS, S2DCError, reason_of
 from napari_s2dc.widgets.segment_jobs import Ready, at_level
 
 if TYPE_CHECKING:
@@ -145,9 +145,8 @@ def segment_folder(
         try:
             steps = segment_file(scan.path, files, model, model.segment, maker, device)
             facts = yield from as_one(steps, progress)
-        except (S2DCError, OSError, EOFError, MemoryError) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            outcome.skipped.append(f"{scan.path.name} ({reason})")
+        except SCAN_ERRORS as error:
+            outcome.skipped.append(f"{scan.path.name} ({reason_of(error)})")
             continue
         outcome.done += 1
         outcome.kept += facts["kept"]

@@ -101,11 +101,11 @@ class TransferActions(QObject):
         moving, target, match = scans.embedded.source, scans.partner.source, scans.match
 
         def carry() -> Generator[Any, None, tuple[Transfer, int, float]]:
-            from napari_s2dc.engine.loading import load_learning
+            from napari_s2dc.engine.loading import load_optimisers
             from napari_s2dc.engine.transfer import transfer_labels
             from napari_s2dc.volumes.volume import Volume
 
-            load_learning()
+            load_optimisers()
             atlas = Volume(np.asarray(data), place, name=name)
             found = yield from transfer_labels(match, atlas, moving.load(), target.load())
             named = found.labels.array != 0

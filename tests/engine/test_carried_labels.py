@@ -9,6 +9,7 @@ from typing import TypeVar
 import numpy as np
 import pytest
 
+from napari_s2dc.engine import carried_labels
 from napari_s2dc.engine.carried_labels import carry_labels
 from napari_s2dc.engine.encoders import default_encoder
 from napari_s2dc.engine.fewshot import train_model
@@ -69,13 +70,15 @@ def watched(steps: Steps[T]) -> tuple[list[Progress], T]:
 def test_labels_are_carried_to_other_bodies(
     torsos: list[LabelledScan], files: list[Path], bundled: SwinEncoder
 ) -> None:
-    seen, carried = watched(carry_labels(torsos[:1], files, bundled, COMPLETE))
+    seen, carried = watched(
+        carry_labels(torsos[:1], files, bundled, classes_in(torsos[:1], COMPLETE), COMPLETE)
+    )
     assert {(one.total, one.what) for one in seen} == {(4, "scans")}
     assert [one.done for one in seen] == sorted(one.done for one in seen)
     assert seen[-1].done == 4
     assert [scan.image.name for scan in carried.scans] == ["second", "third"]
     (sentence,) = carried.left_out
-    assert str(files[2]) in sentence
+    assert "missing.nii.gz" in sentence
     for scan, torso in zip(carried.scans, torsos[1:], strict=True):
         truth = torso.labels.array
         assert right(scan.labels.array, truth) > right(torsos[0].labels.array, truth) + 0.1
@@ -90,7 +93,7 @@ def test_what_the_labelled_scan_does_not_show_stays_unknown(
         *(Volume(one.array[12:], affine) for one in (torsos[1].image, torsos[1].labels))
     )
     classes = classes_in([upper], COMPLETE)
-    (scan,) = finish(carry_labels([upper], files[:1], bundled, COMPLETE)).scans
+    (scan,) = finish(carry_labels([upper], files[:1], bundled, classes, COMPLETE)).scans
     targets = targets_of(scan.labels.array, classes, COMPLETE)
     assert (targets[:8] == UNLABELLED).mean() > 0.9
     assert (targets[16:] == UNLABELLED).mean() < 0.1
@@ -104,7 +107,8 @@ def test_strokes_are_carried_and_nothing_beside_them(
     painted = np.zeros_like(organs)
     painted[20] = organs[20] + 1
     strokes = LabelledScan(torsos[1].image, torsos[1].labels.with_array(painted))
-    (scan,) = finish(carry_labels([strokes], files[:1], bundled, STROKES)).scans
+    classes = classes_in([strokes], STROKES)
+    (scan,) = finish(carry_labels([strokes], files[:1], bundled, classes, STROKES)).scans
     found = scan.labels.array
     assert not found[:16].any()
     assert not found[24:].any()
@@ -113,39 +117,123 @@ def test_strokes_are_carried_and_nothing_beside_them(
     assert (found[known] == organs[known] + 1).mean() > 0.85
 
 
-def test_several_labelled_scans_vote(
+def test_two_labelled_scans_outvote_one_that_is_wrong(
     torsos: list[LabelledScan], files: list[Path], bundled: SwinEncoder
 ) -> None:
     truth = torsos[2].labels.array
-    wrong = LabelledScan(torsos[1].image, torsos[1].labels.with_array(np.ones_like(truth)))
-    one, both = (
-        finish(carry_labels(labelled, files[1:2], bundled, COMPLETE)).scans[0].labels.array
-        for labelled in (torsos[:1], [torsos[0], wrong])
-    )
-    assert right(both, truth) < right(one, truth)  # the vote of the wrong one counts
+    wrong = LabelledScan(torsos[1].image, torsos[1].labels.with_array(np.full_like(truth, 9)))
+    again = LabelledScan(torsos[0].image.with_array(torsos[0].image.array), torsos[0].labels)
+    found = [
+        carried_to_third(labelled, files, bundled)
+        for labelled in (torsos[:1], [torsos[0], wrong, again], [wrong])
+    ]
+    assert right(found[2], truth) < 0.3
+    assert right(found[1], truth) > 0.8 * right(found[0], truth)
 
 
-def test_as_many_are_drawn_as_are_wanted(
+def carried_to_third(
+    labelled: list[LabelledScan], files: list[Path], encoder: SwinEncoder
+) -> np.ndarray:
+    """Labels of the third torso; those of the last labelled scan count as classes too."""
+    classes = classes_in(labelled, COMPLETE)
+    (scan,) = finish(carry_labels(labelled, files[1:2], encoder, classes, COMPLETE)).scans
+    return scan.labels.array
+
+
+def test_strokes_of_one_scan_are_not_outvoted_by_what_another_leaves_open(
     torsos: list[LabelledScan], files: list[Path], bundled: SwinEncoder
 ) -> None:
-    few = replace(COMPLETE, finetune=FinetuneSettings(carried_scans=1))
-    names = []
-    for seed in range(4):
-        steps = carry_labels(torsos[:1], files[:2], bundled, replace(few, seed=seed))
-        names.append([next(steps).total, next(steps).total])
-        steps.close()
-    assert names == [[2, 2]] * 4
+    organs = torsos[1].labels.array
+    strokes = []
+    for plane in (14, 20, 26):
+        painted = np.zeros_like(organs)
+        painted[plane] = organs[plane] + 1
+        strokes.append(LabelledScan(torsos[1].image, torsos[1].labels.with_array(painted)))
+    classes = classes_in(strokes, STROKES)
+    (scan,) = finish(carry_labels(strokes, files[:1], bundled, classes, STROKES)).scans
+    for plane in (14, 20, 26):
+        assert (scan.labels.array[plane - 1 : plane + 2] > 0).sum() > 0.5 * organs[plane].size
+
+
+@pytest.fixture
+def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files that were read, none of which can be used."""
+    names: list[str] = []
+
+    def read(path: Path) -> Volume:
+        names.append(path.name)
+        raise S2DCError("It cannot be read.")
+
+    monkeypatch.setattr(carried_labels, "read_volume", read)
+    return names
+
+
+def test_the_seed_draws_scans_and_one_more_changes_nothing_about_the_others(
+    torsos: list[LabelledScan], bundled: SwinEncoder, looked_at: list[str]
+) -> None:
+    def drawn(names: list[str], seed: int) -> list[str]:
+        looked_at.clear()
+        settings = replace(COMPLETE, seed=seed, finetune=FinetuneSettings(carried_scans=4))
+        classes = classes_in(torsos[:1], settings)
+        with pytest.raises(S2DCError):
+            finish(carry_labels(torsos[:1], list(map(Path, names)), bundled, classes, settings))
+        return list(looked_at)
+
+    names = [f"{letter}.nii.gz" for letter in "abcdefghij"]
+    assert len(drawn(names, 0)) == 4
+    assert drawn(names, 0) == drawn(names, 0) == sorted(drawn(names, 0))
+    assert len({tuple(drawn(names, seed)) for seed in range(4)}) > 1
+    assert len(set(drawn([*names, "k.nii.gz"], 0)) - set(drawn(names, 0))) <= 1
+
+
+@pytest.mark.parametrize("number", [0, -1])
+def test_a_number_of_scans_that_makes_no_sense_is_refused_at_once(
+    number: int, torsos: list[LabelledScan], bundled: SwinEncoder, looked_at: list[str]
+) -> None:
+    settings = replace(COMPLETE, finetune=FinetuneSettings(carried_scans=number))
+    classes = classes_in(torsos[:1], settings)
+    with pytest.raises(ConfigurationError, match=r"finetune\.carried_scans is "):
+        next(carry_labels(torsos[:1], [Path("a.nii.gz")], bundled, classes, settings))
+    assert not looked_at
 
 
 def test_it_says_why_none_could_be_used(
     torsos: list[LabelledScan], files: list[Path], bundled: SwinEncoder
 ) -> None:
+    classes = classes_in(torsos[:1], COMPLETE)
     with pytest.raises(S2DCError, match=r"to none of 1 unlabelled scans\. .*missing\.nii\.gz"):
-        finish(carry_labels(torsos[:1], files[2:], bundled, COMPLETE))
+        finish(carry_labels(torsos[:1], files[2:], bundled, classes, COMPLETE))
     with pytest.raises(ConfigurationError, match="Quick learns nothing from unlabelled"):
         finish(
             train_model(torsos[:1], bundled, replace(COMPLETE, mode="quick"), unlabelled=files[:1])
         )
+
+
+def test_a_scan_that_shows_something_else_is_left_out(
+    torsos: list[LabelledScan], files: list[Path], bundled: SwinEncoder, tmp_path: Path
+) -> None:
+    noise = np.random.default_rng(0).normal(0, 100, SHAPE).astype(np.float32)
+    path = tmp_path / "noise.nii.gz"
+    write_volume(path, noise, torsos[0].image)
+    classes = classes_in(torsos[:1], COMPLETE)
+    carried = finish(carry_labels(torsos[:1], [path, files[0]], bundled, classes, COMPLETE))
+    assert [scan.image.name for scan in carried.scans] == ["second"]
+    (sentence,) = carried.left_out
+    assert sentence.startswith("No labels could be carried to noise.nii.gz: ")
+
+
+def test_scans_of_another_spacing_come_to_that_of_the_model(
+    torsos: list[LabelledScan], bundled: SwinEncoder, tmp_path: Path
+) -> None:
+    image, organs = phantom((20, 56, 64), spacing_mm=(10.0, 5.0, 5.0), seed=2)
+    path = tmp_path / "thick.nii.gz"
+    write_volume(path, image.array, image)
+    classes = classes_in(torsos[:1], COMPLETE)
+    carried = finish(carry_labels(torsos[:1], [path], bundled, classes, COMPLETE))
+    (scan,) = carried.scans
+    assert scan.image.spacing_mm == pytest.approx(SPACING)
+    assert carried.facts[0]["spacing_mm"] == pytest.approx([10.0, 5.0, 5.0])
+    assert right(scan.labels.array[::2], organs.array) > 0.7
 
 
 def test_a_share_of_the_crops_comes_from_carried_scans() -> None:

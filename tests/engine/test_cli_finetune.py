@@ -147,7 +147,7 @@ def test_labels_are_carried_to_the_scans_of_the_folder_that_are_not_learned_from
     facts = json.loads(printed.out)
     own = {Path(path).name.partition(".")[0] for path in (*facts["scans"], *facts["held_out"])}
     assert set(facts["unlabelled_scans"]) == {"torso1", "torso2", "torso3"} - own
-    assert f"No labels could be carried to {broken}" in printed.err
+    assert "No labels could be carried to broken.nii.gz: " in printed.err
     assert SegmentationModel.load(out).metadata["left_out"] == facts["left_out"]
 
 
@@ -156,10 +156,12 @@ def test_unlabelled_scans_must_be_others_and_are_not_for_quick(
 ) -> None:
     out, images = tmp_path / "model.safetensors", str(labelled_folder / "imagesTr")
     assert run(labelled_folder, out, checkpoint, "--unlabelled", images) == 2
-    assert "no scan but those that have labels" in capsys.readouterr().err
+    assert "no scan but those that are learned from" in capsys.readouterr().err
     more = ("--shots", "1", "--unlabelled", images)
     assert run(labelled_folder, out, checkpoint, *QUICK, *more) == 2
-    assert "Choose the mode finetune" in capsys.readouterr().err
+    assert "Use --mode finetune" in capsys.readouterr().err
+    assert run(labelled_folder, out, checkpoint, "--unlabelled", images, "nowhere") == 2
+    assert "nowhere does not exist" in capsys.readouterr().err
     assert not out.exists()
 
 

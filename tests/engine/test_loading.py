@@ -103,5 +103,5 @@ def test_settings_come_back_after_an_error_and_the_next_call_tries_again(
     thread.start()
     thread.join()
     assert loading._loaded == set(modules)
-    loading.load_learning()
+    loading.load_fine_tuning()
     assert "lightning.fabric" in loading._loaded
