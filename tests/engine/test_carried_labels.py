@@ -209,17 +209,17 @@ def test_it_says_why_none_could_be_used(
         )
 
 
-def test_a_scan_that_shows_something_else_is_left_out(
+def test_a_scan_of_another_kind_is_left_out(
     torsos: list[LabelledScan], files: list[Path], bundled: SwinEncoder, tmp_path: Path
 ) -> None:
-    noise = np.random.default_rng(0).normal(0, 100, SHAPE).astype(np.float32)
-    path = tmp_path / "noise.nii.gz"
-    write_volume(path, noise, torsos[0].image)
+    path = tmp_path / "resonance.nii.gz"
+    write_volume(path, torsos[2].image.array * 0.3 + 310, torsos[2].image)
     classes = classes_in(torsos[:1], COMPLETE)
     carried = finish(carry_labels(torsos[:1], [path, files[0]], bundled, classes, COMPLETE))
     assert [scan.image.name for scan in carried.scans] == ["second"]
     (sentence,) = carried.left_out
-    assert sentence.startswith("No labels could be carried to noise.nii.gz: ")
+    assert sentence.startswith("No labels could be carried to resonance.nii.gz: ")
+    assert "is MR" in sentence
 
 
 def test_scans_of_another_spacing_come_to_that_of_the_model(

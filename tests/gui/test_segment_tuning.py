@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from napari_s2dc.engine.progress import TrainingProgress
+from napari_s2dc.engine.progress import Progress, TrainingProgress
 from napari_s2dc.errors import S2DCError
 from tests.gui.conftest import SHAPE
 from tests.gui.segmenting import painted, settled
@@ -20,9 +20,10 @@ class Run:
     """Stands for the engine's fine-tuning: a step whenever it is let, a model of Quick so far."""
 
     def __init__(
-        self, scans: Any, encoder: Any, classes: Any, settings: Any, *, carried: Any = ()
+        self, scans: Any, encoder: Any, classes: Any, settings: Any, *, carried: Any, held_out: Any
     ) -> None:
         self.scans, self.encoder, self.classes, self.settings = scans, encoder, classes, settings
+        assert not held_out
         self.carried = carried
         self.done = 0
         self.asked: list[int] = []
@@ -125,6 +126,40 @@ def test_labels_are_carried_to_a_folder_first(
     tab.unlabelled.forget_button.click()
     assert tab.unlabelled.folder is None
     assert workbench.segmenting.choices.task().unlabelled is None
+
+
+def test_stopped_while_labels_are_carried_nothing_is_left(
+    workbench: Any, scan: Any, qtbot: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from napari_s2dc.engine import carried_labels
+    from napari_s2dc.volumes.phantom import phantom
+    from napari_s2dc.volumes.writing import write_volume
+
+    closed = threading.Event()
+
+    def forever(*_: Any) -> Iterator[Progress]:
+        try:
+            while True:
+                yield Progress(1, 5, "scans")
+        finally:
+            closed.set()
+
+    monkeypatch.setattr(carried_labels, "carry_labels", forever)
+    image, _ = phantom(SHAPE, seed=1)
+    write_volume(tmp_path / "like.nii.gz", image.array, image)
+    painted(workbench, qtbot)
+    tab = workbench.segment_tab
+    tab.mode.setCurrentIndex(tab.mode.findData("finetune"))
+    tab.unlabelled.choose(tmp_path)
+    tab.train_button.click()
+    qtbot.waitUntil(lambda: "1 of 5 scans" in workbench.task_bar.text.text())
+    assert not tab.best_button.isEnabled()
+    tab.stop_button.click()
+    settled(workbench, qtbot)
+    assert closed.is_set()
+    assert not tab.continue_button.isEnabled()
+    assert workbench.segmenting.training.model is None
+    assert tab.train_button.isEnabled()
 
 
 def test_stopped_it_segments_with_the_best_so_far_and_goes_on(
