@@ -119,8 +119,9 @@ TEXTS = {
         "intensities: what counts as confident was chosen for encoders."
     ),
     "fewshot": (
-        "One labelled scan (three draws), tests as in the tables of few labels above; strokes of "
-        "the background in the slice of every organ. A dash: does not apply or was not run "
+        "One labelled scan (three draws), tests as in the tables of few labels above; with labels "
+        "carried: to other scans that are no tests, as there; strokes of the background in the "
+        "slice of every organ. A dash: does not apply or was not run "
         "(`--jobs 0` leaves out what is not there)."
     ),
 }

@@ -17,7 +17,7 @@ from napari_s2dc.engine.fewshot_settings import FewshotSettings, SegmentationCla
 from napari_s2dc.engine.finetune_setup import check_settings
 from napari_s2dc.engine.labelled_scans import LabelledScan, facts_of
 from napari_s2dc.engine.match import Match, match_embeddings
-from napari_s2dc.engine.match_checks import assess, kind_of
+from napari_s2dc.engine.match_checks import assess
 from napari_s2dc.engine.progress import Progress, Steps, as_one
 from napari_s2dc.engine.random_order import chance_of
 from napari_s2dc.engine.transfer import Transfer, fuse, transfer_labels
@@ -148,7 +148,7 @@ def carry_labels(
                 raise
             # Without the hint, which is about matching two scans by hand.
             reason = error.sentence if isinstance(error, S2DCError) else reason_of(error)
-            left_out.append(f"No labels could be carried to {path.name}: {reason}")
+            left_out.append(f"No labels could be carried to {path}: {reason}")
     yield Progress(total, total, "scans")
     if not scans:
         raise S2DCError(
@@ -162,7 +162,12 @@ def carry_labels(
 
 def _draw(paths: Sequence[Path], settings: FewshotSettings) -> list[Path]:
     """Draw as many scans as are wanted, the same with the same seed, in their order."""
-    drawn = sorted(paths, key=lambda path: chance_of(path.name, settings.seed))
+
+    def chance(path: Path) -> tuple[bytes, bytes]:
+        # The whole path where folders give their scans one name; else it may lie anywhere.
+        return chance_of(path.name, settings.seed), chance_of(path.as_posix(), settings.seed)
+
+    drawn = sorted(paths, key=chance)
     kept = set(drawn[: settings.finetune.carried_scans])
     return [path for path in paths if path in kept]
 
@@ -180,7 +185,9 @@ def _carried_to(
     for number, atlas in enumerate(atlases):
         yield Progress(number, len(atlases), "labelled scans")
         match = match_embeddings(atlas.embedding, embedding)
-        about = assess(match, kinds=(kind_of(atlas.image), kind_of(image)))
+        # Where both say it; from the values of a crop without air it would be a guess.
+        one, other = atlas.image.modality, image.modality
+        about = assess(match, kinds=(one, other) if one and other else None)
         if about.warnings:
             reasons.append(about.warnings[0])
             continue

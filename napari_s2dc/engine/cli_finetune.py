@@ -123,11 +123,12 @@ def run_finetune(
             "Quick learns nothing from --unlabelled.", "Use --mode finetune, or leave it out."
         )
     require_preset(settings.preset)
-    files, judges = _choose(labelled_files(images, labels), shots, held_out, settings.seed)
+    there = labelled_files(images, labels)
+    files, judges = _choose(there, shots, held_out, settings.seed)
     target = Path(out)
-    labelled = [path for one in (*files, *judges) for path in (one.scan, one.labels)]
-    more = unlabelled_files(unlabelled, labelled) if unlabelled else []
-    _require_place(target, [*labelled, *more])
+    known = [one.scan for one in (*files, *judges)] + [one.labels for one in there]
+    more = unlabelled_files(unlabelled, known) if unlabelled else []
+    _require_place(target, [*known, *more])
     network = encoder_of(encoder)
     scans, others = ([_read(one, network) for one in part] for part in (files, judges))
     classes = _classes(files, scans, labels, settings)

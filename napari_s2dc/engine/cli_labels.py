@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ LABEL_ENDINGS = (".labels", ".seg")
 """End the name of a label map that lies beside its scan, before the format's ending: ours, and
 that of 3D Slicer."""
 
+_NNUNET = re.compile(r"_\d{4}$")
 _CHANNEL = "_0000"
 """Ends the name of nnU-Net's scans, and not that of their labels."""
 
@@ -153,16 +155,16 @@ def labelled_files(images: str, labels: str) -> list[LabelledFile]:
     return sorted(found, key=lambda one: one.name)
 
 
-def unlabelled_files(inputs: Sequence[str], labelled: Collection[Path]) -> list[Path]:
-    """List the scans of files and folders but those that have labels already.
+def unlabelled_files(inputs: Sequence[str], known: Collection[Path]) -> list[Path]:
+    """List the scans of files and folders but those that are known.
 
     Parameters
     ----------
     inputs : sequence of str
         As for :func:`napari_s2dc.engine.cli_scans.scans_in`.
-    labelled : collection of Path
-        Scans to leave out, which are learned from or set aside, and their label maps; of a DICOM
-        series, its folder or one of its files.
+    known : collection of Path
+        Scans that are learned from or set aside, and label maps; of a DICOM series, its folder or
+        one of its files. Of an nnU-Net scan ``NAME_0000`` the other channels are left out too.
 
     Raises
     ------
@@ -172,16 +174,33 @@ def unlabelled_files(inputs: Sequence[str], labelled: Collection[Path]) -> list[
     for path in inputs:
         if not Path(path).exists():
             raise S2DCError(f"{path} does not exist.", "Name scans or a folder that holds some.")
-    known = {path.resolve() for path in labelled}
-    known |= {path.parent for path in known}
+    left_out = {_without_channel(path) for path in known}
+    left_out |= {path.resolve().parent for path in known if _may_be_dicom(path)}
     found = {scan.path.resolve(): scan.path for scan in scans_in(inputs)}
-    rest = [path for place, path in found.items() if place not in known]
+    rest = [
+        path
+        for place, path in found.items()
+        if place not in left_out and _without_channel(place) not in left_out
+    ]
     if not rest:
         raise S2DCError(
             f"{', '.join(inputs)} holds no scan but those that are learned from or set aside.",
             "Name a folder with more scans, or learn from the labelled ones alone.",
         )
     return rest
+
+
+def _without_channel(path: Path) -> Path:
+    """Place of a file without the channel that ends nnU-Net's names."""
+    path = path.resolve()
+    name = bare_name(path.name)
+    return path.with_name(_NNUNET.sub("", name) + path.name[len(name) :])
+
+
+def _may_be_dicom(path: Path) -> bool:
+    from napari_s2dc.volumes.formats import format_of
+
+    return path.is_file() and format_of(path) in (None, "dicom")
 
 
 def _labels_of(scan: ScanFile, maps: dict[Path, Path]) -> Path | None:

@@ -65,9 +65,9 @@ def train_model(
     Yields
     ------
     Progress
-        Windows that are embedded, or scans that labels are carried to; then
-        :class:`TrainingProgress` for every step. A fine-tuning that :class:`StopTraining` is thrown
-        into ends with the best so far.
+        Windows that are embedded, or scans, labelled and unlabelled ones, while labels are
+        carried; then :class:`TrainingProgress` for every step. A fine-tuning that
+        :class:`StopTraining` is thrown into ends with the best so far.
 
     Returns
     -------
@@ -139,7 +139,7 @@ def prepare_fine_tuning(
     Yields
     ------
     Progress
-        Scans that labels are carried to.
+        Scans, labelled and unlabelled ones, while labels are carried.
 
     Returns
     -------
@@ -157,11 +157,11 @@ def prepare_fine_tuning(
     from napari_s2dc.engine.finetune import FinetuneRun
 
     ready = _ready(scans, classes, settings)
+    judges = [on_training_grid(scan, settings) for scan in held_out]
     carried = CarriedLabels()
     if unlabelled:
         network = encoder if matching is None else matching
         carried = yield from carry_labels(ready, unlabelled, network, classes, settings)
-    judges = [on_training_grid(scan, settings) for scan in held_out]
     run = FinetuneRun(ready, encoder, classes, settings, carried=carried.scans, held_out=judges)
     return run, carried.without_scans()
 

@@ -127,7 +127,7 @@ class SegmentChoices(QObject):
             encoder=encoder,
             embedding=None if embedded is None else embedded.embedding,
             unlabelled=self.unlabelled,
-            labels_path=Path(labels.source.path) if labels.source.path else None,
+            files=tuple(Path(layer.source.path) for layer in (image, labels) if layer.source.path),
         )
 
     def update(self, _: object = None) -> None:

@@ -65,8 +65,8 @@ class Task:
         Of the image, where it was embedded.
     unlabelled : Path or None
         Folder with scans that fine-tuning carries the labels to.
-    labels_path : Path or None
-        File of the labels, which is no scan.
+    files : tuple of Path
+        Those of the image and the labels, where they have any; they are no unlabelled scans.
     """
 
     scan: LayerSnapshot
@@ -78,7 +78,7 @@ class Task:
     encoder: LoadedEncoder
     embedding: Embedding | None
     unlabelled: Path | None = None
-    labels_path: Path | None = None
+    files: tuple[Path, ...] = ()
 
     def load(self, image: Volume | None = None) -> LabelledScan:
         """Read the labels of the moment, and the image where it is not at hand."""
@@ -321,8 +321,8 @@ def tune(tuning: Tuning) -> Generator[Any, None, SegmentationModel]:
         tuning.image = scan.image
         more: list[Path] = []
         if task.unlabelled is not None:
-            own = [path for path in (scan.image.path, task.labels_path) if path is not None]
-            more = unlabelled_files([str(task.unlabelled)], own)
+            own = () if scan.image.path is None else (scan.image.path,)
+            more = unlabelled_files([str(task.unlabelled)], (*own, *task.files))
         tuning.run, tuning.carried = yield from prepare_fine_tuning(
             [scan],
             task.encoder.network,

@@ -35,7 +35,7 @@ class TaskBar(QWidget):
         super().__init__(parent)
         self._jobs = jobs
         self._titles: dict[str, str] = {}
-        self._since: dict[str, tuple[float, int]] = {}
+        self._since: dict[str, tuple[float, int, str]] = {}
         self.text = QLabel()
         self.text.setWordWrap(True)
         self.bar = QProgressBar()
@@ -75,7 +75,10 @@ class TaskBar(QWidget):
     def _progress(self, name: str, progress: Any) -> None:
         if name != next(reversed(self._titles), None) or not progress.total:
             return
-        first = self._since.setdefault(name, (time.monotonic(), progress.done))
+        now = time.monotonic(), progress.done, progress.what
+        first = self._since.setdefault(name, now)
+        if first[2] != now[2]:  # other parts take another time
+            first = self._since[name] = now
         self.bar.setRange(0, progress.total)
         self.bar.setValue(progress.done)
         text = f"{self._titles[name]}: {progress.done} of {progress.total} {progress.what}"

@@ -16,9 +16,12 @@ from napari_s2dc.engine.fewshot import train_model
 from napari_s2dc.engine.fewshot_settings import FewshotSettings, FinetuneSettings
 from napari_s2dc.engine.finetune_data import CropSource
 from napari_s2dc.engine.labelled_scans import UNLABELLED, LabelledScan, classes_in, targets_of
+from napari_s2dc.engine.match import Match
 from napari_s2dc.engine.progress import Progress, Steps, finish
+from napari_s2dc.engine.transfer import Transfer
 from napari_s2dc.errors import ConfigurationError, S2DCError
 from napari_s2dc.method.encoder import SwinEncoder
+from napari_s2dc.volumes.io import read_volume
 from napari_s2dc.volumes.phantom import phantom
 from napari_s2dc.volumes.volume import Volume
 from napari_s2dc.volumes.writing import write_volume
@@ -140,6 +143,29 @@ def carried_to_third(
     return scan.labels.array
 
 
+def test_of_many_labelled_scans_those_that_match_best_are_used(
+    torsos: list[LabelledScan],
+    files: list[Path],
+    bundled: SwinEncoder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    used: list[str] = []
+    carry = carried_labels.transfer_labels
+
+    def watched_transfer(match: Match, labels: Volume, *images: Volume) -> Steps[Transfer]:
+        used.append(labels.name)
+        return carry(match, labels, *images)
+
+    monkeypatch.setattr(carried_labels, "transfer_labels", watched_transfer)
+    own, other = torsos[2], torsos[0]
+    labelled = [
+        LabelledScan(one.image, one.labels.with_array(one.labels.array, name=name))
+        for name, one in (("a", other), ("b", own), ("c", other), ("d", own), ("e", own))
+    ]
+    assert right(carried_to_third(labelled, files, bundled), own.labels.array) > 0.9
+    assert used == ["b", "d", "e"]  # the scan itself
+
+
 def test_strokes_of_one_scan_are_not_outvoted_by_what_another_leaves_open(
     torsos: list[LabelledScan], files: list[Path], bundled: SwinEncoder
 ) -> None:
@@ -161,7 +187,7 @@ def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
 
     def read(path: Path) -> Volume:
-        names.append(path.name)
+        names.append(path.as_posix())
         raise S2DCError("It cannot be read.")
 
     monkeypatch.setattr(carried_labels, "read_volume", read)
@@ -179,6 +205,8 @@ def test_the_seed_draws_scans_and_one_more_changes_nothing_about_the_others(
             finish(carry_labels(torsos[:1], list(map(Path, names)), bundled, classes, settings))
         return list(looked_at)
 
+    alike = [f"{letter}/scan.nii.gz" for letter in "abcdefghij"]
+    assert len({tuple(drawn(alike, seed)) for seed in range(4)}) > 1
     names = [f"{letter}.nii.gz" for letter in "abcdefghij"]
     assert len(drawn(names, 0)) == 4
     assert drawn(names, 0) == drawn(names, 0) == sorted(drawn(names, 0))
@@ -210,15 +238,25 @@ def test_it_says_why_none_could_be_used(
 
 
 def test_a_scan_of_another_kind_is_left_out(
-    torsos: list[LabelledScan], files: list[Path], bundled: SwinEncoder, tmp_path: Path
+    torsos: list[LabelledScan],
+    files: list[Path],
+    bundled: SwinEncoder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = tmp_path / "resonance.nii.gz"
     write_volume(path, torsos[2].image.array * 0.3 + 310, torsos[2].image)
     classes = classes_in(torsos[:1], COMPLETE)
+
+    def read(path: Path) -> Volume:
+        kind = "mr" if path.name.startswith("resonance") else "ct"
+        return replace(read_volume(path), modality=kind)  # as DICOM files say it
+
+    monkeypatch.setattr(carried_labels, "read_volume", read)
     carried = finish(carry_labels(torsos[:1], [path, files[0]], bundled, classes, COMPLETE))
     assert [scan.image.name for scan in carried.scans] == ["second"]
     (sentence,) = carried.left_out
-    assert sentence.startswith("No labels could be carried to resonance.nii.gz: ")
+    assert sentence.startswith(f"No labels could be carried to {path}: ")
     assert "is MR" in sentence
 
 

@@ -14,10 +14,12 @@ from napari_s2dc.engine.cli_labels import (
     in_order_of,
     label_maps_in,
     labelled_files,
+    unlabelled_files,
 )
 from napari_s2dc.errors import S2DCError
 from napari_s2dc.volumes.volume import Volume
 from napari_s2dc.volumes.writing import write_volume
+from tests.volumes.files import write_dicom
 
 
 def write(path: Path, result: str = "") -> Path:
@@ -96,3 +98,20 @@ def test_names_come_from_dataset_json(named: dict[str, object], tmp_path: Path) 
     for content in ('{"labels": "see the list"}', '{"labels": {"all": [1, 2]}}', "[1]", "{"):
         (tmp_path / "dataset.json").write_text(content)
         assert class_names_beside(labels) == {}
+
+
+def test_unlabelled_scans_are_neither_label_maps_nor_other_channels(tmp_path: Path) -> None:
+    names = ("a_0000", "a_0001", "b_0000", "b_0001", "map", "c")
+    files = {name: write(tmp_path / f"{name}.nii.gz") for name in names}
+    found = unlabelled_files([str(tmp_path)], [files["a_0000"], files["map"]])
+    assert [path.name.partition(".")[0] for path in found] == ["b_0000", "b_0001", "c"]
+
+
+def test_a_dicom_series_is_known_by_one_of_its_files(tmp_path: Path) -> None:
+    for series in ("one", "two"):
+        (tmp_path / series).mkdir()
+        write_dicom(tmp_path / series, np.zeros((3, 4, 4), np.int16), np.eye(4))
+    known = [next((tmp_path / "one").iterdir())]
+    assert unlabelled_files([str(tmp_path)], known) == [tmp_path / "two"]
+    beside = write(tmp_path / "two" / "map.nrrd")
+    assert tmp_path / "two" in unlabelled_files([str(tmp_path)], [beside])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -140,6 +141,7 @@ def test_stopped_while_labels_are_carried_nothing_is_left(
     def forever(*_: Any) -> Iterator[Progress]:
         try:
             while True:
+                time.sleep(0.002)
                 yield Progress(1, 5, "scans")
         finally:
             closed.set()

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from napari_s2dc.engine.progress import Progress
+from napari_s2dc.widgets import task_bar
 from napari_s2dc.widgets.task_bar import TaskBar, time_left
 from napari_s2dc.widgets.workers import Jobs
 from tests.gui.conftest import steps
@@ -50,3 +51,21 @@ def test_what_cannot_be_counted_moves_the_bar_without_figures(
 )
 def test_time_left_in_words(seconds: float, words: str) -> None:
     assert time_left(seconds) == words
+
+
+def test_time_left_is_that_of_the_parts_that_are_counted_now(
+    jobs: Jobs, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bar = TaskBar(jobs)
+    qtbot.addWidget(bar)
+    seconds = 0.0
+    monkeypatch.setattr(task_bar.time, "monotonic", lambda: seconds)
+    jobs.started.emit("tune", "Fine-tuning")
+    for seconds, progress in (
+        (0.0, Progress(0, 3, "scans")),
+        (60.0, Progress(2, 3, "scans")),
+        (60.0, Progress(1, 101, "steps")),
+        (61.0, Progress(11, 101, "steps")),
+    ):
+        jobs.progressed.emit("tune", progress)
+    assert bar.text.text() == "Fine-tuning: 11 of 101 steps, 9 s left"
