@@ -58,10 +58,10 @@ def test_time_left_is_that_of_the_parts_that_are_counted_now(
 ) -> None:
     bar = TaskBar(jobs)
     qtbot.addWidget(bar)
-    seconds = 0.0
-    monkeypatch.setattr(task_bar.time, "monotonic", lambda: seconds)
+    clock = [0.0]
+    monkeypatch.setattr(task_bar.time, "monotonic", lambda: clock[0])
     jobs.started.emit("tune", "Fine-tuning")
-    for seconds, progress in (
+    for clock[0], progress in (
         (0.0, Progress(0, 3, "scans")),
         (60.0, Progress(2, 3, "scans")),
         (60.0, Progress(1, 101, "steps")),
