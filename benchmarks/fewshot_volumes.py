@@ -204,8 +204,8 @@ def volumes_section(
     if there & {CARRIED, CARRIED_TO_SCRATCH}:
         most = FinetuneSettings().carried_scans
         text += (
-            f" Where labels are carried, the pretrained encoder matches the labelled scans with up "
-            f"to {most} others of the {pool}, whose own labels are not looked at, and half of the "
-            "crops come from those, also where the network itself begins from scratch."
+            f" Where labels are carried, the pretrained encoder matches the labelled scans with "
+            f"the others of the {pool}, at most {most}, whose own labels are not looked at, and "
+            "half of the crops come from those; also where the network begins from scratch."
         )
     return "\n\n".join([text, result_table(results, ways, data.shots)])
