@@ -33,7 +33,6 @@ LABEL_ENDINGS = (".labels", ".seg")
 """End the name of a label map that lies beside its scan, before the format's ending: ours, and
 that of 3D Slicer."""
 
-_NNUNET = re.compile(r"_\d{4}$")
 _CHANNEL = "_0000"
 """Ends the name of nnU-Net's scans, and not that of their labels."""
 
@@ -174,13 +173,21 @@ def unlabelled_files(inputs: Sequence[str], known: Collection[Path]) -> list[Pat
     for path in inputs:
         if not Path(path).exists():
             raise S2DCError(f"{path} does not exist.", "Name scans or a folder that holds some.")
-    left_out = {_without_channel(path) for path in known}
-    left_out |= {path.resolve().parent for path in known if _may_be_dicom(path)}
+    left_out = {path.resolve() for path in known}
+    left_out |= {path.parent for path in left_out if _may_be_dicom(path)}
+    names = {_without_ending(path.name) for path in known}
+    # Where the label map goes without the channel; else NAME_0000 may be the first of many people.
+    cases = {
+        path.parent / name.removesuffix(_CHANNEL)
+        for path in left_out
+        if (name := bare_name(path.name)).endswith(_CHANNEL)
+        and name.removesuffix(_CHANNEL) in names
+    }
     found = {scan.path.resolve(): scan.path for scan in scans_in(inputs)}
     rest = [
         path
         for place, path in found.items()
-        if place not in left_out and _without_channel(place) not in left_out
+        if place not in left_out and _case_of(place) not in cases
     ]
     if not rest:
         raise S2DCError(
@@ -190,11 +197,9 @@ def unlabelled_files(inputs: Sequence[str], known: Collection[Path]) -> list[Pat
     return rest
 
 
-def _without_channel(path: Path) -> Path:
-    """Place of a file without the channel that ends nnU-Net's names."""
-    path = path.resolve()
-    name = bare_name(path.name)
-    return path.with_name(_NNUNET.sub("", name) + path.name[len(name) :])
+def _case_of(path: Path) -> Path:
+    """Place of a file without its ending and without the channel that ends nnU-Net's names."""
+    return path.parent / re.sub(r"_\d{4}$", "", bare_name(path.name))
 
 
 def _may_be_dicom(path: Path) -> bool:

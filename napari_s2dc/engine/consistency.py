@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,7 +13,7 @@ from napari_s2dc.engine.embed import embed_volume, normalised
 from napari_s2dc.engine.embed_settings import EmbedSettings
 from napari_s2dc.engine.embedding import Embedding
 from napari_s2dc.engine.encode import encode
-from napari_s2dc.engine.progress import Progress, Steps
+from napari_s2dc.engine.progress import Progress, Steps, as_one
 from napari_s2dc.errors import ConfigurationError
 from napari_s2dc.method.affine import Affine3D
 from napari_s2dc.method.encoder import SwinEncoder
@@ -32,7 +30,6 @@ __all__ = [
     "random_view",
 ]
 
-T = TypeVar("T")
 
 # Views: about what the pretraining saw, degrees, factors and voxels.
 _ROTATION_DEG = 20.0
@@ -127,7 +124,7 @@ def consistency_map(
     if views < 1:
         raise ConfigurationError(f"{views} views cannot be compared.", "Use at least 1.")
     if embedding is None:
-        embedding = yield from _quietly(
+        embedding = yield from as_one(
             embed_volume(volume, encoder, settings), Progress(0, views, "views")
         )
     image = in_whole_tokens(
@@ -143,7 +140,7 @@ def consistency_map(
         compared = torch.zeros(embedding.grid, dtype=torch.bool)
         compared.view(-1)[partner[partner >= 0]] = True
         turned = encode(view.warp(image).numpy(), encoder, settings, tissue=compared)
-        features, _ = yield from _quietly(turned, Progress(number, views, "views"))
+        features, _ = yield from as_one(turned, Progress(number, views, "views"))
         agreement = _agreement(embedding, features, partner, radius)
         there = agreement.isfinite()
         values = torch.where(there, agreement, 0.0).double()
@@ -164,18 +161,6 @@ def consistency_at(consistency: ConsistencyMap, token: Sequence[int]) -> Consist
         float(consistency.spread[z, y, x]),
         int(consistency.count[z, y, x]),
     )
-
-
-def _quietly(steps: Steps[T], where: Progress) -> Steps[T]:
-    """Run inner steps, so that they can be cancelled, but report the outer progress."""
-    with closing(steps):
-        while True:
-            try:
-                next(steps)
-            except StopIteration as stop:
-                result: T = stop.value
-                return result
-            yield where
 
 
 def in_whole_tokens(image: Tensor, stride: int) -> Tensor:

@@ -62,10 +62,9 @@ class LabelledScan:
 
 def facts_of(image: Volume) -> dict[str, Any]:
     """Note which scan was learned from: its name, hash of its voxels and spacing in mm."""
-    voxels = np.ascontiguousarray(image.array).tobytes()
     return {
         "name": image.name,
-        "hash": hashlib.sha256(voxels).hexdigest()[:32],
+        "hash": hashlib.sha256(np.ascontiguousarray(image.array).data).hexdigest()[:32],
         "spacing_mm": list(image.spacing_mm),
     }
 

@@ -108,8 +108,9 @@ class SegmentTab(QWidget):
         self.unlabelled = FolderChoice(
             "Folder with unlabelled scans",
             "Folder…",
-            "More scans that show the same and have no labels: the labels are carried to 20 of\n"
-            "them by matching, and Fine-tune learns from those too. For complete masks.",
+            "More scans that show the same and have no labels: the labels are carried to up to\n"
+            f"{FinetuneSettings().carried_scans} of them by matching, and Fine-tune learns from "
+            "those too.\nFor complete masks.",
         )
         self.flips = QCheckBox("Average over mirror images")
         self.flips.setToolTip(

@@ -101,10 +101,14 @@ def test_names_come_from_dataset_json(named: dict[str, object], tmp_path: Path) 
 
 
 def test_unlabelled_scans_are_neither_label_maps_nor_other_channels(tmp_path: Path) -> None:
-    names = ("a_0000", "a_0001", "b_0000", "b_0001", "map", "c")
-    files = {name: write(tmp_path / f"{name}.nii.gz") for name in names}
-    found = unlabelled_files([str(tmp_path)], [files["a_0000"], files["map"]])
-    assert [path.name.partition(".")[0] for path in found] == ["b_0000", "b_0001", "c"]
+    scans = tmp_path / "scans"
+    names = ("a_0000", "a_0001", "b_0000", "b_0001", "map", "p_0000", "p_0001", "q_0001", "q_0002")
+    files = {name: write(scans / f"{name}.nii.gz") for name in names}
+    maps = [write(tmp_path / "maps" / f"{name}.nii.gz") for name in ("a", "p_0000", "q_0001")]
+    known = [files[name] for name in ("a_0000", "map", "p_0000", "q_0001")]
+    found = unlabelled_files([str(scans)], [*known, *maps])
+    left = [path.name.partition(".")[0] for path in found]
+    assert left == ["b_0000", "b_0001", "p_0001", "q_0002"]  # people have numbers too
 
 
 def test_a_dicom_series_is_known_by_one_of_its_files(tmp_path: Path) -> None:
