@@ -18,12 +18,12 @@ from monai.networks.nets.swin_unetr import (
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from napari_s2dc.method.perceptron import add_perceptron
 from napari_s2dc.method.residual import add, residual_block
 from napari_s2dc.method.window_attention import window_attention
 
-_VALUES_AT_ONCE = 3 << 16
-"""Input values (rows times C) of a perceptron computed together on the CPU, where its hidden layer
-then takes 3 MB in float32."""
+_FULL_LINE = 16
+"""Channels in float32 that fill a cache line."""
 
 
 class FastSwinTransformer(SwinTransformer):
@@ -126,22 +126,15 @@ def _block(block: SwinTransformerBlock, tokens: Tensor, shifted: bool) -> Tensor
         )
         return add(mixed, tokens)
 
+    tokens = _maybe_again(attend, tokens, block.use_checkpoint)
+    # Under autocast, products have another precision than what lies between them
+    if tokens.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
+        return add_perceptron(block.norm2, block.mlp, tokens)
+
     def transform(tokens: Tensor) -> Tensor:
         return add(block.mlp(_normalised(block.norm2, tokens)), tokens)
 
-    if tokens.device.type == "cpu" and not torch.is_grad_enabled():
-        return _in_parts(transform, attend(tokens))
-
-    for part in (attend, transform):
-        tokens = _maybe_again(part, tokens, block.use_checkpoint)
-    return tokens
-
-
-def _in_parts(transform: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
-    """Transform every token on its own, as many at a time as stay in cache."""
-    rows = tokens.flatten(0, -2)
-    at_once = max(1, _VALUES_AT_ONCE // rows.shape[1])
-    return torch.cat([transform(part) for part in rows.split(at_once)]).view(tokens.shape)
+    return _maybe_again(transform, tokens, block.use_checkpoint)
 
 
 def _normalised(norm: nn.LayerNorm, tokens: Tensor) -> Tensor:
@@ -151,15 +144,13 @@ def _normalised(norm: nn.LayerNorm, tokens: Tensor) -> Tensor:
 def _layer_norm(tokens: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
     """Layer norm over channels.
 
-    On the CPU, scale and shift are an operation of their own where their gradients are wanted:
-    torch's threads add those of few channels up in one cache line, which takes up to five times as
-    long as all else that the norm's gradient needs.
+    On the CPU, scale and shift of few channels are an operation of their own where their gradients
+    are wanted: torch's threads add those up in one cache line, which takes up to five times as long
+    as all else that the norm's gradient needs.
     """
-    if tokens.device.type != "cpu" or not torch.is_grad_enabled():
+    if tokens.device.type != "cpu" or len(weight) >= _FULL_LINE or not torch.is_grad_enabled():
         return F.layer_norm(tokens, weight.shape, weight, bias, epsilon)
-    # Without these two, torch takes a slower path at 48 channels
-    one, zero = torch.ones_like(weight), torch.zeros_like(bias)
-    return torch.addcmul(bias, F.layer_norm(tokens, weight.shape, one, zero, epsilon), weight)
+    return torch.addcmul(bias, F.layer_norm(tokens, weight.shape, eps=epsilon), weight)
 
 
 def _maybe_again(part: Callable[[Tensor], Tensor], tokens: Tensor, again: bool) -> Tensor:
@@ -177,9 +168,10 @@ def _merge(merging: PatchMerging, tokens: Tensor) -> Tensor:
     halves = tokens.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
     corners = halves.permute(0, 1, 3, 5, 2, 4, 6, 7).flatten(4)
     # Weights are brought into that order, which is less work than to bring tokens into MONAI's
-    norm = merging.norm
-    tokens = _layer_norm(corners, _by_corner(norm.weight), _by_corner(norm.bias), norm.eps)
-    return F.linear(tokens, _by_corner(merging.reduction.weight))
+    norm, weight = merging.norm, _by_corner(merging.reduction.weight)
+    # Scale and shift of the norm go into the weights behind it
+    scaled, bias = weight * _by_corner(norm.weight), (weight * _by_corner(norm.bias)).sum(1)
+    return F.linear(F.layer_norm(corners, norm.normalized_shape, eps=norm.eps), scaled, bias)
 
 
 def _by_corner(weights: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -94,6 +95,18 @@ def test_saved_bytes_leaves_weights_out() -> None:
     rows = torch.rand(8, 100)
     # The input, for the gradient of the weights, and the output of the exponential.
     assert saved_bytes(lambda: layer(rows).exp(), layer) == 2 * 8 * 100 * 4
+
+
+def test_saved_bytes_lets_go_of_what_it_counted() -> None:
+    outputs = []
+
+    def forward() -> None:
+        # Of which the graph holds the result, as it does of most of an encoder.
+        result = torch.rand(8, requires_grad=True).exp()
+        outputs.append(weakref.ref(result))
+
+    saved_bytes(forward, torch.nn.Identity())
+    assert outputs[0]() is None
 
 
 @pytest.mark.parametrize(

@@ -106,21 +106,24 @@ def saved_bytes(forward: Callable[[], Any], module: nn.Module) -> int:
     """
     known = {tensor.untyped_storage().data_ptr() for tensor in module.state_dict().values()}
     storages: dict[int, int] = {}
-    # Held until the count is over, or the address of one that is freed could come twice.
+    # Held until the count is over, or the address of one that is freed could come twice. Without
+    # the graph, which would hold itself through them for ever.
     held: list[Tensor] = []
 
-    def note(tensor: Tensor) -> Tensor:
-        if tensor.is_mkldnn:  # in oneDNN's own layout, which shows no storage
-            storages[id(tensor)] = tensor.numel() * tensor.element_size()
-            held.append(tensor)
-            return tensor
-        storage = tensor.untyped_storage()
+    def note(tensor: Tensor) -> None:
+        values = tensor.detach()
+        held.append(values)
+        if values.is_mkldnn:  # in oneDNN's own layout, which shows no storage
+            storages[id(values)] = values.numel() * values.element_size()
+            return
+        storage = values.untyped_storage()
         if storage.data_ptr() not in known:
             storages[storage.data_ptr()] = storage.nbytes()
-            held.append(tensor)
-        return tensor
 
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda saved: saved):
+    with (
+        torch.enable_grad(),
+        torch.autograd.graph.saved_tensors_hooks(note, lambda nothing: nothing),
+    ):
         forward()
     return sum(storages.values())
 
