@@ -9,6 +9,7 @@ import argparse
 import json
 import resource
 import shlex
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -59,13 +60,17 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def measure(options: argparse.Namespace, sides: Sequence[str]) -> tuple[dict[str, Times], str]:
+def measure(
+    options: argparse.Namespace, sides: Sequence[str]
+) -> tuple[dict[str, Times], float, str]:
     """Time the steps of some sides in turn (A, B, A, B, ...).
 
     Returns
     -------
     times : dict
         For each side, seconds of each part, of :data:`BATCHED` and of ``total``, by repetition.
+    held_mb : float
+        Memory that was held before the first step.
     description : str
         Sizes and machine.
     """
@@ -98,6 +103,7 @@ def measure(options: argparse.Namespace, sides: Sequence[str]) -> tuple[dict[str
         samples = Samples(sizes, Path(folder), device)
         module = S2DCModule(sizes.config()).to(device)
         steps = {side: makers[side](module, samples) for side in sides}
+        held_mb = peak_memory_mb(options.device)
         watch = Stopwatch(device)
         for repetition in range(WARM_UP + options.repeats):
             for side, step in steps.items():
@@ -109,7 +115,7 @@ def measure(options: argparse.Namespace, sides: Sequence[str]) -> tuple[dict[str
                     parts = dict(watch.seconds)
                     batched = parts["views"] + parts["losses"]
                     times[side].append({**parts, BATCHED: batched, "total": total})
-    return times, description
+    return times, held_mb, description
 
 
 def peak_memory_mb(device: str) -> float:
@@ -133,7 +139,7 @@ def alone(options: argparse.Namespace, side: str, *, plain_allocator: bool) -> d
     Returns
     -------
     dict
-        ``times`` as :func:`measure` gives them, and ``peak_memory_mb``.
+        ``times`` and ``held_mb`` as :func:`measure` gives them, and ``peak_memory_mb``.
     """
     command = [sys.executable, "-m", "benchmarks.step", *size_arguments(options), "--side", side]
     if plain_allocator:
@@ -180,21 +186,30 @@ def process_table(options: argparse.Namespace) -> str:
     from benchmarks.report import spread, table
 
     rows = []
+    ours: tuple[float, float] | None = None
     for side, name in zip(SIDES, ("ours", "released style"), strict=True):
         for plain in (False, True):
             result = alone(options, side, plain_allocator=plain)
-            times = ([step[part] for step in result["times"]] for part in ("student", "total"))
+            student, total = (
+                [step[part] for step in result["times"]] for part in ("student", "total")
+            )
+            peak, held = result["peak_memory_mb"], result["held_mb"]
+            ours = ours or (statistics.median(total), peak)
             label = f"{name}, without the allocator setting" if plain else name
-            rows.append([label, *map(spread, times), f"{result['peak_memory_mb']:.0f}"])
-    memory = "peak GPU memory, MB" if options.device.startswith("cuda") else "peak memory, MB"
-    return table(["each in its own process", "student, ms", "total, ms", memory], rows)
+            row = [label, spread(student), spread(total)]
+            row += [f"{statistics.median(total) / ours[0]:.2f}", f"{peak:.0f}"]
+            rows.append([*row, f"{peak / ours[1]:.2f}", f"{peak - held:.0f}"])
+    memory = "GPU memory" if options.device.startswith("cuda") else "memory"
+    header = ["each in its own process", "student, ms", "total, ms", "× ours"]
+    header += [f"peak {memory}, MB", "× ours", "of it above the start, MB"]
+    return table(header, rows)
 
 
 def report(options: argparse.Namespace) -> str:
     """Measure all that was asked for and describe it in markdown."""
     # First those in their own processes, while this one holds no memory and no threads.
     separate = None if options.one_process else process_table(options)
-    times, description = measure(options, SIDES)
+    times, _, description = measure(options, SIDES)
     command = shlex.join(["python", "-m", "benchmarks.step", *size_arguments(options)])
     lines = [
         f"## Training step, {named(options)}",
@@ -214,9 +229,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not options.plain_allocator:
         keep_large_buffers()
     if options.side:
-        times, _ = measure(options, [options.side])
-        memory = peak_memory_mb(options.device)
-        print(json.dumps({"times": times[options.side], "peak_memory_mb": memory}))
+        times, held_mb, _ = measure(options, [options.side])
+        memory = {"held_mb": held_mb, "peak_memory_mb": peak_memory_mb(options.device)}
+        print(json.dumps({"times": times[options.side], **memory}))
         return
     text = report(options)
     print(text)

@@ -23,7 +23,7 @@ four crops of 48 voxels all together."""
 TRANSIENT = 2.0
 """What a pass takes beside the activations it saves, as a share of these, on the safe side. With
 MONAI's attention 1.8 and 1.9 were measured; with ours, a step of 16 crops of 96 voxels at feature
-size 48 that was planned for 8.0 GB on a CPU peaked at 5.9 GB."""
+size 48 that was planned for 8.0 GB on a CPU peaked at 6.3 GB."""
 
 PROCESS_BYTES = 0.6e9
 """The interpreter with torch, MONAI and Lightning before the first step, roughly."""
