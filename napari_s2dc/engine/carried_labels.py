@@ -148,7 +148,9 @@ def carry_labels(
                 raise
             # Without the hint, which is about matching two scans by hand.
             reason = error.sentence if isinstance(error, S2DCError) else reason_of(error)
-            left_out.append(f"No labels could be carried to {path}: {reason}")
+            # A model keeps this sentence, and is given to others.
+            reason = reason.replace(str(path), path.name)
+            left_out.append(f"No labels could be carried to {path.name}: {reason}")
     yield Progress(total, total, "scans")
     if not scans:
         raise S2DCError(
