@@ -43,7 +43,11 @@ VARIANTS: dict[str, dict[str, str]] = {
     "tokens of stage 3": {"model.token_stage": "3"},
     "each view in a contrast of its own": {"data.cross_contrast": "true"},
     "scans alone": {"data.synthetic_share": "0"},
+    "pairs as released": {},
+    "pairs as released, in-plane": {"views.matching": "in_plane"},
 }
+PAIRS_AS_RELEASED = {name for name in VARIANTS if name.startswith("pairs as released")}
+"""Variants of :mod:`benchmarks.released_geometry`, which is no setting of the trainer."""
 STEPS = 200
 
 
@@ -68,10 +72,12 @@ def train(scans: Path, runs: Path, name: str, steps: int, seed: int) -> None:
         "out": str(out),
     }
     arguments = [part for key, value in settings.items() for part in (f"--{key}", value)]
+    trainer = ["-m", "benchmarks.released_geometry"] if name in PAIRS_AS_RELEASED else ["-c", TRAIN]
     with (runs / f"{out.name}.log").open("w") as log:
         subprocess.run(
-            [sys.executable, "-c", TRAIN, *arguments],
+            [sys.executable, *trainer, *arguments],
             check=True,
+            cwd=Path(__file__).parent.parent,
             stdout=log,
             stderr=log,
             env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from s2dc_train.config import RunConfig
+from s2dc_train import cli, views
+from s2dc_train.config import RunConfig, ViewConfig
+from s2dc_train.views import draw
 
-from benchmarks.ablations import COMMON, VARIANTS, run_of
+from benchmarks import released_geometry
+from benchmarks.ablations import COMMON, PAIRS_AS_RELEASED, VARIANTS, run_of
 from benchmarks.descriptors import mind
 from benchmarks.evidence import ablation_rows
 from benchmarks.evidence_tables import Figures
@@ -22,7 +25,10 @@ from benchmarks.evidence_tasks import (
 )
 from benchmarks.fewshot_splits import SEEDS
 from benchmarks.masked_modelling import BLOCK_VOX, HIDDEN_SHARE, hide
+from benchmarks.released_geometry import released_map
+from napari_s2dc.method.affine import Affine3D
 from napari_s2dc.method.encoder import SwinEncoder
+from napari_s2dc.method.tokens import token_centres
 from napari_s2dc.volumes.phantom import phantom
 
 
@@ -103,7 +109,43 @@ def test_every_ablation_changes_a_setting_that_exists() -> None:
         for name in set(settings) - {"config"}:
             section, field = name.split(".")
             assert field in config[section], name
-    assert len({tuple(settings.items()) for settings in VARIANTS.values()}) == len(VARIANTS)
+    kinds = {(*items.items(), name in PAIRS_AS_RELEASED) for name, items in VARIANTS.items()}
+    assert len(kinds) == len(VARIANTS)
+
+
+def test_pairs_as_released_are_wrong_where_a_shift_meets_a_turn_or_scale() -> None:
+    centres, turn = token_centres((4, 4, 4), 8), [(20.0, (1, 2))]
+    alone = [([3, 4, -5], [], 1.0), ([0, 0, 0], turn, 1.0), ([0, 0, 0], [], 1.2)]
+    for parts in alone:
+        affine = Affine3D.compose(*parts)
+        torch.testing.assert_close(released_map(affine).matrix, affine.matrix)
+    affine = Affine3D.compose([3, 4, -5], turn, 1.2)
+    # Shift, turn and scale undone one after the other, but in the order in which they were done
+    undone = Affine3D.compose([0, 0, 0], [(-20.0, (1, 2))], 1 / 1.2).map_points(centres)
+    undone = undone - torch.tensor([3, 4, -5])
+    torch.testing.assert_close(released_map(affine).inverse().map_points(centres), undone)
+    assert (undone - affine.inverse().map_points(centres)).norm(dim=1).min() > 1
+
+
+def test_training_with_pairs_as_released_labels_other_pairs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = ViewConfig(matching="3d")
+    draws = draw(config, [1, 1, 1], 32, [0, 1], 0)
+    image, mask = torch.rand(2, 1, 32, 32, 32), torch.ones(2, 32, 32, 32, dtype=torch.bool)
+
+    def pairs() -> torch.Tensor:
+        # By its name in the trainer's module, which is what is replaced
+        made = views.build_views(image, mask, mask, draws, config, crop_size=32, token_size_vox=4)
+        return made.true_pairs
+
+    found: list[torch.Tensor] = []
+    monkeypatch.setattr(cli, "main", lambda: found.append(pairs()))
+    released_geometry.main()
+    exact = pairs()
+    assert found[0].any()
+    assert not torch.equal(found[0], exact)
+    assert torch.equal(exact, pairs())
 
 
 def test_ablations_have_an_encoder_for_each_seed(
