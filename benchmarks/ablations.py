@@ -96,10 +96,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, a thread each")
     options = parser.parse_args(arguments)
-    options.runs.mkdir(parents=True, exist_ok=True)
+    # Training runs in the repository, wherever this was started
+    scans, runs = options.scans.resolve(), options.runs.resolve()
+    runs.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(options.jobs) as pool:
         for done in [
-            pool.submit(train, options.scans, options.runs, name, options.steps, seed)
+            pool.submit(train, scans, runs, name, options.steps, seed)
             for seed in SEEDS
             for name in options.only
         ]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 # Light: torch itself may only allocate after the allocator was set.
+from benchmarks.memory import resident_mb
 from napari_s2dc.engine.allocator import keep_large_buffers
 
 PARTS = ("data", "views", "teacher", "student", "losses", "optimizer")
@@ -103,7 +104,7 @@ def measure(
         samples = Samples(sizes, Path(folder), device)
         module = S2DCModule(sizes.config()).to(device)
         steps = {side: makers[side](module, samples) for side in sides}
-        held_mb = peak_memory_mb(options.device)
+        held_mb = held_memory_mb(options.device)
         watch = Stopwatch(device)
         for repetition in range(WARM_UP + options.repeats):
             for side, step in steps.items():
@@ -131,6 +132,15 @@ def peak_memory_mb(device: str) -> float:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def held_memory_mb(device: str) -> float:
+    """Memory that this process holds now, of the GPU if it works there."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.memory_allocated(device) / 2**20
+    return resident_mb()
 
 
 def alone(options: argparse.Namespace, side: str, *, plain_allocator: bool) -> dict[str, Any]:
@@ -182,7 +192,10 @@ def part_table(times: dict[str, Times]) -> str:
 
 
 def process_table(options: argparse.Namespace) -> str:
-    """Total time and peak memory of each side in its own process, with and without allocator."""
+    """Measure times and peak memory of each side in its own process, with and without allocator.
+
+    One process after the other, so that their ratios hold what the machine did meanwhile.
+    """
     from benchmarks.report import spread, table
 
     rows = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from s2dc_train import cli, views
@@ -25,11 +26,12 @@ from benchmarks.evidence_tasks import (
 )
 from benchmarks.fewshot_splits import SEEDS
 from benchmarks.masked_modelling import BLOCK_VOX, HIDDEN_SHARE, hide
-from benchmarks.released_geometry import released_map
+from benchmarks.released_geometry import released_partners
 from napari_s2dc.method.affine import Affine3D
 from napari_s2dc.method.encoder import SwinEncoder
-from napari_s2dc.method.tokens import token_centres
 from napari_s2dc.volumes.phantom import phantom
+
+GOLDEN_PAIRS = np.load(Path(__file__).parent / "data" / "correspondences_12x12.npz")
 
 
 @pytest.fixture(scope="module")
@@ -113,18 +115,13 @@ def test_every_ablation_changes_a_setting_that_exists() -> None:
     assert len(kinds) == len(VARIANTS)
 
 
-def test_pairs_as_released_are_wrong_where_a_shift_meets_a_turn_or_scale() -> None:
-    centres, turn = token_centres((4, 4, 4), 8), [(20.0, (1, 2))]
-    alone = [([3, 4, -5], [], 1.0), ([0, 0, 0], turn, 1.0), ([0, 0, 0], [], 1.2)]
-    for parts in alone:
-        affine = Affine3D.compose(*parts)
-        torch.testing.assert_close(released_map(affine).matrix, affine.matrix)
-    affine = Affine3D.compose([3, 4, -5], turn, 1.2)
-    # Shift, turn and scale undone one after the other, but in the order in which they were done
-    undone = Affine3D.compose([0, 0, 0], [(-20.0, (1, 2))], 1 / 1.2).map_points(centres)
-    undone = undone - torch.tensor([3, 4, -5])
-    torch.testing.assert_close(released_map(affine).inverse().map_points(centres), undone)
-    assert (undone - affine.inverse().map_points(centres)).norm(dim=1).min() > 1
+@pytest.mark.parametrize("number", range(len(GOLDEN_PAIRS["settings"])))
+def test_pairs_as_released_are_those_of_the_released_code(number: int) -> None:
+    first, second, angle, scale = GOLDEN_PAIRS["settings"][number].tolist()
+    affine = Affine3D.in_plane([first, second], angle, scale, plane=(0, 1))
+    partner = released_partners(affine, (12, 12, 1), 32)
+    found = {(source, int(other)) for source, other in enumerate(partner) if other >= 0}
+    assert found == set(map(tuple, GOLDEN_PAIRS[f"released_code_pairs_{number}"].tolist()))
 
 
 def test_training_with_pairs_as_released_labels_other_pairs(
@@ -141,8 +138,8 @@ def test_training_with_pairs_as_released_labels_other_pairs(
 
     found: list[torch.Tensor] = []
     monkeypatch.setattr(cli, "main", lambda: found.append(pairs()))
-    released_geometry.main()
     exact = pairs()
+    released_geometry.main()
     assert found[0].any()
     assert not torch.equal(found[0], exact)
     assert torch.equal(exact, pairs())

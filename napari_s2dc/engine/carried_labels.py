@@ -148,9 +148,7 @@ def carry_labels(
                 raise
             # Without the hint, which is about matching two scans by hand.
             reason = error.sentence if isinstance(error, S2DCError) else reason_of(error)
-            # A model keeps this sentence, and is given to others.
-            reason = reason.replace(str(path), path.name)
-            left_out.append(f"No labels could be carried to {path.name}: {reason}")
+            left_out.append(f"No labels could be carried to {_place(path)}: {_short(reason, path)}")
     yield Progress(total, total, "scans")
     if not scans:
         raise S2DCError(
@@ -172,6 +170,16 @@ def _draw(paths: Sequence[Path], settings: FewshotSettings) -> list[Path]:
     drawn = sorted(paths, key=chance)
     kept = set(drawn[: settings.finetune.carried_scans])
     return [path for path in paths if path in kept]
+
+
+def _place(path: Path) -> str:
+    """File and folder of a scan: a model keeps them, and is given to others."""
+    return "/".join(path.resolve().parts[-2:])
+
+
+def _short(reason: str, path: Path) -> str:
+    """Take the folders above out of a sentence that names the scan."""
+    return reason.replace(str(path), _place(path)) if path.is_absolute() else reason
 
 
 def _embedding(settings: FewshotSettings) -> EmbedSettings:

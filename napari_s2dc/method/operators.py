@@ -37,7 +37,7 @@ def define(
     device : str
         Dispatch key of `function`; any device by default.
     backward, remember : callable, optional
-        As for ``torch.library.register_autograd``.
+        As for ``torch.library.register_autograd``; a gradient of the gradient is not to be had.
     """
     schema = torch.library.infer_schema(function, mutates_args=())
     _library.define(name + schema.replace("SymInt", "int"))

@@ -18,9 +18,12 @@ from monai.networks.nets.swin_unetr import (
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from napari_s2dc.method.perceptron import add_perceptron
+from napari_s2dc.method.perceptron import add_perceptron, plain_layer_norm
 from napari_s2dc.method.residual import add, residual_block
 from napari_s2dc.method.window_attention import window_attention
+
+_EPSILON = 1e-5
+"""Of the norm of a stage's features, as MONAI has it."""
 
 _FULL_LINE = 16
 """Channels in float32 that fill a cache line."""
@@ -100,7 +103,7 @@ def _channels_first(tokens: Tensor) -> Tensor:
 
 
 def _output(tokens: Tensor, normalize: bool) -> Tensor:
-    return _channels_first(F.layer_norm(tokens, tokens.shape[-1:]) if normalize else tokens)
+    return _channels_first(plain_layer_norm(tokens, _EPSILON) if normalize else tokens)
 
 
 def _residual_block(block: UnetResBlock, tokens: Tensor) -> Tensor:
@@ -150,7 +153,7 @@ def _layer_norm(tokens: Tensor, weight: Tensor, bias: Tensor, epsilon: float) ->
     """
     if tokens.device.type != "cpu" or len(weight) >= _FULL_LINE or not torch.is_grad_enabled():
         return F.layer_norm(tokens, weight.shape, weight, bias, epsilon)
-    return torch.addcmul(bias, F.layer_norm(tokens, weight.shape, eps=epsilon), weight)
+    return torch.addcmul(bias, plain_layer_norm(tokens, epsilon), weight)
 
 
 def _maybe_again(part: Callable[[Tensor], Tensor], tokens: Tensor, again: bool) -> Tensor:
@@ -168,10 +171,10 @@ def _merge(merging: PatchMerging, tokens: Tensor) -> Tensor:
     halves = tokens.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
     corners = halves.permute(0, 1, 3, 5, 2, 4, 6, 7).flatten(4)
     # Weights are brought into that order, which is less work than to bring tokens into MONAI's
-    norm, weight = merging.norm, _by_corner(merging.reduction.weight)
     # Scale and shift of the norm go into the weights behind it
-    scaled, bias = weight * _by_corner(norm.weight), (weight * _by_corner(norm.bias)).sum(1)
-    return F.linear(F.layer_norm(corners, norm.normalized_shape, eps=norm.eps), scaled, bias)
+    norm, weight = merging.norm, merging.reduction.weight
+    scaled, bias = _by_corner(weight * norm.weight), (weight * norm.bias).sum(1)
+    return F.linear(plain_layer_norm(corners, norm.eps), scaled, bias)
 
 
 def _by_corner(weights: Tensor) -> Tensor:

@@ -233,7 +233,7 @@ def test_a_scan_of_another_kind_is_left_out(
     carried = finish(carry_labels(torsos[:1], [path, files[0]], bundled, classes, COMPLETE))
     assert [scan.image.name for scan in carried.scans] == ["second"]
     (sentence,) = carried.left_out
-    assert sentence.startswith(f"No labels could be carried to {path.name}: ")
+    assert sentence.startswith(f"No labels could be carried to {tmp_path.name}/{path.name}: ")
     assert "is MR" in sentence
 
 

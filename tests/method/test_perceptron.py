@@ -47,14 +47,55 @@ def test_equals_the_plain_layers(
         torch.testing.assert_close(mine, reference)
 
 
-def test_keeps_its_input_and_weights_only(layers: tuple[nn.LayerNorm, MLPBlock]) -> None:
+def test_frozen_layers_and_features_that_lie_otherwise(
+    layers: tuple[nn.LayerNorm, MLPBlock],
+) -> None:
+    norm, block = layers
+    norm.requires_grad_(False)
+    block.requires_grad_(False)
+    features = torch.randn(2, CHANNELS, 3, 4, 5).double().requires_grad_()
+    gradients = []
+    for result in (
+        add_perceptron(norm, block, features.movedim(1, -1)),
+        features.movedim(1, -1) + block(norm(features.movedim(1, -1))),
+    ):
+        gradients += torch.autograd.grad(result.movedim(-1, 1).square().sum(), [features])
+    torch.testing.assert_close(*gradients)
+
+
+def test_the_backward_pass_is_precise_under_autocast() -> None:
+    torch.manual_seed(5)
+    norm = nn.LayerNorm(CHANNELS)
+    block = MLPBlock(CHANNELS, 4 * CHANNELS, act="GELU", dropout_mode="swin")
+    tokens = torch.randn(20, CHANNELS, requires_grad=True)
+    gradients = []
+    for enabled in (False, True):
+        result = add_perceptron(norm, block, tokens)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            gradients += torch.autograd.grad(result.sum(), [tokens])
+    assert torch.equal(*gradients)
+
+
+def test_keeps_no_hidden_layer(layers: tuple[nn.LayerNorm, MLPBlock]) -> None:
+    norm, block = layers
     tokens = torch.randn(1000, CHANNELS).double().requires_grad_()
-    sizes: list[int] = []
+    known = {parameter.data_ptr() for parameter in (*norm.parameters(), *block.parameters())}
+    sizes: dict[int, int] = {}
 
     def note(saved: torch.Tensor) -> torch.Tensor:
-        sizes.append(saved.numel())
+        if saved.data_ptr() not in known:
+            sizes[saved.data_ptr()] = saved.numel()
         return saved
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda saved: saved):
-        add_perceptron(*layers, tokens)
-    assert [size for size in sizes if size >= 1000] == [tokens.numel()]
+        add_perceptron(norm, block, tokens)
+    hidden = 4 * CHANNELS
+    assert sorted(sizes.values()) == [hidden, hidden * CHANNELS, tokens.numel()]
+
+
+def test_a_compiler_knows_shapes_and_gradients(layers: tuple[nn.LayerNorm, MLPBlock]) -> None:
+    norm, block = layers
+    tokens = torch.randn(30, CHANNELS).double().requires_grad_()
+    weights = [block.linear1.weight, block.linear1.bias, block.linear2.weight, block.linear2.bias]
+    operator = torch.ops.napari_s2dc.add_perceptron.default
+    torch.library.opcheck(operator, (tokens, *weights, norm.eps))
