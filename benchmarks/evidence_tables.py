@@ -15,6 +15,7 @@ from benchmarks.evidence_tasks import (
     Descriptor,
     contrast_accuracy,
     matching_accuracy,
+    pet_accuracy,
     structure_figures,
     transfer_dice,
 )
@@ -151,24 +152,25 @@ def patches_table(rows: Sequence[Row], data: Path, figures: Figures) -> str:
 
 
 def contrast_table(rows: Sequence[Row], figures: Figures) -> str:
-    """Tabulate matching between a CT-like and a T2-like rendering of one anatomy."""
+    """Tabulate matching within and between renderings of one anatomy."""
     body = []
     views = range(FIRST_VIEW, FIRST_VIEW + CONTRAST_VIEWS)
     for row in rows:
         found = []
         for seed in SEEDS:
             candidate = row.candidate(CT_SET, seed)
-            found.append(
-                figures(
-                    candidate,
-                    f"contrast, {len(views)} views",
-                    lambda c=candidate: contrast_accuracy(c, views),
-                )
+            same, cross = figures(
+                candidate,
+                f"contrast, {len(views)} views",
+                lambda c=candidate: contrast_accuracy(c, views),
             )
-        same, cross = ([pair[place] for pair in found] for place in (0, 1))
-        ratio = [b / a for a, b in zip(same, cross, strict=True)]
-        body.append([row.name, *map(spread_over_seeds, (same, cross, ratio))])
-    return table(["features", "same contrast", "CT to T2 and back", "ratio"], body)
+            (pet,) = figures(
+                candidate, f"PET, {len(views)} views", lambda c=candidate: [pet_accuracy(c, views)]
+            )
+            found.append((same, cross, cross / same, pet))
+        body.append([row.name, *map(spread_over_seeds, zip(*found, strict=True))])
+    header = ["features", "same contrast", "CT to T2 and back", "ratio", "within PET"]
+    return table(header, body)
 
 
 def transfer_table(rows: Sequence[Row], data: Path, figures: Figures) -> str:

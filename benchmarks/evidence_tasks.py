@@ -113,6 +113,18 @@ def contrast_accuracy(candidate: Candidate, seeds: range) -> tuple[float, float]
     return float(np.mean(same)), float(np.mean(cross))
 
 
+def pet_accuracy(candidate: Candidate, seeds: range) -> float:
+    """Measure matching accuracy within phantoms shown as PET with FDG, over their views."""
+    own = replace(SETTINGS, preset="pet")
+    found = []
+    for number in PHANTOM_SEEDS:
+        image, _ = phantom(seed=number, contrast="pet")
+        found += [
+            judge(known, nearest(known)).accuracy for known in candidate.views(image, seeds, own)
+        ]
+    return float(np.mean(found))
+
+
 def labelled_tokens(candidate: Candidate, image: Volume, labels: Volume) -> Labelled:
     """Features of a scan and the label that most voxels of every patch have."""
     embedding = candidate.embed(image)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 
 from napari_s2dc._reader import LayerData, layer_data
 from napari_s2dc.errors import S2DCError
-from napari_s2dc.volumes.phantom import LABELS, phantom
+from napari_s2dc.volumes.phantom import LABELS, Contrast, phantom
 from napari_s2dc.volumes.volume import Volume
 
-__all__ = ["mni152", "phantom_pair_ct", "phantom_pair_mr"]
+__all__ = ["mni152", "phantom_pair_ct", "phantom_pair_mr", "phantom_pair_pet"]
 
 
-def _pair(contrast: Literal["ct", "t1"]) -> list[LayerData]:
+def _pair(contrast: Contrast) -> list[LayerData]:
     layers = []
     for subject in (1, 2):
         image, labels = phantom(seed=subject, contrast=contrast)
@@ -47,6 +45,17 @@ def phantom_pair_mr() -> list[LayerData]:
         Image and labels of two subjects, (z, y, x) in mm.
     """
     return _pair("t1")
+
+
+def phantom_pair_pet() -> list[LayerData]:
+    """Two torsos as PET with FDG, with their organ labels (npe2 sample data command).
+
+    Returns
+    -------
+    list of tuple
+        Image and labels of two subjects, (z, y, x) in mm.
+    """
+    return _pair("pet")
 
 
 def mni152() -> list[LayerData]:

@@ -10,7 +10,7 @@ from npe2 import PluginManifest
 
 import napari_s2dc
 from napari_s2dc._reader import get_reader, layer_data, read_path
-from napari_s2dc._sample import phantom_pair_ct, phantom_pair_mr
+from napari_s2dc._sample import phantom_pair_ct, phantom_pair_mr, phantom_pair_pet
 from napari_s2dc.errors import VolumeError
 from napari_s2dc.volumes.io import read_volume
 from napari_s2dc.volumes.phantom import LABELS
@@ -107,7 +107,7 @@ def test_broken_file_is_one_sentence(tmp_path: Path) -> None:
         read_path(str(path))
 
 
-@pytest.mark.parametrize("make", [phantom_pair_ct, phantom_pair_mr])
+@pytest.mark.parametrize("make", [phantom_pair_ct, phantom_pair_mr, phantom_pair_pet])
 def test_sample_is_two_labelled_subjects(make: object) -> None:
     assert callable(make)
     layers = make()

@@ -14,31 +14,35 @@ from napari_s2dc.volumes.volume import Volume
 
 __all__ = ["LABELS", "phantom", "torso_regions"]
 
-Contrast = Literal["ct", "t1", "t2"]
+Contrast = Literal["ct", "t1", "t2", "pet"]
 
-# Tissue: CT in HU; T1- and T2-weighted signal, 1 = brightest usual tissue; texture as a share.
-_VALUES: dict[str, tuple[float, float, float, float]] = {
-    "air": (-1000.0, 0.01, 0.01, 0.0),
-    "fat": (-105.0, 0.90, 0.62, 0.10),
-    "muscle": (52.0, 0.36, 0.20, 0.12),
-    "lung": (-845.0, 0.05, 0.06, 0.60),
-    "blood": (45.0, 0.25, 0.15, 0.05),
-    "liver": (60.0, 0.50, 0.26, 0.12),
-    "bile": (8.0, 0.20, 0.90, 0.03),
-    "spleen": (50.0, 0.33, 0.48, 0.10),
-    "stomach wall": (40.0, 0.34, 0.33, 0.10),
-    "fluid": (12.0, 0.17, 0.85, 0.10),
-    "pancreas": (38.0, 0.53, 0.34, 0.22),
-    "kidney cortex": (36.0, 0.40, 0.50, 0.08),
-    "kidney medulla": (28.0, 0.29, 0.62, 0.08),
-    "bowel wall": (42.0, 0.36, 0.33, 0.10),
-    "bowel content": (18.0, 0.30, 0.66, 0.30),
-    "urine": (4.0, 0.15, 0.97, 0.02),
-    "cortical bone": (620.0, 0.06, 0.05, 0.25),
-    "spongy bone": (190.0, 0.58, 0.36, 0.30),
-    "disc": (85.0, 0.27, 0.42, 0.10),
-    "cord": (35.0, 0.42, 0.30, 0.05),
+# Tissue: CT in HU; T1- and T2-weighted signal, 1 = brightest usual tissue; standardised uptake of
+# FDG an hour after injection, usual values, rounded (an atlas: Wang et al., Mol Imaging Biol 2007);
+# texture as a share.
+_VALUES: dict[str, tuple[float, float, float, float, float]] = {
+    "air": (-1000.0, 0.01, 0.01, 0.02, 0.0),
+    "fat": (-105.0, 0.90, 0.62, 0.25, 0.10),
+    "muscle": (52.0, 0.36, 0.20, 0.65, 0.12),
+    "lung": (-845.0, 0.05, 0.06, 0.45, 0.60),
+    "blood": (45.0, 0.25, 0.15, 1.6, 0.05),
+    "liver": (60.0, 0.50, 0.26, 2.2, 0.12),
+    "bile": (8.0, 0.20, 0.90, 0.9, 0.03),
+    "spleen": (50.0, 0.33, 0.48, 1.8, 0.10),
+    "stomach wall": (40.0, 0.34, 0.33, 1.7, 0.10),
+    "fluid": (12.0, 0.17, 0.85, 0.7, 0.10),
+    "pancreas": (38.0, 0.53, 0.34, 1.5, 0.22),
+    "kidney cortex": (36.0, 0.40, 0.50, 2.6, 0.08),
+    "kidney medulla": (28.0, 0.29, 0.62, 4.5, 0.08),
+    "bowel wall": (42.0, 0.36, 0.33, 1.4, 0.10),
+    "bowel content": (18.0, 0.30, 0.66, 0.9, 0.30),
+    "urine": (4.0, 0.15, 0.97, 12.0, 0.02),
+    "cortical bone": (620.0, 0.06, 0.05, 0.6, 0.25),
+    "spongy bone": (190.0, 0.58, 0.36, 1.4, 0.30),
+    "disc": (85.0, 0.27, 0.42, 0.7, 0.10),
+    "cord": (35.0, 0.42, 0.30, 1.6, 0.05),
 }
+# A point looks 6 mm wide at half its height.
+_PET_SIGMA_MM = 2.5
 # What contrast agent adds in CT (HU) at full phase.
 _ENHANCEMENT = {
     "blood": 150.0,
@@ -99,7 +103,7 @@ def _tissue_values(contrast: Contrast, random: np.random.Generator) -> np.ndarra
     table = np.zeros((len(TISSUES), 2), dtype=np.float32)
     for index, tissue in enumerate(TISSUES):
         values = _VALUES[tissue]
-        mean, texture = values[column], values[3]
+        mean, texture = values[column], values[-1]
         if contrast == "ct":
             mean += phase * _ENHANCEMENT.get(tissue, 0.0)
             jitter = random.uniform(-8, 8) if tissue != "air" else 0.0
@@ -126,6 +130,8 @@ def _intensities(
     texture[lung] = 6.0 * np.exp(-((2.2 * coarse[lung]) ** 2)) + 0.6 * fine[lung] - 2.0
     image = table[:, 0][tissues] + table[:, 1][tissues] * texture
     image = ndimage.gaussian_filter(image, 0.5, truncate=2.0)  # partial volume at the edges
+    if contrast == "pet":
+        return _emission(image, random)
     bias = smooth_field(shape, (2, 2, 2), random)
     if contrast == "ct":
         noise = random.uniform(10, 20) * random.standard_normal(shape, dtype=np.float32)
@@ -137,6 +143,18 @@ def _intensities(
     imaginary = sigma * random.standard_normal(shape, dtype=np.float32)
     gain = random.uniform(400, 1800)  # MR has no unit; every scanner scales otherwise
     return np.rint(gain * np.hypot(real, imaginary)).astype(np.float32)
+
+
+def _emission(uptake: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """PET of an uptake: the blur of a scanner, and noise of counts that was smoothed with it."""
+    from scipy import ndimage
+
+    blur = _PET_SIGMA_MM * np.asarray(uptake.shape) / FIELD_MM  # in voxels
+    counts = np.sqrt(uptake.clip(min=0)) * random.standard_normal(uptake.shape, dtype=np.float32)
+    noise = ndimage.gaussian_filter(counts, blur)
+    noise *= random.uniform(0.05, 0.1) / noise.std()
+    image = ndimage.gaussian_filter(uptake, blur) + noise
+    return np.round(image.clip(min=0), 3).astype(np.float32)
 
 
 def _torso(shape: tuple[int, int, int], random: np.random.Generator) -> Canvas:
@@ -187,8 +205,9 @@ def phantom(
     seed : int
         The subject: sizes and places of organs, smooth deformation, pose, contrast phase,
         texture and noise. The same seed gives the same anatomy in every contrast.
-    contrast : {"ct", "t1", "t2"}
-        CT in HU, or MR-like signal in arbitrary units with bias field and Rician noise.
+    contrast : {"ct", "t1", "t2", "pet"}
+        CT in HU, MR-like signal in arbitrary units with bias field and Rician noise, or
+        standardised uptake of FDG, blurred as by a scanner.
 
     Returns
     -------
@@ -205,7 +224,7 @@ def phantom(
     if len(shape) != 3 or min(shape) < 8:
         raise VolumeError(f"A phantom of shape {tuple(shape)} cannot be made; use 8 or more each.")
     if contrast not in get_args(Contrast):
-        raise VolumeError(f"There is no phantom contrast '{contrast}'; use ct, t1 or t2.")
+        raise VolumeError(f"There is no phantom contrast '{contrast}'; use ct, t1, t2 or pet.")
     spacing = np.broadcast_to(np.asarray(spacing_mm, dtype=np.float64), (3,))
     if not np.isfinite(spacing).all() or (spacing <= 0).any():
         raise VolumeError(f"A phantom cannot have a spacing of {spacing_mm} mm.")
@@ -221,6 +240,6 @@ def phantom(
         _intensities(canvas.tissues, contrast, appearance),
         affine,
         name=f"phantom {seed} {contrast.upper()}",
-        modality="ct" if contrast == "ct" else "mr",
+        modality={"ct": "ct", "pet": "pet"}.get(contrast, "mr"),
     )
     return image, Volume(canvas.labels, affine.copy(), name=f"phantom {seed} labels")

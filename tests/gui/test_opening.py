@@ -51,7 +51,7 @@ def test_a_broken_file_is_told_in_a_sentence(plugin: Any, tmp_path: Path) -> Non
     assert not plugin.layers
 
 
-@pytest.mark.parametrize("key", ["phantom_pair_ct", "phantom_pair_mr"])
+@pytest.mark.parametrize("key", ["phantom_pair_ct", "phantom_pair_mr", "phantom_pair_pet"])
 def test_the_phantoms_open_with_named_labels(key: str, plugin: Any) -> None:
     plugin.open_sample(PLUGIN, key)
     image, labels, *second = plugin.layers

@@ -4,6 +4,7 @@ import time
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from napari_s2dc.errors import VolumeError
 from napari_s2dc.volumes.io import check_values
@@ -93,12 +94,30 @@ def test_mr_contrasts_differ_as_they_should() -> None:
     assert t1.array.min() >= 0
 
 
+def test_pet_shows_the_uptake_of_a_tracer_not_edges() -> None:
+    pet, labels = phantom(SHAPE, contrast="pet", seed=2)
+    assert pet.modality == "pet"
+    assert pet.array.min() >= 0
+
+    def uptake(name: str) -> float:
+        return float(np.median(pet.array[labels.array == NUMBER[name]]))
+
+    assert 1.8 < uptake("liver") < 2.6
+    assert uptake("bladder") > 3 * uptake("liver")
+    assert uptake("subcutaneous fat") < 0.6 * uptake("muscle")
+    assert np.median(pet.array[labels.array == 0]) < 0.1
+    # A scanner of 6 mm blurs the bladder over its edge.
+    beside = ndimage.binary_dilation(labels.array == NUMBER["bladder"]) & (labels.array > 0)
+    beside &= labels.array != NUMBER["bladder"]
+    assert np.median(pet.array[beside]) > 1.3 * uptake("muscle")
+
+
 def test_same_seed_is_the_same_subject_in_every_contrast() -> None:
     first = phantom(SHAPE, seed=5)
     again = phantom(SHAPE, seed=5)
     np.testing.assert_array_equal(first[0].array, again[0].array)
     np.testing.assert_array_equal(first[1].array, again[1].array)
-    for contrast in ("t1", "t2"):
+    for contrast in ("t1", "t2", "pet"):
         np.testing.assert_array_equal(
             first[1].array,
             phantom(SHAPE, seed=5, contrast=contrast)[1].array,  # type: ignore[arg-type]
@@ -161,7 +180,7 @@ def test_it_is_quick() -> None:
     [
         {"shape": (4, 64, 64)},
         {"shape": (64, 64)},
-        {"contrast": "pet"},
+        {"contrast": "ultrasound"},
         {"spacing_mm": 0.0},
         {"spacing_mm": float("nan")},
     ],

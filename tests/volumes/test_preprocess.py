@@ -102,12 +102,13 @@ def test_unknown_preset_and_constant_scan() -> None:
 
 
 # ---------------------------------------------------------------------------- foreground
-@pytest.mark.parametrize("contrast", ["ct", "t1", "t2"])
+@pytest.mark.parametrize("contrast", ["ct", "t1", "t2", "pet"])
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("normalised", [False, True])
 def test_body_of_the_phantom(contrast: str, seed: int, normalised: bool) -> None:
     image, labels = phantom(SMALL, seed=seed, contrast=contrast)  # type: ignore[arg-type]
-    array = normalize(image.array, "auto") if normalised else image.array
+    preset = "pet" if contrast == "pet" else "auto"
+    array = normalize(image.array, preset) if normalised else image.array
     mask = foreground_mask(array)
     assert mask.dtype == bool
     assert mask.shape == array.shape
