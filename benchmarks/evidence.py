@@ -109,8 +109,8 @@ TEXTS = {
     ),
     "contrast": (
         "Four phantom torsos, each shown as CT and as T2-weighted MR; the same random views; the "
-        "most similar patch. Within PET: the same torsos as PET with FDG, blurred to 6 mm; there is "
-        "no PET in the training but what made-up anatomies in random contrasts may look like. "
+        "most similar patch. Within PET: the same torsos as PET with FDG, blurred to 6 mm; there "
+        "is no PET in the training but what made-up anatomies in random contrasts may look like. "
         "Torsos of other seeds by the same formulas are among the made-up anatomies of the "
         "training, in random contrasts, so this is no test on a new kind of scan."
     ),
