@@ -180,14 +180,16 @@ def _attend(
         buffer, found = scores.buffer(), torch.empty_like(value)
         largest = torch.zeros_like(value[:, :1])
         for part in scores.parts():
-            v, out = value[part.matrices], found[part.matrices]
-            torch.bmm(v, scores.of(part, buffer).exp2_(), out=out)
-            least, most = (float(sums) for sums in out[:, -1].aminmax())
-            if not 1 / _SAFE < least <= most < _SAFE:
-                # Once more without the largest of each query, which is seldom needed
+            powers = scores.of(part, buffer).exp2_()
+            torch.bmm(value[part.matrices], powers, out=found[part.matrices])
+        least, most = (float(sums) for sums in found[:, -1].aminmax())
+        if not 1 / _SAFE < least <= most < _SAFE:
+            # Once more without the largest of each query, which is seldom needed
+            for part in scores.parts():
                 powers = scores.of(part, buffer)
                 torch.amax(powers, 1, keepdim=True, out=largest[part.matrices])
-                torch.bmm(v, powers.sub_(largest[part.matrices]).exp2_(), out=out)
+                powers.sub_(largest[part.matrices]).exp2_()
+                torch.bmm(value[part.matrices], powers, out=found[part.matrices])
         sums = found[:, -1:]
         _unpack(group, found[:, :-1] / sums, mixed)
         _unpack(group, largest.add_(sums.log2()), logarithms)
