@@ -17,6 +17,8 @@ from benchmarks.evidence_tasks import (
     matching_accuracy,
     pet_accuracy,
     structure_figures,
+    structures_across,
+    structures_by_place,
     transfer_dice,
 )
 from benchmarks.fewshot_organs import EVERYWHERE, OrgansWork
@@ -171,6 +173,23 @@ def contrast_table(rows: Sequence[Row], figures: Figures) -> str:
         body.append([row.name, *map(spread_over_seeds, zip(*found, strict=True))])
     header = ["features", "same contrast", "CT to T2 and back", "ratio", "within PET"]
     return table(header, body)
+
+
+def across_table(rows: Sequence[Row], figures: Figures) -> str:
+    """Tabulate structures of phantoms named from others in the same and in another contrast."""
+    body = []
+    for row in rows:
+        candidates = [row.candidate(CT_SET, seed) for seed in SEEDS]
+        found = [
+            figures(one, "structures across", lambda c=one: structures_across(c))
+            for one in candidates
+        ]
+        shares = [[*four, (four[2] + four[3]) / (four[0] + four[1])] for four in found]
+        body.append([row.name, *map(spread_over_seeds, zip(*shares, strict=True))])
+    place = f"{structures_by_place():.3f}"
+    body.append(["place in the scan alone", *[place] * 4, "1.000"])
+    header = ["features", "CT from CT", "T2 from T2", "T2 from CT", "CT from T2"]
+    return table([*header, "across / same"], body)
 
 
 def transfer_table(rows: Sequence[Row], data: Path, figures: Figures) -> str:

@@ -18,8 +18,8 @@ from napari_s2dc.engine.progress import finish
 from napari_s2dc.engine.self_check import KnownView, judge, known_view
 from napari_s2dc.engine.transfer import transfer_labels
 from napari_s2dc.errors import S2DCError
-from napari_s2dc.method.encoder import SwinEncoder
-from napari_s2dc.volumes.phantom import phantom
+from napari_s2dc.method.encoder import STRIDES, SwinEncoder
+from napari_s2dc.volumes.phantom import Contrast, phantom
 from napari_s2dc.volumes.preprocess import normalize
 from napari_s2dc.volumes.volume import Volume
 
@@ -125,9 +125,47 @@ def pet_accuracy(candidate: Candidate, seeds: range) -> float:
     return float(np.mean(found))
 
 
-def labelled_tokens(candidate: Candidate, image: Volume, labels: Volume) -> Labelled:
+def structures_across(candidate: Candidate) -> list[float]:
+    """5-NN accuracy of structures of phantoms named from phantoms in the same or another contrast.
+
+    Returns
+    -------
+    list of float
+        CT from CT, T2 from T2, T2 from CT, CT from T2; of the last two phantoms from the others.
+    """
+    own = replace(SETTINGS, preset="auto")
+
+    def shown(contrast: Contrast) -> list[Labelled]:
+        made = [phantom(seed=number, contrast=contrast) for number in PHANTOM_SEEDS]
+        return [labelled_tokens(candidate, image, labels, own) for image, labels in made]
+
+    ct, t2 = shown("ct"), shown("t2")
+    pairs = ((ct, ct), (t2, t2), (ct, t2), (t2, ct))
+    return [structure_accuracy(known[:2], asked[2:]) for known, asked in pairs]
+
+
+def structures_by_place() -> float:
+    """5-NN accuracy of the same structures by nothing but where in its scan a patch lies."""
+    waves = torch.randn(64, 3, generator=torch.Generator().manual_seed(0)) * 4
+
+    def placed(number: int) -> Labelled:
+        _, labels = phantom(seed=number)
+        tokens = label_tokens(labels.array.astype(np.int64), STRIDES[SETTINGS.stage or 0])
+        axes = [(torch.arange(count) + 0.5) / count for count in tokens.shape]
+        place = torch.stack(torch.meshgrid(*axes, indexing="ij"))
+        # The cosine of such features falls with the distance, whatever the direction
+        phases = torch.einsum("wd,dzyx->wzyx", waves, place)
+        return torch.cat([phases.cos(), phases.sin()]), tokens
+
+    scans = [placed(number) for number in PHANTOM_SEEDS]
+    return structure_accuracy(scans[:2], scans[2:])
+
+
+def labelled_tokens(
+    candidate: Candidate, image: Volume, labels: Volume, settings: EmbedSettings = SETTINGS
+) -> Labelled:
     """Features of a scan and the label that most voxels of every patch have."""
-    embedding = candidate.embed(image)
+    embedding = candidate.embed(image, settings)
     return embedding.features.float(), label_tokens(labels.array.astype(np.int64), embedding.stride)
 
 

@@ -43,13 +43,13 @@ def mouse_part(options: argparse.Namespace) -> str:
 
 
 def hippocampus_part(options: argparse.Namespace) -> str:
-    """Few labelled hippocampi; label transfer is measured on whole brains only."""
+    """Few labelled hippocampi."""
     return volumes_section(
         options.data / HIPPOCAMPUS.name,
         HIPPOCAMPUS,
         options.hippocampus,
         network_encoder=options.hippocampus,
-        ways=[way for way in WAYS if way != "label transfer"],
+        ways=list(WAYS),
         runs=options.runs,
         jobs=options.jobs,
     )

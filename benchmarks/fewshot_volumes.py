@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.fewshot_forest import VOXELS
 from benchmarks.fewshot_runs import Memo, Result, Run, results_of
-from benchmarks.fewshot_splits import SEEDS, LabelledSet, names_in, require_unseen, split_of
+from benchmarks.fewshot_splits import MOUSE, SEEDS, LabelledSet, names_in, require_unseen, split_of
 from benchmarks.fewshot_ways import (
     CARRIED,
     CARRIED_TO_SCRATCH,
@@ -185,7 +185,7 @@ def volumes_section(
     there = {run.way for run in results}
     if "random forest" in there:
         text += f" The forest learns from {VOXELS} voxels of the labelled scans, or all of fewer."
-    if "label transfer" in there:
+    if "label transfer" in there and data == MOUSE:
         text += (
             " How long the registration of label transfer goes on and its weights were chosen on "
             "some pairs of these scans, tests among them."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,9 @@ from s2dc_train import cli, views
 from s2dc_train.config import RunConfig, ViewConfig
 from s2dc_train.views import draw
 
-from benchmarks import released_geometry
+from benchmarks import evidence_tasks, released_geometry
 from benchmarks.ablations import COMMON, PAIRS_AS_RELEASED, VARIANTS, run_of
-from benchmarks.descriptors import mind
+from benchmarks.descriptors import mind, raw_patches
 from benchmarks.evidence import ablation_rows
 from benchmarks.evidence_tables import Figures
 from benchmarks.evidence_tasks import (
@@ -164,3 +165,16 @@ def test_ablations_have_an_encoder_for_each_seed(
     save("all of it", SEEDS[2], steps=100)
     with pytest.raises(ValueError, match="several lengths"):
         ablation_rows(tmp_path)
+
+
+def test_structures_are_named_across_contrasts_and_by_place(
+    encoder: SwinEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = partial(phantom, (48, 64, 64), 6.0)
+    monkeypatch.setattr(evidence_tasks, "phantom", small)
+    raw = Candidate(encoder, raw_patches)
+    ct, t2, t2_from_ct, ct_from_t2 = evidence_tasks.structures_across(raw)
+    # Brightness tells much within a contrast and misleads between them
+    assert min(ct, t2) > max(t2_from_ct, ct_from_t2)
+    assert evidence_tasks.structures_by_place() > max(t2_from_ct, ct_from_t2)
+    assert 0 < evidence_tasks.pet_accuracy(raw, range(1)) < 1
