@@ -6,7 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from napari_s2dc.volumes.dicom import is_dicom_file, series_files
+from napari_s2dc.volumes.foreground import sample_of
 from napari_s2dc.volumes.formats import format_of
 from napari_s2dc.volumes.io import is_label_path, read_volume
 from napari_s2dc.volumes.preprocess import PRESETS
@@ -118,4 +121,10 @@ def layer_data(
     if volume.modality == "ct":
         soft_tissue = PRESETS["ct_soft_tissue"]
         keywords["contrast_limits"] = (soft_tissue.low, soft_tissue.high)
+    elif volume.modality == "pet":
+        # The bladder or the brain may be ten times as bright as the organs
+        sample = sample_of(volume.array)
+        high = float(np.percentile(sample[sample > 0], 99.5)) if (sample > 0).any() else 0.0
+        if np.isfinite(high) and high > 0:
+            keywords["contrast_limits"] = (0.0, high)
     return volume.array, keywords, "image"

@@ -14,6 +14,7 @@ from napari_s2dc._sample import phantom_pair_ct, phantom_pair_mr, phantom_pair_p
 from napari_s2dc.errors import VolumeError
 from napari_s2dc.volumes.io import read_volume
 from napari_s2dc.volumes.phantom import LABELS
+from napari_s2dc.volumes.volume import Volume
 from tests.volumes.files import AFFINES, content, write_dicom, write_mha, write_nifti
 
 PACKAGE = Path(napari_s2dc.__file__).parent
@@ -119,6 +120,16 @@ def test_sample_is_two_labelled_subjects(make: object) -> None:
             assert keywords["features"]["name"] == ["background", *LABELS.values()]
             assert len(keywords["features"]["index"]) == len(LABELS) + 1
     assert (layers[0][0] != layers[2][0]).any()
+
+
+def test_pet_is_shown_so_that_organs_are_seen_beside_the_bladder() -> None:
+    image, _, *_ = phantom_pair_pet()
+    array, keywords, _ = image
+    low, high = keywords["contrast_limits"]
+    assert low == 0
+    assert 1.5 < high < 0.5 * array.max()
+    nothing = Volume(np.zeros((4, 4, 4), np.float32), np.eye(4), name="empty", modality="pet")
+    assert "contrast_limits" not in layer_data(nothing)[1]
 
 
 def test_layer_data_keeps_the_way_back(tmp_path: Path) -> None:

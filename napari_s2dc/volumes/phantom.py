@@ -12,7 +12,7 @@ from napari_s2dc.volumes.canvas import FIELD_MM, LABELS, TISSUES, Canvas
 from napari_s2dc.volumes.smooth_field import smooth_field
 from napari_s2dc.volumes.volume import Volume
 
-__all__ = ["LABELS", "phantom", "torso_regions"]
+__all__ = ["LABELS", "Contrast", "phantom", "torso_regions"]
 
 Contrast = Literal["ct", "t1", "t2", "pet"]
 
@@ -207,7 +207,8 @@ def phantom(
         texture and noise. The same seed gives the same anatomy in every contrast.
     contrast : {"ct", "t1", "t2", "pet"}
         CT in HU, MR-like signal in arbitrary units with bias field and Rician noise, or
-        standardised uptake of FDG, blurred as by a scanner.
+        standardised uptake of FDG, blurred as by a scanner to 6 mm of the reference body, whatever
+        the spacing.
 
     Returns
     -------
