@@ -135,8 +135,8 @@ TEXTS = {
 }
 SPREAD = (
     f"Mean ± standard deviation over {len(SEEDS)} seeds: draws of the known or labelled subjects, "
-    "and random weights where nothing was trained. No training was repeated, so the chance "
-    "of an encoder's own is not in it."
+    "and random weights where nothing was trained. Every encoder was trained once, so its own "
+    "chance is not in it."
 )
 ABLATIONS_SPREAD = (
     f"Mean ± standard deviation over {len(SEEDS)} seeds, of the training and of the draws of the "
