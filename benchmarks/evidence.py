@@ -193,6 +193,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         given = (
             "--mouse MOUSE --mouse-coarse COARSE --hippocampus HIPPOCAMPUS --ct CT --masked MASKED"
         )
+        if options.also:
+            given += " --also NAME=ENCODER"
     for part in options.parts:
         section = "\n\n".join(
             [

@@ -29,7 +29,8 @@ Descriptor = Callable[[np.ndarray, int], torch.Tensor]
 Labelled = tuple[torch.Tensor, torch.Tensor]
 """Features (C, tz, ty, tx) and labels (tz, ty, tx)."""
 
-SETTINGS = EmbedSettings(stage=2)
+STAGE = 2
+SETTINGS = EmbedSettings(stage=STAGE)
 """Patches of 8 voxels a side, whatever stage an encoder was trained at."""
 
 PHANTOM_SEEDS = (201, 202, 203, 204)
@@ -150,7 +151,7 @@ def structures_by_place() -> float:
 
     def placed(number: int) -> Labelled:
         _, labels = phantom(seed=number)
-        tokens = label_tokens(labels.array.astype(np.int64), STRIDES[SETTINGS.stage or 0])
+        tokens = label_tokens(labels.array.astype(np.int64), STRIDES[STAGE])
         axes = [(torch.arange(count) + 0.5) / count for count in tokens.shape]
         place = torch.stack(torch.meshgrid(*axes, indexing="ij"))
         # The cosine of such features falls with the distance, whatever the direction

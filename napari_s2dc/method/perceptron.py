@@ -71,14 +71,7 @@ def _add(
     return added
 
 
-def _add_shape(
-    tokens: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    second_weight: Tensor,
-    second_bias: Tensor,
-    epsilon: float,
-) -> Tensor:
+def _add_shape(tokens: Tensor, *_: object) -> Tensor:
     return torch.empty_like(tokens)
 
 
@@ -115,21 +108,9 @@ def _gradients(
     return d_tokens, d_weight, d_bias, d_second, incoming.sum(0)
 
 
-def _gradients_shape(
-    incoming: Tensor,
-    tokens: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    second_weight: Tensor,
-    epsilon: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return (
-        torch.empty_like(tokens),
-        torch.empty_like(weight),
-        torch.empty_like(bias),
-        torch.empty_like(second_weight),
-        tokens.new_empty(tokens.shape[1]),
-    )
+def _gradients_shape(incoming: Tensor, *given: Any) -> tuple[Tensor, ...]:
+    alike = (torch.empty_like(tensor) for tensor in given[:-1])
+    return (*alike, incoming.new_empty(incoming.shape[1]))
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

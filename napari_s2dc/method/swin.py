@@ -141,19 +141,16 @@ def _block(block: SwinTransformerBlock, tokens: Tensor, shifted: bool) -> Tensor
 
 
 def _normalised(norm: nn.LayerNorm, tokens: Tensor) -> Tensor:
-    return _layer_norm(tokens, norm.weight, norm.bias, norm.eps)
-
-
-def _layer_norm(tokens: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
     """Layer norm over channels.
 
     On the CPU, scale and shift of few channels are an operation of their own where their gradients
     are wanted: torch's threads add those up in one cache line, which takes up to five times as long
     as all else that the norm's gradient needs.
     """
-    if tokens.device.type != "cpu" or len(weight) >= _FULL_LINE or not torch.is_grad_enabled():
-        return F.layer_norm(tokens, weight.shape, weight, bias, epsilon)
-    return torch.addcmul(bias, plain_layer_norm(tokens, epsilon), weight)
+    few = tokens.device.type == "cpu" and len(norm.weight) < _FULL_LINE
+    if few and torch.is_grad_enabled():
+        return torch.addcmul(norm.bias, plain_layer_norm(tokens, norm.eps), norm.weight)
+    return cast(Tensor, norm(tokens))
 
 
 def _maybe_again(part: Callable[[Tensor], Tensor], tokens: Tensor, again: bool) -> Tensor:

@@ -241,6 +241,6 @@ def phantom(
         _intensities(canvas.tissues, contrast, appearance),
         affine,
         name=f"phantom {seed} {contrast.upper()}",
-        modality={"ct": "ct", "pet": "pet"}.get(contrast, "mr"),
+        modality="mr" if contrast in ("t1", "t2") else contrast,
     )
     return image, Volume(canvas.labels, affine.copy(), name=f"phantom {seed} labels")
