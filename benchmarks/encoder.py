@@ -144,7 +144,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 times,
             ),
             "Share of the operations' time in percent (torch's profiler), operations of a forward "
-            "pass, their rate, and that rate beside a product of 2048 × 2048 matrices.",
+            "pass, their rate, and that rate beside a product of 2048 × 2048 matrices. Operations "
+            "of convolutions are counted in full, though ours does the large ones with half.",
             table(
                 ["work, side", *KINDS, "rest", "GFLOP", "GFLOP/s", "of products"],
                 parts,

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from monai.networks.blocks.dynunet_block import UnetResBlock
 from torch import Tensor, nn
 
+from napari_s2dc.method.convolution import convolve, is_quicker
+
 __all__ = ["add", "residual_block"]
 
 _FEW_VALUES = 20480
@@ -52,7 +54,10 @@ def _convolution(convolution: nn.Module, x: Tensor) -> Tensor:
     """
     if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         with torch.autocast("cpu", enabled=False):
-            return cast(Tensor, convolution(x.float()))
+            return _convolution(convolution, x.float())
+    tokens, kernel = x.permute(0, 2, 3, 4, 1), convolution.conv.weight
+    if is_quicker(tokens, kernel):
+        return convolve(tokens, kernel).permute(0, 4, 1, 2, 3)
     left_out = (
         (x.device.type, x.dtype, len(x)) == ("cpu", torch.float32, 1)
         and x.shape[:4].numel() <= _FEW_VALUES
