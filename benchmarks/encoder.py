@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import statistics
+import time
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import Any
@@ -19,6 +20,9 @@ SIDES: dict[str, dict[str, bool]] = {
     "MONAI, flash attention, allocator": {"ours": False, "flash": True, "tuned": True},
     "ours, allocator": {"ours": True, "flash": False, "tuned": True},
 }
+
+_PAUSE_S = 1.0
+"""Before each pass. Right after another process, whatever comes next takes up to a tenth longer."""
 
 
 class _Measured:
@@ -70,6 +74,7 @@ def measure(
     }
     for _ in range(options.repeats):
         for one in measured.values():
+            time.sleep(_PAUSE_S)
             one.seconds.append(one.ask("time"))
     first, *_, last = measured
     facts = {name: measured[name].ask("facts") for name in (first, last)}
@@ -137,8 +142,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"{device.type}",
             f"{options.batch} crop(s) of {options.crop}³ voxels, "
             f"{'float32' if device.type == 'cpu' else 'bf16'}, the same weights. {description} "
-            f"Every side in a process of its own; median of {options.repeats} runs in turn, in "
-            "brackets the quartiles. Memory: rise in the first pass.",
+            f"Every side in a process of its own; median of {options.repeats} runs in turn with "
+            f"{_PAUSE_S:g} s between them, in brackets the quartiles. Memory: rise in the first "
+            "pass.",
             table(
                 ["work, side", "ms", "ours is × faster", "MB", "× ours"],
                 times,

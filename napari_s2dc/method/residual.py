@@ -41,7 +41,8 @@ def _instance_norm(x: Tensor) -> Tensor:
     ``instance_norm`` copies such features into another order; ``batch_norm`` of one sample is the
     same and does not.
     """
-    return torch.cat([F.batch_norm(one, None, None, training=True) for one in x.split(1)])
+    normalised = [F.batch_norm(one, None, None, training=True) for one in x.split(1)]
+    return normalised[0] if len(normalised) == 1 else torch.cat(normalised)
 
 
 def _convolution(convolution: nn.Module, x: Tensor) -> Tensor:
