@@ -47,11 +47,13 @@ _PAPER = (
     *("--token-stage", "4", "--head", "2048", "512"),
 )
 
+_SIZES = ("12", "24", "48")
+
 BENCHMARKS: dict[str, tuple[Benchmark, ...]] = {
     "cpu": (
         Benchmark("transport"),
         Benchmark("transport", ("--temperature", "0.05")),
-        Benchmark("encoder", ("--repeats", "3")),
+        *(Benchmark("encoder", ("--feature-size", size, "--repeats", "3")) for size in _SIZES),
         Benchmark("step"),
         Benchmark("embedding"),
         Benchmark("quick"),

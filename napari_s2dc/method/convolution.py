@@ -1,10 +1,10 @@
 """Convolutions of 3 × 3 × 3 on the CPU with half of their multiplications.
 
-Winograd's F(4, 3) along z: every six slices are mixed into six others, each of which one convolution
-of 3 × 3 within the slice goes over, and four slices of the result are mixed from these. That is 6
-convolutions of slices where there would be 12. Source: Lavin and Gray, "Fast algorithms for
-convolutional neural networks", CVPR 2016; with the points 0, 1, -1, 2 and -1/2, which err less than
-the paper's.
+Winograd's F(4, 3) along z: six slices that follow each other are mixed into six others, each of
+these is convolved by one kernel of 3 × 3, and four slices of the result are mixed from what comes
+out. That is 6 convolutions of slices where there would be 12. Source: Lavin and Gray, "Fast
+algorithms for convolutional neural networks", CVPR 2016; with the points 0, 1, -1, 2 and -1/2,
+which err less than the paper's.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ def convolve(tokens: Tensor, kernel: Tensor) -> Tensor:
     Returns
     -------
     Tensor (B, Z, Y, X, O)
-        Equal to ``conv3d`` with a padding of 1 up to rounding: in float32, about 3e-6 of the largest
-        value where oneDNN is off by 1e-6.
+        Equal to ``conv3d`` with a padding of 1 up to rounding: in float32, off by about 3e-6 of the
+        largest value, where oneDNN is off by 1e-6.
     """
     return cast(Tensor, torch.ops.napari_s2dc.convolve(tokens, kernel))
 
@@ -111,7 +111,7 @@ def _parts(sample: Tensor) -> Iterator[tuple[range, Tensor]]:
 
 
 def _slices(sample: Tensor, first: int, count: int) -> Tensor:
-    """Some slices, of zeros beyond the first and the last."""
+    """Return some slices; beyond the first and the last they are zeros."""
     depth = len(sample)
     before, behind = max(0, -first), max(0, first + count - depth)
     found = sample[max(0, first) : first + count]

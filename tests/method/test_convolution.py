@@ -69,16 +69,16 @@ def test_precise_under_autocast_going_backward_too() -> None:
 
 
 def test_only_where_it_pays() -> None:
-    def asked(side: int, channels: int, kernel: int = 3, dtype: torch.dtype = torch.float32) -> bool:
-        tokens = torch.empty(1, side, side, side, channels, dtype=dtype)
-        return is_quicker(tokens, torch.empty(channels, channels, *(kernel,) * 3, dtype=dtype))
+    def asked(grid: int, channels: int, side: int = 3, dtype: torch.dtype = torch.float32) -> bool:
+        kernel = torch.empty(channels, channels, side, side, side, dtype=dtype)
+        return is_quicker(torch.empty(1, grid, grid, grid, channels, dtype=dtype), kernel)
 
     assert asked(24, 48)
     assert asked(12, 96)
     assert not asked(48, 12)
     assert not asked(12, 48)
     assert not asked(6, 384)
-    assert not asked(24, 48, kernel=1)
+    assert not asked(24, 48, side=1)
     assert not asked(24, 48, dtype=torch.float64)
 
 

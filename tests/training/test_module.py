@@ -227,6 +227,9 @@ def test_without_the_global_loss_nothing_is_spent_on_it() -> None:
         settings(trainer__max_steps=1, loss__global_contrast=0.0, data__grid=[1, 1, 1])
     )
     before = copy_of(module.student.contrast_head)
+    for branch in (module.student, module.teacher):
+        for stage in range(module.config.model.token_stage, 4):
+            setattr(branch.encoder.swin, f"layers{stage + 1}", None)
     log = fit(module, samples(1, (32, 32, 32)))
     assert "global_contrast" not in log.rows[0][1]
     after = copy_of(module.student.contrast_head)

@@ -164,6 +164,8 @@ class TrainerConfig:
     """Largest norm of the gradient; 0 means no clipping."""
     memory_gb: float = 0.0
     """Memory the run may take, in GB (1e9); 0 means half the machine's, or 90 % of a GPU's."""
+    compile: bool = False
+    """Compile the encoder by torch.compile: minutes at the start, and on a CPU slower after it."""
     accumulate: int = 1
     """Batches whose gradients are added up for one step."""
     save_every: int = 100

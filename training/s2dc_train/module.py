@@ -63,6 +63,7 @@ class S2DCModule(L.LightningModule):
             model.head_output,
             model.head_layers,
             per_slice=model.head_normalization == "slices",
+            whole_crops=bool(config.loss.global_contrast),
         )
         self.teacher = make_teacher(self.student)
         self.queue = KeyQueue(model.queue_length, model.head_output)
@@ -113,7 +114,11 @@ class S2DCModule(L.LightningModule):
         if self._passes is not None:
             return self._passes
         settings, device = self.config, crops.device
-        crop_bytes = saved_bytes(lambda: self.student.encode(crops[:1]), self.student)
+        # Not by what may be compiled: a compiler cannot see what is counted
+        student = self.student
+        crop_bytes = saved_bytes(
+            lambda: student.encoder.stages(crops[:1], student.stages_used), student
+        )
         budget, state = memory_budget(settings.trainer.memory_gb, device), state_bytes(self, device)
         self._passes = plan_passes(
             len(crops),

@@ -30,6 +30,7 @@ from napari_s2dc.errors import ConfigurationError, S2DCError
 from napari_s2dc.files import replace_atomically
 from s2dc_train.callbacks import MetricsFile, OrderlyStop, Progress
 from s2dc_train.checks import check_configuration, check_fit, read_training_checkpoint
+from s2dc_train.compiling import compile_encoders
 from s2dc_train.config import RunConfig
 from s2dc_train.data import S2DCDataModule
 from s2dc_train.interruption import StopRequest, is_first_process
@@ -226,6 +227,8 @@ def _train(
     progress = Progress(lambda: validation.last)
     clock = WaitClock()
     trainer = _trainer(config, [validation, stop, progress, checkpoints], clock)
+    if settings.compile:
+        compile_encoders(module.student, module.teacher, device=trainer.strategy.root_device)
 
     data = S2DCDataModule(config.data, seed=config.seed, run_dir=out)
     if is_first_process():

@@ -72,6 +72,13 @@ class Branch(nn.Module):
         Widths and depth of both heads.
     per_slice : bool
         The token head normalises slices (:class:`SliceNorm`).
+    whole_crops : bool
+        Whole crops are asked for too; without, layers behind the token stage are not computed.
+
+    Attributes
+    ----------
+    stages_used : tuple of int
+        Stages of the encoder that are computed.
     """
 
     def __init__(
@@ -83,15 +90,22 @@ class Branch(nn.Module):
         layers: int,
         *,
         per_slice: bool = False,
+        whole_crops: bool = True,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.token_stage = token_stage
+        self.stages_used = (token_stage, 4) if whole_crops else (token_stage,)
+        self._stages = encoder.stages
         channels = encoder.stage_channels
         self.token_head = ProjectionHead(
             channels[token_stage], hidden, outputs, layers, per_slice=per_slice
         )
         self.contrast_head = ProjectionHead(channels[-1], hidden, outputs, layers)
+
+    def compile_encoder(self) -> None:
+        """Compile the encoder's passes by ``torch.compile``, when they are first made."""
+        self._stages = torch.compile(self.encoder.stages)
 
     def encode(self, crops: Tensor, passes: Passes | None = None) -> tuple[Tensor, Tensor]:
         """Features of crops.
@@ -110,7 +124,7 @@ class Branch(nn.Module):
         tokens : Tensor (N, C, t, t, t)
             Output of the token stage.
         pooled : Tensor (N, 16 f)
-            Mean of the last stage.
+            Mean of the last stage; (N, 0) without `whole_crops`.
         """
         parts = (passes or Passes(len(crops), len(crops))).split(crops)
         encoded = [
@@ -133,8 +147,9 @@ class Branch(nn.Module):
         return checkpoint(encode, crops, use_reentrant=False, preserve_rng_state=False)
 
     def _encode(self, crops: Tensor) -> tuple[Tensor, Tensor]:
-        tokens, last = self.encoder.stages(crops, (self.token_stage, 4))
-        return tokens, last.mean((-3, -2, -1))
+        tokens, *last = self._stages(crops, self.stages_used)
+        pooled = last[0].mean((-3, -2, -1)) if last else tokens.new_zeros(len(tokens), 0)
+        return tokens, pooled
 
 
 @torch.no_grad()
