@@ -12,11 +12,15 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 # Light: torch itself may only allocate after the allocator was set.
-from napari_s2dc.engine.allocator import keep_large_buffers
+from napari_s2dc.engine.allocator import keep_large_buffers, release_free_buffers
+
+if TYPE_CHECKING:
+    from napari_s2dc.engine.embedding import Embedding
 
 STAGE = 2
 GRIDS = ((10, 10, 10), (10, 10, 20), (10, 20, 20), (20, 20, 20))
@@ -55,7 +59,6 @@ def one_scan(side: int) -> Row:
 
     from benchmarks.memory import peak_during
     from napari_s2dc.engine.embed import EmbedSettings, embed_volume, plan
-    from napari_s2dc.engine.embedding import Embedding
     from napari_s2dc.engine.progress import finish
     from napari_s2dc.method.encoder import SwinEncoder
     from napari_s2dc.volumes.volume import Volume
@@ -97,16 +100,20 @@ def scans(sides: Sequence[int]) -> list[Row]:
 def matches() -> list[Row]:
     """Match scans of more and more patches of random features."""
     from benchmarks.matching_plans import random_scan
+    from benchmarks.memory import peak_during
     from napari_s2dc.engine.match import match_embeddings
 
     rows: list[Row] = []
     for grid in GRIDS:
         a, b = random_scan(grid, 0), random_scan(grid, 1)
-        begun = time.perf_counter()
-        match_embeddings(a, b)
-        first = time.perf_counter() - begun
-        seconds = repeated(lambda a=a, b=b: match_embeddings(a, b), first)  # type: ignore[misc]
-        rows.append({"size": math.prod(grid), "seconds": seconds})
+
+        def work(a: Embedding = a, b: Embedding = b) -> None:
+            match_embeddings(a, b)
+
+        release_free_buffers()  # what the smaller ones have left
+        first, memory_mb = peak_during(work)
+        seconds = repeated(work, first)
+        rows.append({"size": math.prod(grid), "seconds": seconds, "memory_mb": memory_mb})
     return rows
 
 
@@ -225,11 +232,15 @@ def report(options: argparse.Namespace) -> str:
             f"power {exponent(several, of='memory_mb'):.2f} from scans of several windows on.",
             table(header, rows),
             features_sentence(),
-            f"Matching, seconds by patches in each scan (power {exponent(matched):.2f}; a whole "
-            "plan has the square of them):",
+            f"Matching, by patches in each scan (seconds with the power {exponent(matched):.2f}, "
+            f"memory {exponent(matched[1:], of='memory_mb'):.2f}; a whole plan has the square of "
+            "them):",
             table(
-                ["patches", "seconds"],
-                [[f"{row['size']:.0f}", f"{row['seconds']:.2f}"] for row in matched],
+                ["patches", "seconds", "memory above the start, MB"],
+                [
+                    [f"{row['size']:.0f}", f"{row['seconds']:.2f}", f"{row['memory_mb']:.0f}"]
+                    for row in matched
+                ],
             ),
             f"A training step of ours, by crops of 48³ (power {exponent(trained):.2f}):",
             table(

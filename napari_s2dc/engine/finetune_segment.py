@@ -56,6 +56,9 @@ def segment_with_network(
 ) -> Steps[tuple[np.ndarray, np.ndarray]]:
     """Segment an image.
 
+    What is far from tissue is background: windows without any are left out, which changes nothing
+    in the tissue, because every window that reaches it is there.
+
     Parameters
     ----------
     image : np.ndarray (Z, Y, X)
@@ -88,7 +91,8 @@ def segment_with_network(
     S2DCError
         There is not enough memory.
     """
-    box = box_of(foreground_mask(image), _FRAME_VOX)
+    tissue = foreground_mask(image)
+    box = box_of(tissue, _FRAME_VOX)
     wanted = [np.arange(n, dtype=float) for n in image.shape] if places is None else list(places)
     planes = ProbabilityPlanes(model.outputs, wanted, box)
     if box is None:  # nothing but air
@@ -96,7 +100,9 @@ def segment_with_network(
     network = network_of(model).to(device)
     mirrors = _MIRRORS if settings.flips else _MIRRORS[:1]
     try:
-        yield from _windows(image[box], model, network, settings.overlap, mirrors, planes)
+        yield from _windows(
+            image[box], tissue[box], model, network, settings.overlap, mirrors, planes
+        )
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
@@ -121,6 +127,7 @@ def box_of(mask: np.ndarray, frame: int = 0) -> tuple[slice, slice, slice] | Non
 
 def _windows(
     image: np.ndarray,
+    tissue: np.ndarray,
     model: SegmentationModel,
     network: SegmentationNetwork,
     overlap: float,
@@ -136,9 +143,12 @@ def _windows(
     device = next(network.parameters()).device
     padding = [max(0, side - length) for side, length in zip(window, image.shape, strict=True)]
     before = [missing // 2 for missing in padding]
-    framed = np.pad(image, [(b, p - b) for b, p in zip(before, padding, strict=True)])
+    frame = [(b, p - b) for b, p in zip(before, padding, strict=True)]
+    framed, tissue = np.pad(image, frame), np.pad(tissue, frame)
     steps = [max(1, int(side * (1 - overlap))) for side in window]
-    places = dense_patch_slices(framed.shape, window, steps)
+    places = [
+        place for place in dense_patch_slices(framed.shape, window, steps) if _near(tissue, place)
+    ]
     weight = compute_importance_map(window, mode="gaussian", sigma_scale=0.125).to(device)
     shape = (model.outputs + 1, window[0], *framed.shape[1:])
     slab = torch.zeros(shape, dtype=torch.float16)
@@ -150,27 +160,34 @@ def _windows(
         """Hand over the first planes of the slab, the first of which is plane `at`."""
         low, high = max(at, crop[0].start), min(at + count, crop[0].stop)
         if low < high:
-            part = slab[:, low - at : high - at, crop[1], crop[2]]
-            planes.add(part[:-1].float() / part[-1:].float())
+            part = slab[:, low - at : high - at, crop[1], crop[2]].float()
+            weights = part[-1:]
+            part[:1][weights == 0] = 1  # no window: background
+            planes.add(part[:-1] / weights.where(weights > 0, 1))
 
     for number in range(0, len(places), together):
         batch = places[number : number + together]
         crops = np.stack([framed[place] for place in batch])[:, None]
         found = _probabilities(network, torch.from_numpy(crops).to(device), mirrors, weight).cpu()
         for place, one in zip(batch, found, strict=True):
-            moved = place[0].start - first
-            if moved > 0:
+            while first < place[0].start:
+                moved = min(place[0].start - first, window[0])
                 pass_on(moved, first)
-                kept = slab.shape[1] - moved
-                if kept > 0:
-                    slab[:, :kept] = slab[:, moved:].clone()
-                slab[:, max(0, kept) :] = 0
-                first = place[0].start
+                kept = window[0] - moved
+                slab[:, :kept] = slab[:, moved:].clone()
+                slab[:, kept:] = 0
+                first += moved
             slab[:, : window[0], place[1], place[2]] += one
         done += len(batch)
         yield Progress(done, len(places), "windows")
-    pass_on(slab.shape[1], first)
+    pass_on(window[0], first)
     planes.close()
+
+
+def _near(tissue: np.ndarray, place: Sequence[slice]) -> bool:
+    """Whether a window or the frame around it holds tissue."""
+    around = tuple(slice(max(0, p.start - _FRAME_VOX), p.stop + _FRAME_VOX) for p in place)
+    return bool(tissue[around].any())
 
 
 def _probabilities(

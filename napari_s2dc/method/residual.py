@@ -46,17 +46,18 @@ def _instance_norm(x: Tensor) -> Tensor:
 
 
 def _convolution(convolution: nn.Module, x: Tensor) -> Tensor:
-    """Apply a convolution, on the CPU always by oneDNN.
+    """Apply a convolution of MONAI's, without bias, on the CPU always by oneDNN.
 
-    torch leaves images of few values to a path that is three times slower. What it decides by
-    cannot be set, but tensors in oneDNN's own layout are not asked. Under autocast on the CPU,
-    convolutions stay in float32: in bfloat16 the gradient of a small one's kernel is now and then
-    NaN, from memory that oneDNN 3 in torch 2.13 does not fill.
+    Large ones are done with half of their multiplications. torch leaves images of few values to a
+    path that is three times slower. What it decides by cannot be set, but tensors in oneDNN's own
+    layout are not asked. Under autocast on the CPU, convolutions stay in float32: in bfloat16 the
+    gradient of a small one's kernel is now and then NaN, from memory that oneDNN 3 in torch 2.13
+    does not fill.
     """
     if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         with torch.autocast("cpu", enabled=False):
             return _convolution(convolution, x.float())
-    tokens, kernel = x.permute(0, 2, 3, 4, 1), convolution.conv.weight
+    tokens, kernel = x.permute(0, 2, 3, 4, 1), cast(Tensor, convolution.conv.weight)
     if is_quicker(tokens, kernel):
         return convolve(tokens, kernel).permute(0, 4, 1, 2, 3)
     left_out = (

@@ -9,6 +9,7 @@ import pytest
 import torch
 from monai.inferers.utils import sliding_window_inference
 
+from napari_s2dc.engine import finetune_segment
 from napari_s2dc.engine.fewshot_settings import SegmentationClass, SegmentSettings
 from napari_s2dc.engine.finetune_network import (
     ENCODER_PREFIX,
@@ -97,6 +98,27 @@ def test_air_is_background_without_any_window(model: SegmentationModel) -> None:
     assert not found[40:].any()
     assert not uncertainty[40:].any()
     assert uncertainty[10:15, 80:90, 15:25].all()
+
+
+def test_windows_far_from_tissue_are_left_out_and_change_nothing_in_it(
+    model: SegmentationModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = np.zeros((180, 130, 64), np.float32)
+    image[:20, :30, :20] = _image(20, 30, 20)
+    image[150:, 90:, 40:] = _image(30, 40, 24)
+    tissue = image > 0
+    steps = segment_with_network(image, model, SegmentSettings(), CPU)
+    fewer = next(steps).total
+    found, uncertainty = finish(steps)
+    monkeypatch.setattr(finetune_segment, "_near", lambda *_: True)
+    steps = segment_with_network(image, model, SegmentSettings(), CPU)
+    assert fewer < next(steps).total / 3
+    everywhere, doubts = finish(steps)
+    np.testing.assert_array_equal(found[tissue], everywhere[tissue])
+    np.testing.assert_array_equal(uncertainty[tissue], doubts[tissue])
+    for empty in (np.s_[60:110], np.s_[:100, 70:], np.s_[90:, :40]):
+        assert not found[empty].any()
+        assert not uncertainty[empty].any()
 
 
 def test_a_scan_with_smaller_voxels_gets_smooth_borders(model: SegmentationModel) -> None:
