@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import shlex
@@ -12,15 +13,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 # Light: torch itself may only allocate after the allocator was set.
 from napari_s2dc.engine.allocator import keep_large_buffers, release_free_buffers
-
-if TYPE_CHECKING:
-    from napari_s2dc.engine.embedding import Embedding
 
 STAGE = 2
 GRIDS = ((10, 10, 10), (10, 10, 20), (10, 20, 20), (20, 20, 20))
@@ -59,6 +56,7 @@ def one_scan(side: int) -> Row:
 
     from benchmarks.memory import peak_during
     from napari_s2dc.engine.embed import EmbedSettings, embed_volume, plan
+    from napari_s2dc.engine.embedding import Embedding
     from napari_s2dc.engine.progress import finish
     from napari_s2dc.method.encoder import SwinEncoder
     from napari_s2dc.volumes.volume import Volume
@@ -106,10 +104,7 @@ def matches() -> list[Row]:
     rows: list[Row] = []
     for grid in GRIDS:
         a, b = random_scan(grid, 0), random_scan(grid, 1)
-
-        def work(a: Embedding = a, b: Embedding = b) -> None:
-            match_embeddings(a, b)
-
+        work = functools.partial(match_embeddings, a, b)
         release_free_buffers()  # what the smaller ones have left
         first, memory_mb = peak_during(work)
         seconds = repeated(work, first)
@@ -233,8 +228,8 @@ def report(options: argparse.Namespace) -> str:
             table(header, rows),
             features_sentence(),
             f"Matching, by patches in each scan (seconds with the power {exponent(matched):.2f}, "
-            f"memory {exponent(matched[1:], of='memory_mb'):.2f}; a whole plan has the square of "
-            "them):",
+            f"memory from {matched[1]['size']:.0f} on with "
+            f"{exponent(matched[1:], of='memory_mb'):.2f}; a whole plan has the square of them):",
             table(
                 ["patches", "seconds", "memory above the start, MB"],
                 [

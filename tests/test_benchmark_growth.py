@@ -15,11 +15,14 @@ def test_the_power_is_that_of_the_figures() -> None:
     assert growth.exponent(rows, of="mb") == pytest.approx(0.0, abs=1e-9)
 
 
-def test_only_short_work_is_done_more_than_once_again() -> None:
+def test_only_short_work_is_done_more_than_once_again(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     seconds = growth.repeated(lambda: calls.append(1), 2 * growth._WORTH_REPEATING)
     assert 0 <= seconds < growth._WORTH_REPEATING
     assert calls == [1]
+    monkeypatch.setattr(growth, "_WORTH_REPEATING", 0.01)
+    growth.repeated(lambda: calls.append(1), 0.0)
+    assert len(calls) > 2
 
 
 def test_a_scan_is_embedded_and_measured() -> None:

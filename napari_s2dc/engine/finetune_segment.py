@@ -56,8 +56,8 @@ def segment_with_network(
 ) -> Steps[tuple[np.ndarray, np.ndarray]]:
     """Segment an image.
 
-    What is far from tissue is background: windows without any are left out, which changes nothing
-    in the tissue, because every window that reaches it is there.
+    Windows of one intensity that are far from tissue are left out, and what no window covers is
+    background. That changes nothing in the tissue, because every window that reaches it is there.
 
     Parameters
     ----------
@@ -143,11 +143,14 @@ def _windows(
     device = next(network.parameters()).device
     padding = [max(0, side - length) for side, length in zip(window, image.shape, strict=True)]
     before = [missing // 2 for missing in padding]
-    frame = [(b, p - b) for b, p in zip(before, padding, strict=True)]
-    framed, tissue = np.pad(image, frame), np.pad(tissue, frame)
+    pad = [(b, p - b) for b, p in zip(before, padding, strict=True)]
+    framed, tissue = np.pad(image, pad), np.pad(tissue, pad)
     steps = [max(1, int(side * (1 - overlap))) for side in window]
     places = [
-        place for place in dense_patch_slices(framed.shape, window, steps) if _near(tissue, place)
+        place
+        for place in dense_patch_slices(framed.shape, window, steps)
+        # The tissue is that of large parts, such as a torso without the hands beside it
+        if _near(tissue, place) or framed[place].min() < framed[place].max()
     ]
     weight = compute_importance_map(window, mode="gaussian", sigma_scale=0.125).to(device)
     shape = (model.outputs + 1, window[0], *framed.shape[1:])
@@ -163,7 +166,7 @@ def _windows(
             part = slab[:, low - at : high - at, crop[1], crop[2]].float()
             weights = part[-1:]
             part[:1][weights == 0] = 1  # no window: background
-            planes.add(part[:-1] / weights.where(weights > 0, 1))
+            planes.add(part[:-1].div_(weights.where(weights > 0, 1)))
 
     for number in range(0, len(places), together):
         batch = places[number : number + together]
@@ -177,7 +180,7 @@ def _windows(
                 slab[:, :kept] = slab[:, moved:].clone()
                 slab[:, kept:] = 0
                 first += moved
-            slab[:, : window[0], place[1], place[2]] += one
+            slab[:, :, place[1], place[2]] += one
         done += len(batch)
         yield Progress(done, len(places), "windows")
     pass_on(window[0], first)

@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_weight
 
 from napari_s2dc.method.operators import define
 
@@ -50,7 +51,8 @@ _VALUES_AT_ONCE = 1 << 22
 """Mixed values (6 slices of every tile) held at a time, 16 MB in float32."""
 
 _FEWEST_TOKENS = 12**3
-"""Of one sample. With fewer, mixing the kernels takes longer than is saved."""
+"""Of one sample; measured, as are the next two, by oneDNN on two threads of a CPU with AVX-512.
+With fewer, mixing the kernels takes longer than is saved."""
 
 _FEWEST_CHANNELS = 24
 """Going in and out. With fewer, convolving takes no longer than mixing."""
@@ -64,6 +66,7 @@ def is_quicker(tokens: Tensor, kernel: Tensor) -> bool:
     count = tokens.shape[1:4].numel()
     return (
         tokens.device.type == "cpu"
+        and torch.backends.mkldnn.is_available()
         and tokens.dtype == kernel.dtype == torch.float32
         and kernel.shape[2:] == (3, 3, 3)
         and count >= _FEWEST_TOKENS
@@ -95,7 +98,7 @@ def _matrix(rows: tuple[tuple[float, ...], ...], like: Tensor) -> Tensor:
     return torch.tensor(rows, dtype=like.dtype)
 
 
-def _parts(sample: Tensor) -> Iterator[tuple[range, Tensor]]:
+def _mixed_tiles(sample: Tensor) -> Iterator[tuple[range, Tensor]]:
     """Numbers of some tiles, and their mixed input (6, tiles, Y, X, C)."""
     depth, *plane = sample.shape
     mix, size = _matrix(_MIX_INPUT, sample), sample[0].numel()
@@ -130,7 +133,7 @@ def _convolve(tokens: Tensor, kernel: Tensor) -> Tensor:
         # Channels last, as the tokens are
         planes = torch.einsum("gk,ockyx->goyxc", _matrix(_MIX_KERNEL, kernel), kernel).contiguous()
         for sample, out in zip(tokens.contiguous(), result, strict=True):
-            for numbers, mixed in _parts(sample):
+            for numbers, mixed in _mixed_tiles(sample):
                 products = mixed.new_empty(*mixed.shape[:4], len(kernel))
                 for image, plane, product in zip(mixed, planes, products, strict=True):
                     found = F.conv2d(_images(image), _images(plane), padding=1)
@@ -153,20 +156,17 @@ def _kernel_gradient(incoming: Tensor, tokens: Tensor, kernel: Tensor) -> Tensor
     found = kernel.new_zeros(_IN, outputs, channels, 3, 3)
     with torch.autocast("cpu", enabled=False):
         for sample, gradient in zip(tokens.contiguous(), incoming.contiguous(), strict=True):
-            for numbers, mixed in _parts(sample):
+            for numbers, mixed in _mixed_tiles(sample):
                 unmixed = mixed.new_empty(*mixed.shape[:4], outputs)
                 for place, number in enumerate(numbers):
                     slices = _slices(gradient, _OUT * number, _OUT)
                     torch.mm(mix, slices.view(_OUT, -1), out=unmixed.flatten(2)[:, place])
                 for image, product, plane in zip(mixed, unmixed, found, strict=True):
-                    plane += _plane_gradient(_images(product), _images(image), plane)
+                    plane += conv2d_weight(
+                        _images(image), list(plane.shape), _images(product), padding=1
+                    )
         gradient = torch.einsum("gk,gocyx->ockyx", _matrix(_MIX_KERNEL, kernel), found)
     return gradient.contiguous()
-
-
-def _plane_gradient(incoming: Tensor, images: Tensor, plane: Tensor) -> Tensor:
-    """Gradient of a kernel like `plane` that images (N, C, Y, X) were convolved with."""
-    return torch.nn.grad.conv2d_weight(images, list(plane.shape), incoming, padding=1)
 
 
 def _kernel_gradient_shape(incoming: Tensor, tokens: Tensor, kernel: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ def _instance_norm(x: Tensor) -> Tensor:
 
 
 def _convolution(convolution: nn.Module, x: Tensor) -> Tensor:
-    """Apply a convolution of MONAI's, without bias, on the CPU always by oneDNN.
+    """Apply a convolution, on the CPU always by oneDNN.
 
     Large ones are done with half of their multiplications. torch leaves images of few values to a
     path that is three times slower. What it decides by cannot be set, but tensors in oneDNN's own
@@ -57,8 +57,9 @@ def _convolution(convolution: nn.Module, x: Tensor) -> Tensor:
     if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         with torch.autocast("cpu", enabled=False):
             return _convolution(convolution, x.float())
-    tokens, kernel = x.permute(0, 2, 3, 4, 1), cast(Tensor, convolution.conv.weight)
-    if is_quicker(tokens, kernel):
+    inner = cast(nn.Conv3d, convolution.conv)
+    tokens, kernel = x.permute(0, 2, 3, 4, 1), inner.weight
+    if inner.stride == (1, 1, 1) and inner.bias is None and is_quicker(tokens, kernel):
         return convolve(tokens, kernel).permute(0, 4, 1, 2, 3)
     left_out = (
         (x.device.type, x.dtype, len(x)) == ("cpu", torch.float32, 1)

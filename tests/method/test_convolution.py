@@ -75,11 +75,18 @@ def test_only_where_it_pays() -> None:
 
     assert asked(24, 48)
     assert asked(12, 96)
+    assert not asked(24, 24)
     assert not asked(48, 12)
     assert not asked(12, 48)
     assert not asked(6, 384)
     assert not asked(24, 48, side=1)
     assert not asked(24, 48, dtype=torch.float64)
+
+
+def test_a_compiler_knows_shapes_and_gradients() -> None:
+    tokens = _tokens(2, 3, 6, 4, 5).permute(0, 2, 3, 4, 1).requires_grad_()
+    operator = torch.ops.napari_s2dc.convolve.default
+    torch.library.opcheck(operator, (tokens, _kernel(2, 3, 3, 3, 3).requires_grad_()))
 
 
 def test_residual_blocks_take_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,8 @@ import logging
 import pytest
 import torch
 from s2dc_train.compiling import compile_encoders
-from s2dc_train.student_teacher import Branch
+from s2dc_train.passes import Passes
+from s2dc_train.student_teacher import Branch, make_teacher
 
 from napari_s2dc.method.encoder import SwinEncoder
 
@@ -22,9 +23,9 @@ def branch() -> Branch:
     return Branch(encoder, token_stage=2, hidden=8, outputs=4, layers=2)
 
 
-def _results(branch: Branch) -> list[torch.Tensor]:
+def _results(branch: Branch, passes: Passes | None = None) -> list[torch.Tensor]:
     crops = torch.rand(2, 1, 32, 32, 32, generator=torch.Generator().manual_seed(1))
-    tokens, pooled = branch.encode(crops)
+    tokens, pooled = branch.encode(crops, passes)
     weights = [branch.encoder.swin.patch_embed.proj.weight]
     return [tokens, pooled, *torch.autograd.grad(tokens.square().mean(), weights)]
 
@@ -41,11 +42,22 @@ def test_compiled_features_and_gradients_are_the_same(
 
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
     torch._dynamo.reset()
-    assert compile_encoders(branch, device=CPU)
+    compile_encoders(branch, make_teacher(branch), device=CPU)
     for mine, reference in zip(_results(branch), expected, strict=True):
         torch.testing.assert_close(mine, reference, rtol=1e-4, atol=1e-5)
     # One for the probe and one for the whole encoder
     assert len(graphs) == 2
+    twice = _results(branch, Passes(together=1, kept=1))
+    for mine, reference in zip(twice, expected, strict=True):
+        torch.testing.assert_close(mine, reference, rtol=1e-4, atol=1e-5)
+
+
+def test_a_teacher_runs_its_own_encoder(branch: Branch) -> None:
+    teacher = make_teacher(branch)
+    with torch.no_grad():
+        for parameter in branch.encoder.parameters():
+            parameter.zero_()
+        assert teacher.encode(torch.rand(1, 1, 32, 32, 32))[0].any()
 
 
 def test_without_a_compiler_a_sentence_and_nothing_else(
@@ -56,7 +68,7 @@ def test_without_a_compiler_a_sentence_and_nothing_else(
 
     monkeypatch.setattr(torch, "compile", lambda *_: broken)
     with caplog.at_level(logging.WARNING, "s2dc_train"):
-        assert not compile_encoders(branch, device=CPU)
+        compile_encoders(branch, device=CPU)
     assert [record.getMessage() for record in caplog.records] == [
         "trainer.compile: this machine cannot compile for cpu (No working C++ compiler found.); "
         "the encoder runs as it is, with the same results."

@@ -63,7 +63,7 @@ class S2DCModule(L.LightningModule):
             model.head_output,
             model.head_layers,
             per_slice=model.head_normalization == "slices",
-            whole_crops=bool(config.loss.global_contrast),
+            pooled=bool(config.loss.global_contrast),
         )
         self.teacher = make_teacher(self.student)
         self.queue = KeyQueue(model.queue_length, model.head_output)
@@ -114,7 +114,7 @@ class S2DCModule(L.LightningModule):
         if self._passes is not None:
             return self._passes
         settings, device = self.config, crops.device
-        # Not by what may be compiled: a compiler cannot see what is counted
+        # As it is uncompiled: what hooks on saved tensors count, compiled code hides
         student = self.student
         crop_bytes = saved_bytes(
             lambda: student.encoder.stages(crops[:1], student.stages_used), student

@@ -72,8 +72,8 @@ class Branch(nn.Module):
         Widths and depth of both heads.
     per_slice : bool
         The token head normalises slices (:class:`SliceNorm`).
-    whole_crops : bool
-        Whole crops are asked for too; without, layers behind the token stage are not computed.
+    pooled : bool
+        Compute the last stage too, which the global loss needs.
 
     Attributes
     ----------
@@ -90,12 +90,12 @@ class Branch(nn.Module):
         layers: int,
         *,
         per_slice: bool = False,
-        whole_crops: bool = True,
+        pooled: bool = True,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.token_stage = token_stage
-        self.stages_used = (token_stage, 4) if whole_crops else (token_stage,)
+        self.stages_used = (token_stage, 4) if pooled else (token_stage,)
         self._stages = encoder.stages
         channels = encoder.stage_channels
         self.token_head = ProjectionHead(
@@ -124,7 +124,7 @@ class Branch(nn.Module):
         tokens : Tensor (N, C, t, t, t)
             Output of the token stage.
         pooled : Tensor (N, 16 f)
-            Mean of the last stage; (N, 0) without `whole_crops`.
+            Mean of the last stage; (N, 0) for a branch that does not compute it.
         """
         parts = (passes or Passes(len(crops), len(crops))).split(crops)
         encoded = [
