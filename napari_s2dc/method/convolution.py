@@ -50,6 +50,8 @@ _MIX_OUTPUT = (
 _VALUES_AT_ONCE = 1 << 22
 """Mixed values (6 slices of every tile) held at a time, 16 MB in float32."""
 
+_ONEDNN = torch.backends.mkldnn.is_available()  # asked once, since a compiler cannot ask it
+
 _FEWEST_TOKENS = 12**3
 """Of one sample; measured, as are the next two, by oneDNN on two threads of a CPU with AVX-512.
 With fewer, mixing the kernels takes longer than is saved."""
@@ -66,7 +68,7 @@ def is_quicker(tokens: Tensor, kernel: Tensor) -> bool:
     count = tokens.shape[1:4].numel()
     return (
         tokens.device.type == "cpu"
-        and torch.backends.mkldnn.is_available()
+        and _ONEDNN
         and tokens.dtype == kernel.dtype == torch.float32
         and kernel.shape[2:] == (3, 3, 3)
         and count >= _FEWEST_TOKENS

@@ -61,12 +61,12 @@ def _convolution(convolution: nn.Module, x: Tensor) -> Tensor:
     tokens, kernel = x.permute(0, 2, 3, 4, 1), inner.weight
     if inner.stride == (1, 1, 1) and inner.bias is None and is_quicker(tokens, kernel):
         return convolve(tokens, kernel).permute(0, 4, 1, 2, 3)
+    # Neither a compiler nor autocast knows tensors in that layout
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        return cast(Tensor, convolution(x))
     left_out = (
         (x.device.type, x.dtype, len(x)) == ("cpu", torch.float32, 1)
         and x.shape[:4].numel() <= _FEW_VALUES
         and torch.backends.mkldnn.is_available()
     )
-    # Neither a compiler nor autocast knows tensors in that layout
-    if left_out and not (torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")):
-        return cast(Tensor, convolution(x.to_mkldnn()).to_dense())
-    return cast(Tensor, convolution(x))
+    return cast(Tensor, convolution(x.to_mkldnn()).to_dense() if left_out else convolution(x))

@@ -116,7 +116,7 @@ def test_windows_far_from_tissue_are_left_out_and_change_nothing_in_it(
     steps = segment_with_network(image, model, SegmentSettings(), CPU)
     assert fewer < next(steps).total / 3
     everywhere, doubts = finish(steps)
-    assert uncertainty[100:104, :4, 56:60].all()
+    assert uncertainty[100:104, :4, 56:60].any()
     np.testing.assert_array_equal(found[tissue], everywhere[tissue])
     np.testing.assert_array_equal(uncertainty[tissue], doubts[tissue])
     for empty in (np.s_[60:70], np.s_[:100, 70:], np.s_[140:, :40]):

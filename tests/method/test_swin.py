@@ -152,8 +152,8 @@ def test_no_graph_break_under_compile(large: bool, monkeypatch: pytest.MonkeyPat
     torch._dynamo.reset()
     ours, _ = _networks(4, True, torch.float32)
     compiled = torch.compile(ours, backend="eager", fullgraph=True)
-    for shape in ((32, 32, 32), (32, 48, 32)):
-        image = _image(shape, torch.float32)
+    for shape, batch in (((32, 32, 32), 2), ((32, 48, 32), 2), ((32, 32, 32), 1)):
+        image = _image(shape, torch.float32)[:batch]
         for mine, expected in zip(compiled(image), ours(image), strict=True):
             torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-4)
 

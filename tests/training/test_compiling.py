@@ -49,7 +49,9 @@ def test_compiled_features_and_gradients_are_the_same(
     assert len(graphs) == 2
     twice = _results(branch, Passes(together=1, kept=1))
     for mine, reference in zip(twice, expected, strict=True):
-        torch.testing.assert_close(mine, reference, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(mine, reference, rtol=1e-3, atol=1e-4)
+    # One more for crops alone, whether their activations are kept or not
+    assert len(graphs) == 3
 
 
 def test_a_teacher_runs_its_own_encoder(branch: Branch) -> None:
