@@ -17,12 +17,15 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from s2dc_train import passes
 from s2dc_train.callbacks import MetricsFile, read_rows
 from s2dc_train.cli import main
 from s2dc_train.interruption import Interrupted, StopRequest
 from s2dc_train.module import S2DCModule
 from s2dc_train.run import last_checkpoint
 from s2dc_train.validation import Validation
+
+from napari_s2dc.method.encoder import SwinEncoder
 
 Arguments = Callable[..., list[str]]
 
@@ -94,6 +97,26 @@ def at_step(number: int, act: Callable[[], None]) -> Callable[..., Any]:
 
 def send(number: int) -> Callable[[], None]:
     return lambda: os.kill(os.getpid(), number)
+
+
+def test_validation_encodes_no_more_crops_together_than_training(
+    straight: Path,
+    train_arguments: Arguments,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    original, batches = SwinEncoder.stage, list[int]()
+
+    def noted(self: SwinEncoder, crops: torch.Tensor, number: int) -> torch.Tensor:
+        batches.append(len(crops))
+        return original(self, crops, number)
+
+    monkeypatch.setattr(SwinEncoder, "stage", noted)
+    monkeypatch.setattr(passes, "CPU_VOXELS", 1)
+    out = tmp_path / "run"
+    assert main(train_arguments(out, "--trainer.max_steps", "1", "--trainer.probe", "false")) == 0
+    assert set(batches) == {1}
+    assert float(validations(out)[0][1]) == pytest.approx(float(validations(straight)[0][1]))
 
 
 def test_run_folder_is_complete(straight: Path) -> None:

@@ -88,10 +88,16 @@ def plan_passes(
     if not together and on_gpu:
         fits_whole = crops * crop_bytes * (1 + TRANSIENT) <= free_bytes
         together = crops if fits_whole else int(free_bytes / (2 * (1 + TRANSIENT)) // crop_bytes)
-    together = min(max(together or CPU_VOXELS // crop_size**3, 1), crops)
+        together = max(together, 1)
+    together = min(together or together_on_cpu(crop_size), crops)
     # The backward pass of a dropped one begins when those that were kept are gone.
     kept = int(free_bytes / (together * crop_bytes) - TRANSIENT)
     return Passes(together, min(max(kept, 0), -(-crops // together)))
+
+
+def together_on_cpu(crop_size: int) -> int:
+    """Crops of some voxels a side that are encoded together on a CPU."""
+    return max(CPU_VOXELS // crop_size**3, 1)
 
 
 def saved_bytes(forward: Callable[[], Any], module: nn.Module) -> int:

@@ -16,6 +16,7 @@ from s2dc_train.config import RunConfig
 from s2dc_train.data import S2DCDataModule
 from s2dc_train.evaluate import matching, structures
 from s2dc_train.module import S2DCModule
+from s2dc_train.passes import together_on_cpu
 from s2dc_train.views import Views
 
 VIEWS_PER_VOLUME = 4
@@ -108,8 +109,11 @@ class Validation(Callback):
         for prefix, branch in branches.items():
 
             def encode(crops: Tensor, branch: Any = branch) -> Tensor:
+                on_cpu = crops.device.type == "cpu"
+                together = together_on_cpu(crops.shape[-1]) if on_cpu else len(crops)
                 with torch.no_grad(), precision():
-                    return branch.encoder.stage(crops, stage)
+                    parts = [branch.encoder.stage(part, stage) for part in crops.split(together)]
+                return torch.cat(parts)
 
             found = matching(_fixed_views(module, data), encode, grid, per_slice=module.per_slice)
             values |= {prefix + name: value for name, value in found.items()}
