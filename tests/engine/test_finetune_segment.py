@@ -103,12 +103,12 @@ def test_air_is_background_without_any_window(model: SegmentationModel) -> None:
 def test_windows_far_from_tissue_are_left_out_and_change_nothing_in_it(
     model: SegmentationModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    image = np.zeros((180, 130, 64), np.float32)
+    image = np.zeros((180, 112, 56), np.float32)
     image[:20, :30, :20] = _image(20, 30, 20)
-    image[150:, 90:, 40:] = _image(30, 40, 24)
+    image[150:, 72:, 32:] = _image(30, 40, 24)
     tissue = image > 0
     # A specimen beside, too small to count as tissue of the scan
-    image[100:104, :4, 56:60] = _image(4, 4, 4)
+    image[100:104, :4, 48:52] = _image(4, 4, 4)
     steps = segment_with_network(image, model, SegmentSettings(), CPU)
     fewer = next(steps).total
     found, uncertainty = finish(steps)
@@ -116,7 +116,7 @@ def test_windows_far_from_tissue_are_left_out_and_change_nothing_in_it(
     steps = segment_with_network(image, model, SegmentSettings(), CPU)
     assert fewer < next(steps).total / 3
     everywhere, doubts = finish(steps)
-    assert uncertainty[100:104, :4, 56:60].any()
+    assert uncertainty[100:104, :4, 48:52].any()
     np.testing.assert_array_equal(found[tissue], everywhere[tissue])
     np.testing.assert_array_equal(uncertainty[tissue], doubts[tissue])
     for empty in (np.s_[60:70], np.s_[:100, 70:], np.s_[140:, :40]):
