@@ -47,22 +47,17 @@ _PAPER = (
     *("--token-stage", "4", "--head", "2048", "512"),
 )
 
-_ENCODER_SIZES = ("12", "24", "48")
-
 BENCHMARKS: dict[str, tuple[Benchmark, ...]] = {
     "cpu": (
         Benchmark("transport"),
         Benchmark("transport", ("--temperature", "0.05")),
+        Benchmark("encoder", ("--repeats", "3")),
         Benchmark("step"),
         Benchmark("embedding"),
         Benchmark("quick"),
         Benchmark("growth"),
         Benchmark("interactive", screen=True),
         Benchmark("responsiveness", screen=True),
-        *(
-            Benchmark("encoder", ("--feature-size", size, "--repeats", "3"))
-            for size in _ENCODER_SIZES
-        ),
     ),
     "cuda": (
         Benchmark("transport", ("--device", "cuda")),
