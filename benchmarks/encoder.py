@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
-from benchmarks.encoder_side import KINDS, Side, serve
+from benchmarks.encoder_side import KINDS, Side, product_side, serve
 
 SIDES: dict[str, dict[str, bool]] = {
     "MONAI": {"ours": False, "flash": False, "tuned": False},
@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from benchmarks.report import machine, spread, table, write_section
 
     device = torch.device(options.device)
-    description = machine(device)
+    description, side = machine(device), product_side(device.type)
     times, parts = [], []
     for training, work in ((False, "forward"), (True, "forward + backward")):
         measured, facts = measure(training, options)
@@ -150,8 +150,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 times,
             ),
             "Share of the operations' time in percent (torch's profiler), operations of a forward "
-            "pass, their rate, and that rate beside a product of 2048 × 2048 matrices. Operations "
-            "of convolutions are counted in full, though ours does the large ones with half.",
+            f"pass, their rate, and that rate beside a product of {side} × {side} matrices. "
+            "Operations of convolutions are counted in full, though on the CPU ours does the large "
+            "ones with half.",
             table(
                 ["work, side", *KINDS, "rest", "GFLOP", "GFLOP/s", "of products"],
                 parts,

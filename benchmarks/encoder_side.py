@@ -17,7 +17,15 @@ if TYPE_CHECKING:
     import torch
 
 KINDS: dict[str, tuple[str, ...]] = {
-    "attention": ("aten::bmm", "aten::baddbmm", "softmax", "exp2", "dot_product", "blockwise"),
+    "attention": (
+        "aten::bmm",
+        "aten::baddbmm",
+        "softmax",
+        "exp2",
+        "dot_product",
+        "blockwise",
+        "tiled",
+    ),
     "convolutions": ("conv", "mkldnn_reorder"),
     "linear layers": ("aten::addmm", "aten::mm"),
     "norms": ("norm",),
@@ -112,15 +120,29 @@ def _kind(event: Any) -> str:
 
 def shares(work: Callable[[], object]) -> dict[str, float]:
     """Share of the time of some work that each kind of operation takes."""
+    import torch
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+    on_gpu = torch.cuda.is_available()
+    activities = [ProfilerActivity.CPU] + on_gpu * [ProfilerActivity.CUDA]
+    with profile(activities=activities) as profiler:
         work()
+        if on_gpu:
+            torch.cuda.synchronize()
     spent = dict.fromkeys([*KINDS, "rest"], 0.0)
     for event in profiler.events():
-        spent[_kind(event)] += event.self_cpu_time_total
+        # The time of kernels is counted at the operation that started them, and once more at
+        # themselves, which are no operations of the CPU
+        if event.device_type == torch.autograd.DeviceType.CPU:
+            time = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+            spent[_kind(event)] += time
     total = sum(spent.values())
     return {kind: time / total for kind, time in spent.items()}
+
+
+def product_side(device: str) -> int:
+    """Rows of the matrices whose product is this kind of device's rate; a GPU wants large ones."""
+    return 2048 if device == "cpu" else 8192
 
 
 def _products(device: torch.device) -> float:
@@ -128,7 +150,8 @@ def _products(device: torch.device) -> float:
     import torch
 
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    matrix = torch.randn(2048, 2048, device=device, dtype=dtype)
+    side = product_side(device.type)
+    matrix = torch.randn(side, side, device=device, dtype=dtype)
 
     def once() -> float:
         begun = time.perf_counter()
@@ -136,7 +159,7 @@ def _products(device: torch.device) -> float:
         float(result[0, 0])
         return time.perf_counter() - begun
 
-    return 2 * 2048**3 / min(once() for _ in range(10)) / 1e9
+    return 2 * side**3 / min(once() for _ in range(10)) / 1e9
 
 
 def _operations(side: Side) -> float:

@@ -17,6 +17,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # the other cores have tests of their o
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 for _backend in ("JAX", "CUPY", "TENSORFLOW"):
     os.environ.setdefault(f"POT_BACKEND_DISABLE_{_backend}", "1")
+# The GPU's kernels run on the CPU.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 _status = pytest.StashKey[int]()

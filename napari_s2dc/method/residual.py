@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,7 @@ from monai.networks.blocks.dynunet_block import UnetResBlock
 from torch import Tensor, nn
 
 from napari_s2dc.method.convolution import convolve, is_quicker
+from napari_s2dc.method.kernels import have_kernels, normalise_and_rectify
 
 __all__ = ["add", "residual_block"]
 
@@ -23,6 +24,9 @@ def residual_block(block: UnetResBlock, x: Tensor) -> Tensor:
     Equal to ``block(x)`` up to rounding.
     """
     residual = x
+    if have_kernels(x) and not hasattr(block, "conv3"):
+        out = _rectified(_convolution(block.conv1, x), None)
+        return _rectified(_convolution(block.conv2, out), residual)
     if hasattr(block, "conv3"):
         residual = _instance_norm(_convolution(block.conv3, x))
     out = F.leaky_relu_(_instance_norm(_convolution(block.conv1, x)), 0.01)
@@ -33,6 +37,13 @@ def residual_block(block: UnetResBlock, x: Tensor) -> Tensor:
 def add(fresh: Tensor, other: Tensor) -> Tensor:
     """Sum in the memory of the first, unless autocast made it less precise than the second."""
     return fresh.add_(other) if fresh.dtype == other.dtype else fresh + other
+
+
+def _rectified(x: Tensor, residual: Tensor | None) -> Tensor:
+    """Leaky rectifier of instance-normalised features and a residual, by one kernel."""
+    added = None if residual is None else residual.permute(0, 2, 3, 4, 1)
+    rectified = normalise_and_rectify(x.permute(0, 2, 3, 4, 1), added, 1e-5, 0.01)
+    return rectified.permute(0, 4, 1, 2, 3)
 
 
 def _instance_norm(x: Tensor) -> Tensor:
@@ -58,6 +69,10 @@ def _convolution(convolution: nn.Module, x: Tensor) -> Tensor:
         with torch.autocast("cpu", enabled=False):
             return _convolution(convolution, x.float())
     inner = cast(nn.Conv3d, convolution.conv)
+    if have_kernels(x):
+        # cuDNN takes two thirds of the time if kernels lie in memory as the features do
+        kernel = inner.weight.contiguous(memory_format=torch.channels_last_3d)
+        return F.conv3d(x, kernel, inner.bias, inner.stride, cast(Any, inner.padding))
     tokens, kernel = x.permute(0, 2, 3, 4, 1), inner.weight
     if inner.stride == (1, 1, 1) and inner.bias is None and is_quicker(tokens, kernel):
         return convolve(tokens, kernel).permute(0, 4, 1, 2, 3)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import cast
+from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +14,12 @@ from monai.networks.nets.swin_unetr import (
     PatchMerging,
     SwinTransformer,
     SwinTransformerBlock,
+    WindowAttention,
 )
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from napari_s2dc.method.kernels import have_kernels, layer_norm, load_kernels, tiled_attention
 from napari_s2dc.method.perceptron import add_perceptron, plain_layer_norm
 from napari_s2dc.method.residual import add, residual_block
 from napari_s2dc.method.window_attention import window_attention
@@ -36,6 +38,12 @@ class FastSwinTransformer(SwinTransformer):
     cubic windows, no dropout, biases of queries, keys and values, and patches merged as by MONAI's
     ``PatchMerging``.
     """
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        # Every way to another device leads through here, and before a compiler sees the network
+        moved = super()._apply(fn, recurse)
+        load_kernels(next(self.parameters()).device)
+        return moved
 
     def forward(self, x: Tensor, normalize: bool = True) -> list[Tensor]:
         """Features of all five stages.
@@ -103,7 +111,8 @@ def _channels_first(tokens: Tensor) -> Tensor:
 
 
 def _output(tokens: Tensor, normalize: bool) -> Tensor:
-    return _channels_first(plain_layer_norm(tokens, _EPSILON) if normalize else tokens)
+    # MONAI's are of this precision under autocast, too
+    return _channels_first(_plain(tokens, _EPSILON, torch.float32) if normalize else tokens)
 
 
 def _residual_block(block: UnetResBlock, tokens: Tensor) -> Tensor:
@@ -119,6 +128,8 @@ def _layer(layer: BasicLayer, tokens: Tensor) -> Tensor:
 def _block(block: SwinTransformerBlock, tokens: Tensor, shifted: bool) -> Tensor:
     def attend(tokens: Tensor) -> Tensor:
         attention = block.attn
+        if have_kernels(tokens):
+            return add(_attend_by_kernels(block.norm1, attention, tokens, shifted), tokens)
         mixed = window_attention(
             _normalised(block.norm1, tokens),
             attention.qkv,
@@ -140,6 +151,24 @@ def _block(block: SwinTransformerBlock, tokens: Tensor, shifted: bool) -> Tensor
     return _maybe_again(transform, tokens, block.use_checkpoint)
 
 
+def _attend_by_kernels(
+    norm: nn.LayerNorm, attention: WindowAttention, tokens: Tensor, shifted: bool
+) -> Tensor:
+    """Attention within windows, as by :func:`window_attention` of the normalised tokens."""
+    # MONAI fills windows up with tokens that are 0 after the norm: one more row
+    rows = layer_norm(
+        tokens.flatten(0, 3), norm.weight, norm.bias, norm.eps, _of_products(tokens), spare=1
+    )
+    mixed = tiled_attention(
+        attention.qkv(rows),
+        attention.relative_position_bias_table,
+        list(tokens.shape[:4]),
+        attention.window_size[0],
+        shifted,
+    )
+    return cast(Tensor, attention.proj(mixed).view(tokens.shape))
+
+
 def _normalised(norm: nn.LayerNorm, tokens: Tensor) -> Tensor:
     """Layer norm over channels.
 
@@ -147,10 +176,28 @@ def _normalised(norm: nn.LayerNorm, tokens: Tensor) -> Tensor:
     are wanted: torch's threads add those up in one cache line, which takes up to five times as long
     as all else that the norm's gradient needs.
     """
+    if have_kernels(tokens):
+        rows = tokens.flatten(0, -2)
+        dtype = _of_products(tokens)
+        return layer_norm(rows, norm.weight, norm.bias, norm.eps, dtype).view(tokens.shape)
     few = tokens.device.type == "cpu" and len(norm.weight) < _FULL_LINE
     if few and torch.is_grad_enabled():
         return torch.addcmul(norm.bias, plain_layer_norm(tokens, norm.eps), norm.weight)
     return cast(Tensor, norm(tokens))
+
+
+def _plain(tokens: Tensor, epsilon: float, dtype: torch.dtype) -> Tensor:
+    """Layer norm over channels, neither scaled nor shifted; of some precision by our kernels."""
+    if have_kernels(tokens):
+        return layer_norm(tokens.flatten(0, -2), None, None, epsilon, dtype).view(tokens.shape)
+    return plain_layer_norm(tokens, epsilon)
+
+
+def _of_products(tokens: Tensor) -> torch.dtype:
+    """Precision of products with weights, so that what goes into them need not be copied."""
+    if torch.is_autocast_enabled("cuda"):
+        return torch.get_autocast_dtype("cuda")
+    return tokens.dtype
 
 
 def _maybe_again(part: Callable[[Tensor], Tensor], tokens: Tensor, again: bool) -> Tensor:
@@ -171,7 +218,7 @@ def _merge(merging: PatchMerging, tokens: Tensor) -> Tensor:
     # Scale and shift of the norm go into the weights behind it
     norm, weight = merging.norm, merging.reduction.weight
     scaled, bias = _by_corner(weight * norm.weight), (weight * norm.bias).sum(1)
-    return F.linear(plain_layer_norm(corners, norm.eps), scaled, bias)
+    return F.linear(_plain(corners, norm.eps, _of_products(corners)), scaled, bias)
 
 
 def _by_corner(weights: Tensor) -> Tensor:
