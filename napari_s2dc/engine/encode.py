@@ -14,20 +14,34 @@ from torch import Tensor
 
 from napari_s2dc.engine.embed_settings import DEVICES, EmbedSettings, stage_of
 from napari_s2dc.engine.progress import Progress, Steps
-from napari_s2dc.engine.window_plan import WindowPlan, plan_windows
+from napari_s2dc.engine.window_plan import WindowPlan, bytes_of_window, plan_windows
 from napari_s2dc.engine.windows import Scale, run_windows
 from napari_s2dc.errors import ConfigurationError, S2DCError
-from napari_s2dc.method.encoder import SwinEncoder
+from napari_s2dc.method.encoder import EncoderConfig, SwinEncoder
 
 __all__ = ["device_of", "encode", "out_of_memory", "windows_at_once"]
 
 # A batch keeps a graphics processor busy; on a CPU it only takes more memory.
-_AT_ONCE = {"cuda": 4, "mps": 2}
+_MOST_AT_ONCE = {"cuda": 16, "mps": 2}
+_SHARE = 0.5
+"""Of the free memory of a graphics processor that windows take by estimate."""
 
 
-def windows_at_once(device: torch.device) -> int:
-    """Give how many windows are encoded together on a device."""
-    return _AT_ONCE.get(device.type, 1)
+def windows_at_once(device: torch.device, window_bytes: int = 0) -> int:
+    """Give how many windows are encoded together on a device.
+
+    Parameters
+    ----------
+    device : torch.device
+        Device.
+    window_bytes : int
+        Estimated memory of one window; 0 gives the most there may be.
+    """
+    most = _MOST_AT_ONCE.get(device.type, 1)
+    if device.type != "cuda" or not window_bytes:
+        return most
+    free, _ = torch.cuda.mem_get_info(device)
+    return max(1, min(most, int(_SHARE * free / window_bytes)))
 
 
 def encode(
@@ -66,7 +80,7 @@ def encode(
     facts : dict
         ``window_vox`` and ``device`` that were used, and the ``notice``.
     """
-    attempts = _attempts(device_of(settings.device), settings)
+    attempts = _attempts(device_of(settings.device), settings, encoder.config)
     try:
         for attempt in attempts:
             windows = plan_windows(
@@ -119,12 +133,15 @@ class _Attempt:
     notice: str = ""
 
 
-def _attempts(device: torch.device, settings: EmbedSettings) -> list[_Attempt]:
+def _attempts(
+    device: torch.device, settings: EmbedSettings, config: EncoderConfig
+) -> list[_Attempt]:
     """List the ways to try, from the one asked for to the most modest."""
     asked = settings.window_vox
     if device.type == "cpu":
         return [_Attempt(device, asked, 1)]
-    ways = [_Attempt(device, asked, windows_at_once(device)), _Attempt(device, asked, 1)]
+    together = windows_at_once(device, bytes_of_window(config, (asked,) * 3))
+    ways = [_Attempt(device, asked, together), _Attempt(device, asked, 1)]
     short = f"The graphics memory was too small for windows of {asked} voxels"
     smaller = max(32, asked * 2 // 3 // 32 * 32)
     if smaller < asked:

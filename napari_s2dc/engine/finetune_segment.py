@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,6 +25,8 @@ __all__ = ["box_of", "places_of", "segment_with_network"]
 _MIRRORS: tuple[tuple[int, ...], ...] = ((), (2,), (3,), (4,), (2, 3), (2, 4), (3, 4), (2, 3, 4))
 _FRAME_VOX = 4
 """Voxels around the tissue that are segmented too."""
+_MAPS = 12
+"""Maps of the decoder's last level, float32, that a window takes; 7 to 12 on a CPU."""
 
 
 def places_of(volume: Volume, grid: Volume) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -156,7 +159,8 @@ def _windows(
     shape = (model.outputs + 1, window[0], *framed.shape[1:])
     slab = torch.zeros(shape, dtype=torch.float16)
     first = done = 0
-    together = windows_at_once(device)
+    maps = 4 * math.prod(window) * network.swinViT.embed_dim
+    together = windows_at_once(device, _MAPS * maps)
     crop = tuple(slice(b, b + n) for b, n in zip(before, image.shape, strict=True))
 
     def pass_on(count: int, at: int) -> None:

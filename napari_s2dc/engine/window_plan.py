@@ -13,7 +13,7 @@ from torch import Tensor
 from napari_s2dc.errors import ConfigurationError
 from napari_s2dc.method.encoder import STRIDES, EncoderConfig
 
-__all__ = ["WindowPlan", "plan_windows"]
+__all__ = ["WindowPlan", "bytes_of_window", "plan_windows"]
 
 Triple = tuple[int, int, int]
 
@@ -225,5 +225,9 @@ def _bytes_needed(
     features = math.prod(_grid(shape, STRIDES[stage])) * config.feature_size * 2**stage
     # The mask, twice while it is made; features in half precision; sums of one slab in float32.
     fixed = 2 * voxels + 2 * features + 4 * features * min(1.0, window[0] / shape[0])
-    maps = _LAYER_MAPS * 4 * math.prod(window) // 2**3 * config.feature_size
-    return int(fixed + together * maps)
+    return int(fixed + together * bytes_of_window(config, window))
+
+
+def bytes_of_window(config: EncoderConfig, window: Sequence[int]) -> int:
+    """Estimate the memory that encoding a window of (z, y, x) voxels takes, in float32."""
+    return _LAYER_MAPS * 4 * math.prod(window) // 2**3 * config.feature_size

@@ -229,7 +229,7 @@ def test_a_run_on_another_device_leaves_the_encoder_where_it_is(
 ) -> None:
     # The device "meta" stands for a graphics processor: weights that get there are gone here.
     before = {name: tensor.clone() for name, tensor in tiny.state_dict().items()}
-    here = encoding._attempts(torch.device("cpu"), settings)
+    here = encoding._attempts(torch.device("cpu"), settings, tiny.config)
     elsewhere = [replace(way, device=torch.device("meta")) for way in here]
     monkeypatch.setattr(encoding, "_attempts", lambda *_: elsewhere)
     with pytest.raises(NotImplementedError, match="meta"):

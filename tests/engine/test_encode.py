@@ -11,14 +11,24 @@ import torch
 from napari_s2dc.engine import encode as encoding
 from napari_s2dc.engine.embed import EmbedSettings, embed, embed_volume
 from napari_s2dc.engine.progress import finish
+from napari_s2dc.engine.window_plan import bytes_of_window
 from napari_s2dc.errors import S2DCError
-from napari_s2dc.method.encoder import SwinEncoder
+from napari_s2dc.method.encoder import EncoderConfig, SwinEncoder
 from napari_s2dc.volumes.preprocess import normalize
 from napari_s2dc.volumes.volume import Volume
 
+GPU = torch.device("cuda")
+
 
 @pytest.fixture
-def small_memory(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+def room_for_three(tiny: SwinEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the memory is for three windows of 32 voxels."""
+    free = 6 * bytes_of_window(tiny.config, (32, 32, 32))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 2 * free))
+
+
+@pytest.fixture
+def small_memory(room_for_three: None, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """Stand for a graphics processor: two windows at once, and room for 32 voxels a side only."""
     seen: list[tuple[int, ...]] = []
     cpu = torch.device("cpu")
@@ -32,8 +42,8 @@ def small_memory(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 
     real = encoding._attempts
 
-    def attempts(_: torch.device, settings: EmbedSettings) -> list[Any]:
-        ways = real(torch.device("cuda"), settings)
+    def attempts(_: torch.device, settings: EmbedSettings, config: EncoderConfig) -> list[Any]:
+        ways = real(GPU, settings, config)
         return [replace(way, device=cpu) for way in ways]
 
     monkeypatch.setattr(encoding, "_attempts", attempts)
@@ -58,13 +68,13 @@ def test_without_memory_fewer_windows_run_at_once(
     torso: Volume, tiny: SwinEncoder, small_memory: list[tuple[int, ...]]
 ) -> None:
     found = finish(embed_volume(torso, tiny, EmbedSettings(window_vox=32, device="cpu")))
-    assert [shape[0] for shape in small_memory] == [4, 1, 1, 1, 1]
+    assert [shape[0] for shape in small_memory] == [3, 1, 1, 1, 1]
     assert found.metadata["notice"] == ""
     assert found.metadata["window_vox"] == 32
 
 
-def test_the_last_way_is_the_cpu() -> None:
-    ways = encoding._attempts(torch.device("cuda"), EmbedSettings(window_vox=96))
+def test_the_last_way_is_the_cpu(tiny: SwinEncoder, room_for_three: None) -> None:
+    ways = encoding._attempts(GPU, EmbedSettings(window_vox=96), tiny.config)
     assert [(way.device.type, way.window_vox) for way in ways] == [
         ("cuda", 96),
         ("cuda", 96),
@@ -72,6 +82,14 @@ def test_the_last_way_is_the_cpu() -> None:
         ("cpu", 96),
     ]
     assert "CPU was used" in ways[-1].notice
+
+
+def test_as_many_windows_as_fit(tiny: SwinEncoder, room_for_three: None) -> None:
+    window_bytes = bytes_of_window(tiny.config, (32, 32, 32))
+    assert encoding.windows_at_once(GPU, window_bytes) == 3
+    assert encoding.windows_at_once(GPU, 100 * window_bytes) == 1
+    assert encoding.windows_at_once(GPU, 1) == encoding.windows_at_once(GPU) == 16
+    assert encoding.windows_at_once(torch.device("cpu"), window_bytes) == 1
 
 
 def test_no_memory_at_all_is_one_sentence(
