@@ -62,6 +62,10 @@ BENCHMARKS: dict[str, tuple[Benchmark, ...]] = {
     "cuda": (
         Benchmark("transport", ("--device", "cuda")),
         Benchmark("transport", ("--temperature", "0.05", "--device", "cuda")),
+        *(
+            Benchmark("encoder", ("--feature-size", size, "--batch", "16", "--device", "cuda"))
+            for size in ("12", "48")
+        ),
         Benchmark("step", ("--device", "cuda")),
         Benchmark("step", (*_PAPER, "--device", "cuda")),
     ),
