@@ -34,6 +34,10 @@ KINDS: dict[str, tuple[str, ...]] = {
 """Parts of the names of torch's operations of each kind, looked up in this order."""
 
 
+_WHOLE = ("napari_s2dc::convolve", "napari_s2dc::tiled", "napari_s2dc::layer", "napari_s2dc::norm")
+"""Starts of the names of our operators whose parts are not counted by themselves."""
+
+
 @dataclass(frozen=True)
 class Side:
     """What is measured in one process.
@@ -105,25 +109,24 @@ def _rise(work: Callable[[], object], device: torch.device) -> float:
 
 
 def _kind(event: Any) -> str:
-    """Kind of an operation; what our convolutions consist of is part of them."""
-    around = event
+    """Kind of an operation; what some of our own operators consist of is part of them."""
+    name, around = event.name.lower(), event.cpu_parent
     while around is not None:
-        if "napari_s2dc::convolve" in around.name:
-            return "convolutions"
+        if any(part in around.name for part in _WHOLE):
+            name = around.name.lower()
         around = around.cpu_parent
-    name = event.name.lower()
     for kind, parts in KINDS.items():
         if any(part in name for part in parts):
             return kind
     return "rest"
 
 
-def shares(work: Callable[[], object]) -> dict[str, float]:
-    """Share of the time of some work that each kind of operation takes."""
+def shares(work: Callable[[], object], device: torch.device) -> dict[str, float]:
+    """Share of the time of some work on a device that each kind of operation takes."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 
-    on_gpu = torch.cuda.is_available()
+    on_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU] + on_gpu * [ProfilerActivity.CUDA]
     with profile(activities=activities) as profiler:
         work()
@@ -200,6 +203,8 @@ def serve(side: Side, pipe: Connection) -> None:
             begun = time.perf_counter()
             side.step(network, crops)
             pipe.send(time.perf_counter() - begun)
+            if device.type == "cuda":
+                torch.cuda.empty_cache()  # the other sides are on the same card
         elif question == "facts":
-            facts = {"shares": shares(lambda: side.step(network, crops))}
+            facts = {"shares": shares(lambda: side.step(network, crops), device)}
             pipe.send({**facts, "products": _products(device), "operations": _operations(side)})

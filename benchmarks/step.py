@@ -192,7 +192,7 @@ def part_table(times: dict[str, Times]) -> str:
 
 
 def process_table(options: argparse.Namespace) -> str:
-    """Measure times and peak memory of each side in its own process, with and without allocator.
+    """Measure times and peak memory of each side in its own process; on the CPU also as it comes.
 
     One process after the other, so that their ratios hold what the machine did meanwhile.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import sys
 from collections.abc import Iterator
 
@@ -17,8 +18,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # the other cores have tests of their o
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 for _backend in ("JAX", "CUPY", "TENSORFLOW"):
     os.environ.setdefault(f"POT_BACKEND_DISABLE_{_backend}", "1")
-# The GPU's kernels run on the CPU.
-os.environ.setdefault("TRITON_INTERPRET", "1")
+if shutil.which("nvidia-smi") is None:  # no GPU: its kernels run on the CPU
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 _status = pytest.StashKey[int]()

@@ -40,7 +40,9 @@ def windows_at_once(device: torch.device, window_bytes: int = 0) -> int:
     most = _MOST_AT_ONCE.get(device.type, 1)
     if device.type != "cuda" or not window_bytes:
         return most
-    free, _ = torch.cuda.mem_get_info(device)
+    # What torch holds for later counts as taken there
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    free = torch.cuda.mem_get_info(device)[0] + kept
     return max(1, min(most, int(_SHARE * free / window_bytes)))
 
 
@@ -141,7 +143,8 @@ def _attempts(
     if device.type == "cpu":
         return [_Attempt(device, asked, 1)]
     together = windows_at_once(device, bytes_of_window(config, (asked,) * 3))
-    ways = [_Attempt(device, asked, together), _Attempt(device, asked, 1)]
+    numbers = sorted({together, min(together, 4), 1}, reverse=True)
+    ways = [_Attempt(device, asked, number) for number in numbers]
     short = f"The graphics memory was too small for windows of {asked} voxels"
     smaller = max(32, asked * 2 // 3 // 32 * 32)
     if smaller < asked:

@@ -27,6 +27,8 @@ _FRAME_VOX = 4
 """Voxels around the tissue that are segmented too."""
 _MAPS = 12
 """Maps of the decoder's last level, float32, that a window takes; 7 to 12 on a CPU."""
+_OUTPUT_MAPS = 6
+"""And maps of each output: logits, what they are made of, and probabilities."""
 
 
 def places_of(volume: Volume, grid: Volume) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -159,8 +161,8 @@ def _windows(
     shape = (model.outputs + 1, window[0], *framed.shape[1:])
     slab = torch.zeros(shape, dtype=torch.float16)
     first = done = 0
-    maps = 4 * math.prod(window) * network.swinViT.embed_dim
-    together = windows_at_once(device, _MAPS * maps)
+    maps = _MAPS * network.swinViT.embed_dim + _OUTPUT_MAPS * model.outputs
+    together = windows_at_once(device, 4 * math.prod(window) * maps)
     crop = tuple(slice(b, b + n) for b, n in zip(before, image.shape, strict=True))
 
     def pass_on(count: int, at: int) -> None:
@@ -174,8 +176,8 @@ def _windows(
 
     for number in range(0, len(places), together):
         batch = places[number : number + together]
-        crops = np.stack([framed[place] for place in batch])[:, None]
-        found = _probabilities(network, torch.from_numpy(crops).to(device), mirrors, weight).cpu()
+        crops = torch.from_numpy(np.stack([framed[place] for place in batch])[:, None])
+        found = _some_or_one(network, crops, mirrors, weight)
         for place, one in zip(batch, found, strict=True):
             while first < place[0].start:
                 moved = min(place[0].start - first, window[0])
@@ -195,6 +197,19 @@ def _near(tissue: np.ndarray, place: Sequence[slice]) -> bool:
     """Whether a window or the frame around it holds tissue."""
     around = tuple(slice(max(0, p.start - _FRAME_VOX), p.stop + _FRAME_VOX) for p in place)
     return bool(tissue[around].any())
+
+
+def _some_or_one(
+    network: SegmentationNetwork, images: Tensor, mirrors: Sequence[tuple[int, ...]], weight: Tensor
+) -> Tensor:
+    """Probabilities as by :func:`_probabilities`, on the CPU; one by one without the memory."""
+    try:
+        return _probabilities(network, images.to(weight.device), mirrors, weight).cpu()
+    except (RuntimeError, MemoryError) as error:
+        if len(images) == 1 or not out_of_memory(error):
+            raise
+    # Outside the handler, whose traceback keeps the tensors of the failed batch alive
+    return torch.cat([_some_or_one(network, one, mirrors, weight) for one in images.split(1)])
 
 
 def _probabilities(

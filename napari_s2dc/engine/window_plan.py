@@ -153,7 +153,9 @@ def plan_windows(
         starts=tuple(
             start for start in starts if wanted is None or _holds(wanted, start, window, stride)
         ),
-        bytes_needed=_bytes_needed(shape, config, stage, window_vox, windows_at_once),
+        bytes_needed=_bytes_needed(
+            shape, config, stage, window_vox, min(windows_at_once, len(starts))
+        ),
     )
 
 

@@ -2,7 +2,8 @@
 
 Triton comes with torch's CUDA builds for Linux. It takes a second to import and seconds to compile
 (once, then it has the kernels on disk), so this happens when an encoder's weights first move to a
-GPU. Without it, or on GPUs older than Ampere, torch's own operations are used.
+GPU: the operators are tried there, forward and backward, and used if they give what torch's give.
+Without Triton, and on GPUs older than Ampere, torch's own operations are used.
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
+from collections.abc import Callable
+from threading import Lock
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
-from napari_s2dc.method.attention_plan import attention_plan, relative_bias
+from napari_s2dc.method.window_attention import window_attention
 
 __all__ = ["have_kernels", "layer_norm", "load_kernels", "normalise_and_rectify", "tiled_attention"]
 
@@ -24,9 +28,15 @@ _log = logging.getLogger(__name__)
 _OLDEST = (8, 0)
 """Compute capability of Ampere, whose matrix units take bfloat16."""
 
+_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+_MOST_FEATURES = 64
+"""Of a head; with more, programs of float32 want more shared memory than some GPUs have."""
+
 _MOST_CHANNELS = 384
 """Of our layer norm; with more, torch's is as quick, and each number is a kernel to compile."""
 
+_lock = Lock()
 _asked = _usable = False
 
 
@@ -41,46 +51,78 @@ def load_kernels(device: torch.device) -> None:
     global _asked, _usable
     if _asked or device.type != "cuda":
         return
-    _asked = True
+    with _lock:
+        if not _asked:
+            _usable = _load(device)
+            _asked = True
+
+
+def _load(device: torch.device) -> bool:
     if (
         torch.version.cuda is None
         or torch.cuda.get_device_capability(device) < _OLDEST
         or importlib.util.find_spec("triton") is None
     ):
-        return
+        return False
+    reason = "they give other results"
     try:
         for name in ("window_attention_gpu", "norms_gpu"):
             importlib.import_module(f"napari_s2dc.method.{name}")
-        _usable = _works(device)
-        reason = "they give other results"
+        works = _works(device)
     except Exception as error:  # Triton has many kinds: no C compiler, no disk, no such GPU
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-    if not _usable:
+        reason, works = str(error).strip().partition("\n")[0] or type(error).__name__, False
+    if not works:
         _log.warning(
             f"The encoder's kernels for this GPU cannot be used ({reason}); PyTorch's own "
             "operations are used instead: slower, with the same results."
         )
+    return works
 
 
-def have_kernels(x: Tensor) -> bool:
-    """Whether the operators are defined and a tensor lies where they run."""
-    return _usable and x.device.type == "cuda"
+def have_kernels(x: Tensor, features: int = 1) -> bool:
+    """Whether the operators are there for a tensor, and for heads of so many features."""
+    return _usable and x.device.type == "cuda" and x.dtype in _TYPES and features <= _MOST_FEATURES
 
 
-@torch.inference_mode()
+@torch.inference_mode(False)
+@torch.enable_grad()
 def _works(device: torch.device) -> bool:
-    """Whether attention in one window is what torch's is."""
-    images, heads, features, side = (1, 2, 2, 2), 2, 16, 2
+    """Whether all operators give what torch's give, and the same gradients, in a small grid."""
+    images, heads, side = [1, 5, 6, 7], 2, 5
+    channels = 16 * heads
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randn(9, 3 * heads * features, generator=generator).to(device)
-    table = torch.randn((2 * side - 1) ** 3, heads, generator=generator).to(device)
-    mixed = tiled_attention(tokens, table, list(images), side, False)
-    # All of them are one box, in order
-    bias = relative_bias(attention_plan(images, side, False, device).groups[0], table)[:, 0].mT
-    query, key, value = tokens[:8].view(8, 3, heads, features).permute(1, 2, 0, 3)
-    expected = F.scaled_dot_product_attention(query[None], key[None], value[None], bias[None])
-    expected = expected[0].transpose(0, 1).flatten(1)
-    return bool((mixed - expected).norm() < 1e-3 * expected.norm())
+
+    def some(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(device).requires_grad_()
+
+    tokens, table = some(*images, channels), some((2 * side - 1) ** 3, heads)
+    weight, bias, residual = some(channels), some(channels), some(*images, channels)
+    # Without taking from the random numbers of a training
+    qkv = skip_init(nn.Linear, channels, 3 * channels, device=device)
+    qkv.weight.data, qkv.bias.data = some(3 * channels, channels).data, some(3 * channels).data
+    same = skip_init(nn.Linear, channels, channels, bias=False, device=device)
+    same.weight.data = torch.eye(channels, device=device)
+
+    def ours() -> Tensor:
+        rows = layer_norm(tokens.flatten(0, 3), weight, bias, 1e-5, tokens.dtype, spare=1)
+        mixed = tiled_attention(qkv(rows), table, images, side, True).view(tokens.shape)
+        return normalise_and_rectify(mixed, residual, 1e-5, 0.01)
+
+    def torchs() -> Tensor:
+        normalised = F.layer_norm(tokens, (channels,), weight, bias)
+        mixed = window_attention(normalised, qkv, same, table, side, True)
+        mixed = F.instance_norm(mixed.movedim(-1, 1)).movedim(1, -1)
+        return F.leaky_relu(mixed + residual, 0.01)
+
+    def with_gradients(way: Callable[[], Tensor]) -> list[Tensor]:
+        found = way()
+        leaves = [tokens, table, weight, bias, residual, *qkv.parameters()]
+        return [found, *torch.autograd.grad(found.pow(2).sum(), leaves)]
+
+    with torch.autocast(device.type, enabled=False):
+        pairs = zip(with_gradients(ours), with_gradients(torchs), strict=True)
+        # Products of float32 may be shortened to 10 bits by the user's settings
+        return all(bool((one - other).norm() < 0.01 * other.norm()) for one, other in pairs)
 
 
 def tiled_attention(

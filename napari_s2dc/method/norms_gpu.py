@@ -149,17 +149,18 @@ def _layer_norm_gradients(
 def _layer_norm_gradients_shape(
     incoming: Tensor, tokens: Tensor, weight: Tensor | None, statistics: Tensor
 ) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(tokens), statistics.new_empty(2, tokens.shape[1])
+    return tokens.new_empty(tokens.shape), statistics.new_empty(2, tokens.shape[1])
 
 
 def _remember_layer_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     tokens, weight, bias = inputs[:3]
     ctx.save_for_backward(tokens, weight, output[1])
     ctx.dtypes = [None if one is None else one.dtype for one in (weight, bias)]
+    ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(output[1])
 
 
-def _layer_norm_backward(ctx: Any, incoming: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _layer_norm_backward(ctx: Any, incoming: Tensor, _: None) -> tuple[Tensor | None, ...]:
     d_tokens, sums = torch.ops.napari_s2dc.layer_norm_gradients(incoming, *ctx.saved_tensors)
     both = (
         None if dtype is None else one.to(dtype)
@@ -174,8 +175,9 @@ define(
     _layer_norm_shape,
     backward=_layer_norm_backward,
     remember=_remember_layer_norm,
+    kernels=True,
 )
-define("layer_norm_gradients", _layer_norm_gradients, _layer_norm_gradients_shape)
+define("layer_norm_gradients", _layer_norm_gradients, _layer_norm_gradients_shape, kernels=True)
 
 
 # Instance norm ----------------------------------------------------------------------------------
@@ -197,15 +199,15 @@ def _sums_kernel(
     x, sums, rows,
     channels, columns: tl.constexpr, at_once: tl.constexpr,
 ):  # fmt: skip
-    sample = tl.program_id(0).to(tl.int64)
+    sample = tl.program_id(1).to(tl.int64)
     feature = tl.program_id(2) * columns + tl.arange(0, columns)
     wanted = feature < channels
     start = x + sample * rows * channels
-    # Differences from any of the values lose nothing where the mean is large
+    # Differences from one of the values lose little where the mean is large
     origin = tl.load(start + feature, mask=wanted, other=0.0).to(tl.float32)
     first = tl.zeros([at_once, columns], tl.float32)
     second = tl.zeros([at_once, columns], tl.float32)
-    for begin in range(tl.program_id(1) * at_once, rows, tl.num_programs(1) * at_once):
+    for begin in range(tl.program_id(0) * at_once, rows, tl.num_programs(0) * at_once):
         row = begin + tl.arange(0, at_once)
         there = (row < rows)[:, None] & wanted[None, :]
         places = row[:, None] * channels + feature[None, :]
@@ -213,7 +215,7 @@ def _sums_kernel(
         apart = tl.where(there, values - origin[None, :], 0.0)
         first += apart
         second += apart * apart
-    place = (sample * tl.num_programs(1) + tl.program_id(1)) * 2 * channels + feature
+    place = (sample * tl.num_programs(0) + tl.program_id(0)) * 2 * channels + feature
     tl.store(sums + place, tl.sum(first, 0), mask=wanted)
     tl.store(sums + place + channels, tl.sum(second, 0), mask=wanted)
 
@@ -223,10 +225,10 @@ def _rectify_kernel(
     x, residual, sums, out, rows, epsilon, slope,
     channels, with_residual: tl.constexpr, columns: tl.constexpr, at_once: tl.constexpr,
 ):  # fmt: skip
-    sample = tl.program_id(0).to(tl.int64)
+    sample = tl.program_id(1).to(tl.int64)
     feature = tl.program_id(2) * columns + tl.arange(0, columns)
     mean, inverse = _moments(x, sums, sample, rows, epsilon, feature, channels)
-    row = tl.program_id(1) * at_once + tl.arange(0, at_once)
+    row = tl.program_id(0) * at_once + tl.arange(0, at_once)
     there = (row < rows)[:, None] & (feature < channels)[None, :]
     places = sample * rows * channels + row[:, None] * channels + feature[None, :]
     values = tl.load(x + places, mask=there, other=0.0).to(tl.float32)
@@ -242,13 +244,13 @@ def _gradient_sums_kernel(
     incoming, x, out, sums, gradient_sums, rows, epsilon, slope,
     channels, columns: tl.constexpr, at_once: tl.constexpr,
 ):  # fmt: skip
-    sample = tl.program_id(0).to(tl.int64)
+    sample = tl.program_id(1).to(tl.int64)
     feature = tl.program_id(2) * columns + tl.arange(0, columns)
     wanted = feature < channels
     mean, inverse = _moments(x, sums, sample, rows, epsilon, feature, channels)
     common = tl.zeros([at_once, columns], tl.float32)
     along = tl.zeros([at_once, columns], tl.float32)
-    for begin in range(tl.program_id(1) * at_once, rows, tl.num_programs(1) * at_once):
+    for begin in range(tl.program_id(0) * at_once, rows, tl.num_programs(0) * at_once):
         row = begin + tl.arange(0, at_once)
         there = (row < rows)[:, None] & wanted[None, :]
         places = sample * rows * channels + row[:, None] * channels + feature[None, :]
@@ -258,7 +260,7 @@ def _gradient_sums_kernel(
         gradient = tl.where(result > 0, gradient, gradient * slope)
         common += gradient
         along += gradient * (values - mean[None, :]) * inverse[None, :]
-    place = (sample * tl.num_programs(1) + tl.program_id(1)) * 2 * channels + feature
+    place = (sample * tl.num_programs(0) + tl.program_id(0)) * 2 * channels + feature
     tl.store(gradient_sums + place, tl.sum(common, 0), mask=wanted)
     tl.store(gradient_sums + place + channels, tl.sum(along, 0), mask=wanted)
 
@@ -266,23 +268,24 @@ def _gradient_sums_kernel(
 @triton.jit(do_not_specialize=("rows",))
 def _rectify_gradient_kernel(
     incoming, x, out, sums, gradient_sums, d_x, d_residual, rows, epsilon, slope,
-    channels, columns: tl.constexpr, at_once: tl.constexpr,
+    channels, with_residual: tl.constexpr, columns: tl.constexpr, at_once: tl.constexpr,
 ):  # fmt: skip
-    sample = tl.program_id(0).to(tl.int64)
+    sample = tl.program_id(1).to(tl.int64)
     feature = tl.program_id(2) * columns + tl.arange(0, columns)
     wanted = feature < channels
     mean, inverse = _moments(x, sums, sample, rows, epsilon, feature, channels)
     place = gradient_sums + sample * 2 * channels + feature
     common = tl.load(place, mask=wanted, other=0.0) / rows
     along = tl.load(place + channels, mask=wanted, other=0.0) / rows
-    row = tl.program_id(1) * at_once + tl.arange(0, at_once)
+    row = tl.program_id(0) * at_once + tl.arange(0, at_once)
     there = (row < rows)[:, None] & wanted[None, :]
     places = sample * rows * channels + row[:, None] * channels + feature[None, :]
     values = tl.load(x + places, mask=there, other=0.0).to(tl.float32)
     gradient = tl.load(incoming + places, mask=there, other=0.0).to(tl.float32)
     result = tl.load(out + places, mask=there, other=0.0)
     gradient = tl.where(result > 0, gradient, gradient * slope)
-    tl.store(d_residual + places, gradient.to(d_residual.dtype.element_ty), mask=there)
+    if with_residual:
+        tl.store(d_residual + places, gradient.to(d_residual.dtype.element_ty), mask=there)
     normalised = (values - mean[None, :]) * inverse[None, :]
     d_values = (gradient - common[None, :] - normalised * along[None, :]) * inverse[None, :]
     tl.store(d_x + places, d_values.to(d_x.dtype.element_ty), mask=there)
@@ -304,9 +307,9 @@ def _rectify(
     blocks = triton.cdiv(channels, _BLOCK["columns"])
     sharing = _sharing(tokens)
     parts = tokens.new_empty(samples, sharing, 2, channels, dtype=torch.float32)
-    _sums_kernel[(samples, sharing, blocks)](tokens, parts, rows, channels, **_BLOCK)
+    _sums_kernel[(sharing, samples, blocks)](tokens, parts, rows, channels, **_BLOCK)
     sums, out = parts.sum(1), torch.empty_like(tokens)
-    _rectify_kernel[(samples, triton.cdiv(rows, _BLOCK["at_once"]), blocks)](
+    _rectify_kernel[(triton.cdiv(rows, _BLOCK["at_once"]), samples, blocks)](
         tokens, residual, sums, out, rows, epsilon, slope, channels, residual is not None, **_BLOCK
     )
     return out, sums
@@ -316,45 +319,62 @@ def _rectify_shape(
     tokens: Tensor, residual: Tensor | None, epsilon: float, slope: float
 ) -> tuple[Tensor, Tensor]:
     samples, _, channels = tokens.shape
-    return torch.empty_like(tokens), tokens.new_empty(samples, 2, channels, dtype=torch.float32)
+    return (
+        tokens.new_empty(tokens.shape),
+        tokens.new_empty(samples, 2, channels, dtype=torch.float32),
+    )
 
 
 def _rectify_gradients(
-    incoming: Tensor, tokens: Tensor, out: Tensor, sums: Tensor, epsilon: float, slope: float
+    incoming: Tensor,
+    tokens: Tensor,
+    out: Tensor,
+    sums: Tensor,
+    epsilon: float,
+    slope: float,
+    with_residual: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of the tokens and of the residual."""
+    """Gradients of the tokens and of the residual; of this nothing where there was none."""
     incoming, tokens = incoming.contiguous(), tokens.contiguous()
     samples, rows, channels = tokens.shape
     blocks = triton.cdiv(channels, _BLOCK["columns"])
     sharing = _sharing(tokens)
     parts = tokens.new_empty(samples, sharing, 2, channels, dtype=torch.float32)
-    _gradient_sums_kernel[(samples, sharing, blocks)](
+    _gradient_sums_kernel[(sharing, samples, blocks)](
         incoming, tokens, out, sums, parts, rows, epsilon, slope, channels, **_BLOCK
     )
-    d_tokens, d_residual = torch.empty_like(tokens), torch.empty_like(out)
-    _rectify_gradient_kernel[(samples, triton.cdiv(rows, _BLOCK["at_once"]), blocks)](
+    d_tokens = torch.empty_like(tokens)
+    d_residual = out.new_empty(out.shape if with_residual else 0)
+    _rectify_gradient_kernel[(triton.cdiv(rows, _BLOCK["at_once"]), samples, blocks)](
         incoming, tokens, out, sums, parts.sum(1), d_tokens, d_residual, rows, epsilon, slope,
-        channels, **_BLOCK,
+        channels, with_residual, **_BLOCK,
     )  # fmt: skip
     return d_tokens, d_residual
 
 
 def _rectify_gradients_shape(
-    incoming: Tensor, tokens: Tensor, out: Tensor, sums: Tensor, epsilon: float, slope: float
+    incoming: Tensor,
+    tokens: Tensor,
+    out: Tensor,
+    sums: Tensor,
+    epsilon: float,
+    slope: float,
+    with_residual: bool,
 ) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(tokens), torch.empty_like(out)
+    return tokens.new_empty(tokens.shape), out.new_empty(out.shape if with_residual else 0)
 
 
 def _remember_rectify(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(inputs[0], *output)
     ctx.numbers = inputs[2:]
     ctx.residual = None if inputs[1] is None else inputs[1].dtype
+    ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(output[1])
 
 
-def _rectify_backward(ctx: Any, incoming: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _rectify_backward(ctx: Any, incoming: Tensor, _: None) -> tuple[Tensor | None, ...]:
     d_tokens, d_residual = torch.ops.napari_s2dc.normalise_and_rectify_gradients(
-        incoming, *ctx.saved_tensors, *ctx.numbers
+        incoming, *ctx.saved_tensors, *ctx.numbers, ctx.residual is not None
     )
     wanted = None if ctx.residual is None else d_residual.to(ctx.residual)
     return d_tokens, wanted, None, None
@@ -366,5 +386,8 @@ define(
     _rectify_shape,
     backward=_rectify_backward,
     remember=_remember_rectify,
+    kernels=True,
 )
-define("normalise_and_rectify_gradients", _rectify_gradients, _rectify_gradients_shape)
+define(
+    "normalise_and_rectify_gradients", _rectify_gradients, _rectify_gradients_shape, kernels=True
+)

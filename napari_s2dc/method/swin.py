@@ -40,7 +40,7 @@ class FastSwinTransformer(SwinTransformer):
     """
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
-        # Every way to another device leads through here, and before a compiler sees the network
+        # What moves a network to another device leads through here, before a compiler sees it
         moved = super()._apply(fn, recurse)
         load_kernels(next(self.parameters()).device)
         return moved
@@ -111,8 +111,11 @@ def _channels_first(tokens: Tensor) -> Tensor:
 
 
 def _output(tokens: Tensor, normalize: bool) -> Tensor:
-    # MONAI's are of this precision under autocast, too
-    return _channels_first(_plain(tokens, _EPSILON, torch.float32) if normalize else tokens)
+    if not normalize:
+        return _channels_first(tokens)
+    # Of this precision under autocast, as MONAI's
+    dtype = torch.float32 if torch.is_autocast_enabled("cuda") else tokens.dtype
+    return _channels_first(_plain(tokens, _EPSILON, dtype))
 
 
 def _residual_block(block: UnetResBlock, tokens: Tensor) -> Tensor:
@@ -128,7 +131,7 @@ def _layer(layer: BasicLayer, tokens: Tensor) -> Tensor:
 def _block(block: SwinTransformerBlock, tokens: Tensor, shifted: bool) -> Tensor:
     def attend(tokens: Tensor) -> Tensor:
         attention = block.attn
-        if have_kernels(tokens):
+        if have_kernels(tokens, tokens.shape[-1] // attention.num_heads):
             return add(_attend_by_kernels(block.norm1, attention, tokens, shifted), tokens)
         mixed = window_attention(
             _normalised(block.norm1, tokens),

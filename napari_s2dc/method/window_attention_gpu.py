@@ -23,7 +23,7 @@ from torch import Tensor
 from napari_s2dc.method.attention_plan import Group, attention_plan, row_count
 from napari_s2dc.method.operators import define
 
-_SIDE = 64
+_SIDE = tl.constexpr(64)
 """Sides of the matrices of biases are multiples of this, and so of all that follow."""
 
 _BY_QUERY = {"tile": 64, "step": 32, "num_warps": 4}
@@ -41,7 +41,7 @@ _BOXES_AT_ONCE = 128
 _VARYING = ("count", "heads", "rows_in_all", "entries_in_all")
 """Numbers for whose divisors no kernels of their own are compiled."""
 
-_LOG2_E = math.log2(math.e)
+_LOG2_E = tl.constexpr(math.log2(math.e))
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +119,7 @@ def _tiles(images: tuple[int, ...], side: int, shifted: bool, device: torch.devi
 
 def _matrix(group: Group, number: int, length: int, asked: int) -> Tensor:
     """Places (side, side) of the biases of a kind of boxes; `asked` queries met padding before."""
-    side = -(-group.rows // _SIDE) * _SIDE
+    side = -(-group.rows // _SIDE.value) * _SIDE.value
     matrix = torch.full((side, side), length)
     matrix[:, : group.rows] = length + 1
     tokens = group.rows
@@ -134,12 +134,6 @@ def _matrix(group: Group, number: int, length: int, asked: int) -> Tensor:
 def _product(*axes: Tensor | int) -> Tensor:
     """All combinations (n, axes) of the values on some axes."""
     return torch.cartesian_prod(*(torch.as_tensor(axis).reshape(-1) for axis in axes))
-
-
-def _padding_entries(tiles: _Tiles, table: Tensor) -> Tensor:
-    """Biases (heads, Q, p) of the padding behind each query; -inf where there is less of it."""
-    extended = F.pad(table.t().float(), (0, 1), value=-math.inf)
-    return extended[:, tiles.padding]
 
 
 @triton.jit
@@ -164,9 +158,8 @@ def _results(base, tokens, count, channels, offset, size: tl.constexpr, padded: 
 @triton.jit
 def _scores(first, second, bias, scale, precision: tl.constexpr):
     """Scores of (queries, keys), or of (keys, queries), in exponents of two."""
-    log2_e: tl.constexpr = 1.4426950408889634
     products = tl.dot(first, tl.trans(second), input_precision=precision)
-    return products * (scale * log2_e) + bias.to(tl.float32)
+    return products * (scale * _LOG2_E) + bias.to(tl.float32)
 
 
 @triton.jit(do_not_specialize=_VARYING)
@@ -180,8 +173,8 @@ def _attend_kernel(
     part = queries + tl.program_id(0) * 5
     start, rows = tl.load(part), tl.load(part + 1)
     first = tl.multiple_of(tl.load(part + 2), tile)
-    biases += tl.multiple_of(head * entries_in_all + tl.load(part + 3), 64)
-    side = tl.multiple_of(tl.load(part + 4), 64)
+    biases += tl.multiple_of(head * entries_in_all + tl.load(part + 3), _SIDE)
+    side = tl.multiple_of(tl.load(part + 4), _SIDE)
     channels, at = heads * size, head * size
     width = 3 * channels
     row = first + tl.arange(0, tile)
@@ -224,8 +217,8 @@ def _query_gradient_kernel(
     part = queries + tl.program_id(0) * 5
     start, rows = tl.load(part), tl.load(part + 1)
     first = tl.multiple_of(tl.load(part + 2), tile)
-    biases += tl.multiple_of(head * entries_in_all + tl.load(part + 3), 64)
-    side = tl.multiple_of(tl.load(part + 4), 64)
+    biases += tl.multiple_of(head * entries_in_all + tl.load(part + 3), _SIDE)
+    side = tl.multiple_of(tl.load(part + 4), _SIDE)
     channels, at = heads * size, head * size
     width = 3 * channels
     row = first + tl.arange(0, tile)
@@ -267,8 +260,8 @@ def _key_gradient_kernel(
     part = keys + tl.program_id(0) * 5
     start, rows = tl.load(part), tl.load(part + 1)
     first = tl.multiple_of(tl.load(part + 2), tile)
-    biases += tl.multiple_of(head * entries_in_all + tl.load(part + 3), 64)
-    side = tl.multiple_of(tl.load(part + 4), 64)
+    biases += tl.multiple_of(head * entries_in_all + tl.load(part + 3), _SIDE)
+    side = tl.multiple_of(tl.load(part + 4), _SIDE)
     channels, at = heads * size, head * size
     width = 3 * channels
     key_row = first + tl.arange(0, tile)
@@ -321,11 +314,11 @@ def _bias_gradient_kernel(
     start, rows, boxes = tl.load(pair), tl.load(pair + 1), tl.load(pair + 2)
     row = tl.multiple_of(tl.load(pair + 3), tile) + tl.arange(0, tile)
     key_row = tl.multiple_of(tl.load(pair + 4), tile) + tl.arange(0, tile)
-    side = tl.multiple_of(tl.load(pair + 6), 64)
-    entry = tl.multiple_of(tl.load(pair + 5), 64) + row[:, None] * side + key_row[None, :]
+    side = tl.multiple_of(tl.load(pair + 6), _SIDE)
+    entry = tl.multiple_of(tl.load(pair + 5), _SIDE) + row[:, None] * side + key_row[None, :]
     channels, at = heads * size, head * size
     width = 3 * channels
-    bias = tl.load(biases + tl.multiple_of(head * entries_in_all, 64) + entry)
+    bias = tl.load(biases + tl.multiple_of(head * entries_in_all, _SIDE) + entry)
     found = tl.zeros([tile, tile], tl.float32)
     for box in range(0, boxes):
         begin = start + box * rows
@@ -355,9 +348,10 @@ class _Launch:
         self.qkv = qkv.contiguous()
         self.tiles = _tiles(tuple(images), side, shifted, qkv.device)
         self.heads = table.shape[1]
-        self.of_padding = _padding_entries(self.tiles, table)
-        fixed = table.new_tensor([-math.inf, 0.0]).expand(self.heads, -1)
-        places = torch.cat([table.t(), fixed, self.of_padding.logsumexp(-1)], 1).float() * _LOG2_E
+        # The table, -inf and 0
+        fixed = F.pad(F.pad(table.t().float(), (0, 1), value=-math.inf), (0, 1))
+        self.of_padding = fixed[:, self.tiles.padding]  # (heads, Q, p)
+        places = torch.cat([fixed, self.of_padding.logsumexp(-1)], 1) * _LOG2_E.value
         self.places = places.shape[1]
         # float16 is more precise than bfloat16, and biases are small
         narrow = torch.float32 if qkv.dtype == torch.float32 else torch.float16
@@ -447,21 +441,29 @@ def _gradients(
 
 def _gradients_shape(incoming: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
     qkv, table = given[:2]
-    return torch.empty_like(qkv), torch.empty_like(table)
+    return qkv.new_empty(qkv.shape), table.new_empty(table.shape)
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(*inputs[:2], *output)
     ctx.images, ctx.side, ctx.shifted = inputs[2:]
+    ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(output[1])
 
 
-def _backward(ctx: Any, incoming: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, incoming: Tensor, _: None) -> tuple[Tensor | None, ...]:
     gradients = torch.ops.napari_s2dc.tiled_gradients(
         incoming, *ctx.saved_tensors, ctx.images, ctx.side, ctx.shifted
     )
     return (*gradients, None, None, None)
 
 
-define("tiled_attention", _attend, _attend_shape, backward=_backward, remember=_remember)
-define("tiled_gradients", _gradients, _gradients_shape)
+define(
+    "tiled_attention",
+    _attend,
+    _attend_shape,
+    backward=_backward,
+    remember=_remember,
+    kernels=True,
+)
+define("tiled_gradients", _gradients, _gradients_shape, kernels=True)

@@ -77,7 +77,6 @@ def test_the_last_way_is_the_cpu(tiny: SwinEncoder, room_for_three: None) -> Non
     ways = encoding._attempts(GPU, EmbedSettings(window_vox=96), tiny.config)
     assert [(way.device.type, way.window_vox) for way in ways] == [
         ("cuda", 96),
-        ("cuda", 96),
         ("cuda", 64),
         ("cpu", 96),
     ]
@@ -90,6 +89,17 @@ def test_as_many_windows_as_fit(tiny: SwinEncoder, room_for_three: None) -> None
     assert encoding.windows_at_once(GPU, 100 * window_bytes) == 1
     assert encoding.windows_at_once(GPU, 1) == encoding.windows_at_once(GPU) == 16
     assert encoding.windows_at_once(torch.device("cpu"), window_bytes) == 1
+
+
+def test_what_torch_keeps_is_free(
+    tiny: SwinEncoder, room_for_three: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    window_bytes = bytes_of_window(tiny.config, (32, 32, 32))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 50 * window_bytes)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 30 * window_bytes)
+    assert encoding.windows_at_once(GPU, window_bytes) == 13
+    ways = encoding._attempts(GPU, EmbedSettings(window_vox=32), tiny.config)
+    assert [way.windows_at_once for way in ways] == [13, 4, 1, 1]
 
 
 def test_no_memory_at_all_is_one_sentence(

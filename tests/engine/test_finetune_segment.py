@@ -88,6 +88,26 @@ def test_progress_counts_windows_and_can_be_stopped(model: SegmentationModel) ->
     steps.close()
 
 
+def test_windows_go_one_by_one_where_several_do_not_fit(
+    model: SegmentationModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = _image(32, 64, 60)
+    expected, _ = finish(segment_with_network(image, model, SegmentSettings(), CPU))
+    forward, seen = SegmentationNetwork.forward, []
+
+    def little_memory(network: SegmentationNetwork, images: torch.Tensor) -> torch.Tensor:
+        seen.append(len(images))
+        if len(images) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return forward(network, images)
+
+    monkeypatch.setattr(finetune_segment, "windows_at_once", lambda *_: 2)
+    monkeypatch.setattr(SegmentationNetwork, "forward", little_memory)
+    found, _ = finish(segment_with_network(image, model, SegmentSettings(), CPU))
+    assert seen == [2, 1, 1, 1]
+    assert np.array_equal(found, expected)
+
+
 def test_air_is_background_without_any_window(model: SegmentationModel) -> None:
     image = np.zeros((60, 130, 60), np.float32)
     image[5:20, 70:100, 10:30] = _image(15, 30, 20)

@@ -1,10 +1,10 @@
-"""The Triton kernels give what torch's operations give; here interpreted, on the CPU."""
+"""The Triton kernels give what torch's operations give; interpreted where there is no GPU."""
 
 from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
@@ -16,10 +16,19 @@ from napari_s2dc.method.encoder import EncoderConfig, SwinEncoder
 from napari_s2dc.method.window_attention import window_attention
 
 GPU = torch.device("cuda")
+HERE = GPU if torch.cuda.is_available() else torch.device("cpu")
+HALF = [torch.float16, *([torch.bfloat16] if HERE == GPU else [])]  # not interpreted rightly
+
+
+@pytest.fixture(autouse=True)
+def on_this_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    with torch.device(HERE):
+        yield
 
 
 @pytest.fixture
-def interpreted() -> None:
+def operators() -> None:
     pytest.importorskip("triton")  # not to be had on every system
     for name in ("window_attention_gpu", "norms_gpu"):
         importlib.import_module(f"napari_s2dc.method.{name}")
@@ -33,63 +42,69 @@ def compare(
 ) -> None:
     """Compare results and all gradients."""
     results = mine(), reference()
-    weights = torch.randn(results[1].shape, generator=torch.Generator().manual_seed(1))
+    weights = torch.randn(results[1].shape)
     gradients = [torch.autograd.grad((one * weights).sum(), leaves) for one in results]
-    pairs = [results, *zip(*gradients, strict=True)]
-    for one, other in pairs:
+    for one, other in (results, *zip(*gradients, strict=True)):
         assert (one - other).norm() <= allowed * other.norm()
 
 
-@pytest.mark.parametrize("shifted", [False, True])
-@pytest.mark.parametrize(
-    ("images", "side", "heads", "features"),
-    [
-        ((1, 4, 6, 9), 4, 3, 4),  # boxes of several tiles, with padding, few features
-        ((2, 3, 3, 7), 3, 2, 16),
-        ((1, 5, 2, 4), 7, 1, 24),  # smaller than a window, odd features
-    ],
-)
-def test_attention(
-    interpreted: None,
-    images: tuple[int, int, int, int],
-    side: int,
-    heads: int,
-    features: int,
-    shifted: bool,
-) -> None:
+Case = tuple[tuple[int, int, int, int], int, int, int, bool]
+CASES: list[Case] = [
+    ((1, 7, 8, 9), 7, 1, 16, False),  # boxes of several tiles, and with padding
+    ((1, 9, 5, 6), 5, 2, 4, True),  # few features
+    ((2, 3, 3, 7), 3, 2, 16, True),
+    ((1, 5, 2, 4), 7, 1, 24, False),  # smaller than a window, odd features
+]
+
+
+def attention_of(case: Case) -> tuple[list[Tensor], Callable[..., Tensor], Callable[[], Tensor]]:
+    """What goes into attention within windows; by kernels, of some precision; and by torch."""
+    images, side, heads, features, shifted = case
     torch.manual_seed(0)
     channels = heads * features
-    qkv, same = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
-    with torch.no_grad():
-        same.weight.copy_(torch.eye(channels))
-        same.bias.zero_()
+    qkv, same = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels, bias=False)
+    same.weight.data = torch.eye(channels)
     table = torch.randn((2 * side - 1) ** 3, heads, requires_grad=True)
     tokens = torch.randn(*images, channels, requires_grad=True)
 
-    def mine() -> Tensor:
-        rows = qkv(F.pad(tokens.flatten(0, 3), (0, 0, 0, 1)))
+    def mine(dtype: torch.dtype = torch.float32) -> Tensor:
+        rows = qkv(F.pad(tokens.flatten(0, 3), (0, 0, 0, 1))).to(dtype)
         mixed = kernels.tiled_attention(rows, table, list(images), side, shifted)
-        return mixed.view(tokens.shape)
+        return mixed.float().view(tokens.shape)
 
-    compare(
-        mine,
-        lambda: window_attention(tokens, qkv, same, table, side, shifted),
-        [tokens, table, *qkv.parameters()],
-    )
+    def reference() -> Tensor:
+        return window_attention(tokens, qkv, same, table, side, shifted)
+
+    return [tokens, table, *qkv.parameters()], mine, reference
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_attention(operators: None, case: Case) -> None:
+    leaves, mine, reference = attention_of(case)
+    compare(mine, reference, leaves)
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_attention_in_half_precision(operators: None, dtype: torch.dtype) -> None:
+    leaves, mine, reference = attention_of(CASES[1])
+    compare(lambda: mine(dtype), reference, leaves, allowed=2e-3 if dtype == HALF[0] else 2e-2)
 
 
 def test_many_boxes_share_the_gradient_of_biases(
-    interpreted: None, monkeypatch: pytest.MonkeyPatch
+    operators: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = importlib.import_module("napari_s2dc.method.window_attention_gpu")
-    monkeypatch.setattr(module, "_BOXES_AT_ONCE", 3)
+    leaves, mine, reference = attention_of(((5, 2, 4, 2), 2, 1, 4, False))
     module._tiles.cache_clear()
-    test_attention(None, (1, 2, 4, 6), 2, 2, 4, True)
+    # Ten boxes of one kind
+    monkeypatch.setattr(module, "_BOXES_AT_ONCE", 4)
+    compare(mine, reference, leaves)
+    assert module._tiles((5, 2, 4, 2), 2, False, HERE).pairs[:, 2].tolist() == [4, 4, 2]
     module._tiles.cache_clear()
 
 
-@pytest.mark.parametrize("channels", [12, 48, 100])
-def test_layer_norm(interpreted: None, channels: int) -> None:
+@pytest.mark.parametrize("channels", [12, 48, 100, 400])
+def test_layer_norm(operators: None, channels: int) -> None:
     torch.manual_seed(0)
     tokens = (3 * torch.randn(70, channels) + 5).requires_grad_()
     weight, bias = (torch.randn(channels, requires_grad=True) for _ in range(2))
@@ -107,7 +122,7 @@ def test_layer_norm(interpreted: None, channels: int) -> None:
 
 
 @pytest.mark.parametrize("with_residual", [False, True])
-def test_instance_norm_far_from_zero(interpreted: None, with_residual: bool) -> None:
+def test_instance_norm_far_from_zero(operators: None, with_residual: bool) -> None:
     torch.manual_seed(0)
     tokens = (2 * torch.randn(2, 5, 6, 7, 20) + 300).requires_grad_()
     other = torch.randn_like(tokens).requires_grad_()
@@ -123,7 +138,34 @@ def test_instance_norm_far_from_zero(interpreted: None, with_residual: bool) -> 
     )
 
 
-def test_encoder(interpreted: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_compiler_is_told_holds(operators: None) -> None:
+    """Shapes and strides of tensors without values, also for inputs that are not contiguous."""
+    torch.manual_seed(0)
+    ops = torch.ops.napari_s2dc
+    across = torch.randn(2, 20, 30).mT.requires_grad_()
+    qkv, rows = (torch.randn(n, 19).T.requires_grad_() for n in (24, 20))
+    table = torch.randn(27, 2, requires_grad=True)
+    calls = [
+        (ops.normalise_and_rectify, (across, across, 1e-5, 0.01)),
+        (ops.normalise_and_rectify, (across, None, 1e-5, 0.01)),
+        (ops.layer_norm, (torch.randn(8, 30).T, None, None, 1e-5, torch.float16, 1)),
+        (ops.layer_norm, (rows, torch.ones(20), torch.ones(20), 1e-5, torch.float32, 0)),
+        (ops.tiled_attention, (qkv, table, [1, 2, 3, 3], 2, True)),
+    ]
+    for call, given in calls:
+        torch.library.opcheck(
+            call.default,
+            given,
+            test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_static"),
+        )
+
+
+def as_on_a_gpu(norm: nn.LayerNorm, perceptron: nn.Module, tokens: Tensor) -> Tensor:
+    added: Tensor = tokens + perceptron(swin._normalised(norm, tokens))
+    return added
+
+
+def test_encoder(operators: None, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     encoder = SwinEncoder(EncoderConfig(feature_size=12, window_size=3))
     for parameter in encoder.parameters():
@@ -140,7 +182,8 @@ def test_encoder(interpreted: None, monkeypatch: pytest.MonkeyPatch) -> None:
     def by_kernels() -> Tensor:
         with monkeypatch.context() as patch:
             for module in (swin, residual):
-                patch.setattr(module, "have_kernels", lambda x: True)
+                patch.setattr(module, "have_kernels", lambda *_: True)
+            patch.setattr(swin, "add_perceptron", as_on_a_gpu)
             return stages()
 
     compare(by_kernels, stages, leaves, allowed=1e-4)
@@ -155,29 +198,35 @@ def asked_anew(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_kernels_are_tried_before_they_are_used(
-    interpreted: None, asked_anew: None, monkeypatch: pytest.MonkeyPatch
+    operators: None,
+    asked_anew: None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     works = kernels._works
-    monkeypatch.setattr(kernels, "_works", lambda device: works(torch.device("cpu")))
+    monkeypatch.setattr(kernels, "_works", lambda device: works(HERE))
     kernels.load_kernels(GPU)
     assert kernels._usable
-    assert not kernels.have_kernels(torch.zeros(1))
+    assert not caplog.records
+    assert not kernels.have_kernels(torch.zeros(1, device="cpu"))
 
 
 @pytest.mark.parametrize("fault", ["no compiler", "wrong results"])
 def test_a_gpu_without_a_compiler_goes_on_without_kernels(
-    interpreted: None,
+    operators: None,
     asked_anew: None,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     fault: str,
 ) -> None:
-    def works(device: torch.device) -> bool:
+    def normalise_and_rectify(tokens: Tensor, residual: Tensor, *_: object) -> Tensor:
         if fault == "no compiler":
             raise RuntimeError("Failed to find C compiler.\nPlease specify via CC.")
-        return False
+        return tokens + residual
 
-    monkeypatch.setattr(kernels, "_works", works)
+    works = kernels._works
+    monkeypatch.setattr(kernels, "_works", lambda device: works(HERE))
+    monkeypatch.setattr(kernels, "normalise_and_rectify", normalise_and_rectify)
     with caplog.at_level(logging.WARNING):
         kernels.load_kernels(GPU)
         kernels.load_kernels(GPU)
@@ -189,6 +238,19 @@ def test_a_gpu_without_a_compiler_goes_on_without_kernels(
 
 
 def test_older_gpus_are_left_alone(asked_anew: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_works", lambda device: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     kernels.load_kernels(GPU)
     assert not kernels._usable
+
+
+def test_only_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_usable", True)
+
+    class OnGpu:
+        device, dtype = GPU, torch.bfloat16
+
+    assert kernels.have_kernels(OnGpu(), 16)  # type: ignore[arg-type]
+    assert not kernels.have_kernels(OnGpu(), 128)  # type: ignore[arg-type]
+    OnGpu.dtype = torch.float64
+    assert not kernels.have_kernels(OnGpu())  # type: ignore[arg-type]
