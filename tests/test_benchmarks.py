@@ -238,7 +238,7 @@ def test_both_sides_of_the_encoder_compute_the_same() -> None:
 
 def test_shares_of_operations_add_up() -> None:
     matrix = torch.rand(64, 64)
-    found = shares(lambda: (matrix @ matrix).softmax(-1).clone())
+    found = shares(lambda: (matrix @ matrix).softmax(-1).clone(), torch.device("cpu"))
     assert sum(found.values()) == pytest.approx(1)
     assert found["linear layers"] > 0
     assert found["attention"] > 0

@@ -372,8 +372,8 @@ class _Launch:
         }
 
     def rows(self) -> Tensor:
-        """Memory for a number of every head and row of the plan."""
-        return self.qkv.new_empty(self.heads, len(self.tiles.tokens), dtype=torch.float32)
+        """Zeros for every head and row of the plan, of which no kernel writes the spare ones."""
+        return self.qkv.new_zeros(self.heads, len(self.tiles.tokens), dtype=torch.float32)
 
     def run(self, kernel: Any, entries: Tensor, *others: Tensor | int, **tile: int) -> None:
         """Start a kernel with a program for every entry and head."""
