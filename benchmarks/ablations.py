@@ -30,6 +30,7 @@ COMMON = {
     "config": "tiny_cpu",
     "data.validation_volumes": "2",
     "data.synthetic_share": "0.5",
+    "loss.global_contrast": "0.15",
 }
 """As the bundled encoder is trained."""
 

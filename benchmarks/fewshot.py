@@ -3,12 +3,12 @@
 The encoders must have been trained before, without labels and without the tests:
 
     s2dc-train --config tiny_cpu --data.path DATA/mouse_brain --data.validation_volumes 5 \
-        --views.matching 3d --trainer.max_steps 1200 --out MOUSE
+        --loss.global_contrast 0.15 --trainer.max_steps 1200 --out MOUSE
     s2dc-train --config tiny_cpu --data.path DATA/mouse_brain --data.validation_volumes 5 \
         --data.spacing_mm "[0.3,0.3,0.3]" --data.grid "[1,1,1]" --data.batch_size 4 \
-        --views.matching 3d --trainer.max_steps 3000 --out COARSE
+        --loss.global_contrast 0.15 --trainer.max_steps 3000 --out COARSE
     s2dc-train --config tiny_cpu --data.path DATA/hippocampus --data.validation_volumes 60 \
-        --data.grid "[1,1,1]" --data.batch_size 4 --views.matching 3d \
+        --data.grid "[1,1,1]" --data.batch_size 4 --loss.global_contrast 0.15 \
         --trainer.max_steps 400 --trainer.validate_every 400 --out HIPPOCAMPUS
 
 and the one for CT as ``benchmarks.probing`` says; the table of strokes had one of 800 steps.

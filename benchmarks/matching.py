@@ -3,7 +3,7 @@
 The encoders must have been trained before, without labels and without the targets:
 
     s2dc-train --config tiny_cpu --data.path DATA/mouse_brain --data.validation_volumes 5 \
-        --views.matching 3d --trainer.max_steps 1600 --out MOUSE
+        --loss.global_contrast 0.15 --trainer.max_steps 1600 --out MOUSE
 
 and the one for CT as ``benchmarks.probing`` says.
 """

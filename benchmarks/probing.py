@@ -4,7 +4,7 @@ The encoder must not have seen the scan:
 
     python -m benchmarks.probing_scans DATA SCANS
     s2dc-train --config tiny_cpu --data.path SCANS --data.validation_volumes 1 \
-        --data.preset ct_soft_tissue --data.spacing_mm "[3,3,3]" --views.matching 3d \
+        --data.preset ct_soft_tissue --data.spacing_mm "[3,3,3]" --loss.global_contrast 0.15 \
         --trainer.max_steps 1200 --out RUN
     python -m benchmarks.probing RUN/encoder.safetensors DATA/totalseg_ct --write
 """
