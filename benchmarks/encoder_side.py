@@ -203,8 +203,6 @@ def serve(side: Side, pipe: Connection) -> None:
             begun = time.perf_counter()
             side.step(network, crops)
             pipe.send(time.perf_counter() - begun)
-            if device.type == "cuda":
-                torch.cuda.empty_cache()  # the other sides are on the same card
         elif question == "facts":
             facts = {"shares": shares(lambda: side.step(network, crops), device)}
             pipe.send({**facts, "products": _products(device), "operations": _operations(side)})

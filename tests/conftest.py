@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import sys
 from collections.abc import Iterator
 
@@ -18,7 +17,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # the other cores have tests of their o
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 for _backend in ("JAX", "CUPY", "TENSORFLOW"):
     os.environ.setdefault(f"POT_BACKEND_DISABLE_{_backend}", "1")
-if shutil.which("nvidia-smi") is None:  # no GPU: its kernels run on the CPU
+
+
+def _has_gpu() -> bool:
+    import torch  # only now, when the number of threads is set
+
+    return torch.cuda.is_available()
+
+
+if not _has_gpu():  # its kernels run on the CPU
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 

@@ -174,10 +174,18 @@ def _windows(
             part[:1][weights == 0] = 1  # no window: background
             planes.add(part[:-1].div_(weights.where(weights > 0, 1)))
 
-    for number in range(0, len(places), together):
-        batch = places[number : number + together]
+    while done < len(places):
+        batch = places[done : done + together]
         crops = torch.from_numpy(np.stack([framed[place] for place in batch])[:, None])
-        found = _some_or_one(network, crops, mirrors, weight)
+        try:
+            found = _probabilities(network, crops.to(device), mirrors, weight).cpu()
+        except (RuntimeError, MemoryError) as error:
+            if together == 1 or not out_of_memory(error):
+                raise
+            found = None
+        if found is None:  # outside the handler, whose traceback keeps the failed batch's tensors
+            together = max(1, together // 4)
+            continue
         for place, one in zip(batch, found, strict=True):
             while first < place[0].start:
                 moved = min(place[0].start - first, window[0])
@@ -197,19 +205,6 @@ def _near(tissue: np.ndarray, place: Sequence[slice]) -> bool:
     """Whether a window or the frame around it holds tissue."""
     around = tuple(slice(max(0, p.start - _FRAME_VOX), p.stop + _FRAME_VOX) for p in place)
     return bool(tissue[around].any())
-
-
-def _some_or_one(
-    network: SegmentationNetwork, images: Tensor, mirrors: Sequence[tuple[int, ...]], weight: Tensor
-) -> Tensor:
-    """Probabilities as by :func:`_probabilities`, on the CPU; one by one without the memory."""
-    try:
-        return _probabilities(network, images.to(weight.device), mirrors, weight).cpu()
-    except (RuntimeError, MemoryError) as error:
-        if len(images) == 1 or not out_of_memory(error):
-            raise
-    # Outside the handler, whose traceback keeps the tensors of the failed batch alive
-    return torch.cat([_some_or_one(network, one, mirrors, weight) for one in images.split(1)])
 
 
 def _probabilities(

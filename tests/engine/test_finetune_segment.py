@@ -101,10 +101,10 @@ def test_windows_go_one_by_one_where_several_do_not_fit(
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return forward(network, images)
 
-    monkeypatch.setattr(finetune_segment, "windows_at_once", lambda *_: 2)
+    monkeypatch.setattr(finetune_segment, "windows_at_once", lambda *_: 8)
     monkeypatch.setattr(SegmentationNetwork, "forward", little_memory)
     found, _ = finish(segment_with_network(image, model, SegmentSettings(), CPU))
-    assert seen == [2, 1, 1, 1]
+    assert seen == [3, 2, 1, 1, 1]
     assert np.array_equal(found, expected)
 
 

@@ -135,6 +135,7 @@ def test_instance_norm_far_from_zero(operators: None, with_residual: bool) -> No
         lambda: kernels.normalise_and_rectify(tokens, other if with_residual else None, 1e-5, 0.01),
         reference,
         [tokens, other] if with_residual else [tokens],
+        allowed=1e-4,  # a digit in the last place of 300 is a hundred-thousandth of the deviation
     )
 
 
@@ -176,25 +177,23 @@ def test_encoder(operators: None, monkeypatch: pytest.MonkeyPatch) -> None:
     parts = ("patch_embed", "layers1", "layers2")
     leaves = [value for name, value in encoder.swin.named_parameters() if name.startswith(parts)]
 
-    def stages() -> Tensor:
-        return torch.cat([stage.flatten() for stage in encoder.stages(image, (0, 1, 2))])
-
-    def by_kernels() -> Tensor:
+    def stages(kernels_or_not: bool) -> Tensor:
         with monkeypatch.context() as patch:
             for module in (swin, residual):
-                patch.setattr(module, "have_kernels", lambda *_: True)
+                patch.setattr(module, "have_kernels", lambda *_: kernels_or_not)
             patch.setattr(swin, "add_perceptron", as_on_a_gpu)
-            return stages()
+            return torch.cat([stage.flatten() for stage in encoder.stages(image, (0, 1, 2))])
 
-    compare(by_kernels, stages, leaves, allowed=1e-4)
+    compare(lambda: stages(True), lambda: stages(False), leaves, allowed=1e-4)
 
 
 @pytest.fixture
 def asked_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "_asked", False)
     monkeypatch.setattr(kernels, "_usable", False)
-    monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    if HERE != GPU:
+        monkeypatch.setattr(torch.version, "cuda", "13.0")
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
 
 
 def test_kernels_are_tried_before_they_are_used(
@@ -251,6 +250,6 @@ def test_only_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
         device, dtype = GPU, torch.bfloat16
 
     assert kernels.have_kernels(OnGpu(), 16)  # type: ignore[arg-type]
-    assert not kernels.have_kernels(OnGpu(), 128)  # type: ignore[arg-type]
+    assert not kernels.have_kernels(OnGpu(), 64)  # type: ignore[arg-type]
     OnGpu.dtype = torch.float64
     assert not kernels.have_kernels(OnGpu())  # type: ignore[arg-type]
