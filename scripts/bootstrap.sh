@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes or refreshes .venv with everything the project needs; does nothing when it is up to date.
-# With --with-screen also a virtual screen for the tests of the viewer, where there is none.
+# With --with-screen also a virtual screen for the tests of the viewer, where there is none, and what
+# the tests of the GPU's kernels need.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 venv=.venv
@@ -54,9 +55,25 @@ if [ "${1:-}" = --with-screen ] && [ "$(uname)" = Linux ] && [ -z "${DISPLAY:-}"
         libxcb-xinerama0 libdbus-1-3 libfontconfig1
 fi
 
+# Interprets the GPU's kernels in their tests. Apart, since torch would load it beside Mesa, whose LLVM
+# is another: that crashes the process.
+add_kernels() {
+    local version
+    version=$(grep '^triton==' constraints.txt)
+    if [ "${1:-}" = --with-screen ] && [ "$(uname)" = Linux ] &&
+        [ ! -d "$venv/kernels/triton-${version#triton==}.dist-info" ]; then
+        rm -rf "$venv/kernels"
+        pip install --quiet --quiet --no-deps --target "$venv/kernels" "$version"
+    fi
+}
+pip() {
+    "$venv/bin/python" -m pip --disable-pip-version-check "$@"
+}
+
 python=$(find_python)
 wanted=$(fingerprint "$python")
 if [ "$wanted" = "$(cat "$venv/.bootstrapped" 2>/dev/null)" ] && "$venv/bin/python" -c '' 2>/dev/null; then
+    add_kernels "$@"
     exit 0
 fi
 
@@ -69,13 +86,11 @@ if ! "$venv/bin/python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>
     fi
     "$python" -m venv --clear "$venv"
 fi
-pip() {
-    "$venv/bin/python" -m pip --disable-pip-version-check "$@"
-}
 # torch first and alone, so that pip takes the tested release, where it is at hand as a CPU
 # build that one, before another package asks for the newest with its accelerator libraries.
 pip install --quiet --quiet "$(grep '^torch==' constraints.txt)"
 pip install --quiet --quiet --editable '.[dev]' --constraint constraints.txt
 # Read again: pyproject.toml may have been edited while pip was at work.
 [ "$wanted" = "$(fingerprint "$python")" ] && echo "$wanted" >"$venv/.bootstrapped"
+add_kernels "$@"
 echo "bootstrap: $venv is ready"

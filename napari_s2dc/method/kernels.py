@@ -3,7 +3,8 @@
 Triton comes with torch's CUDA builds for Linux. It takes a second to import and seconds to compile
 (once, then it has the kernels on disk), so this happens when an encoder's weights first move to a
 GPU: the operators are tried there, forward and backward, and used if they give what torch's give.
-Without Triton, and on GPUs older than Ampere, torch's own operations are used.
+Without Triton, beside software OpenGL, and on GPUs older than Ampere, torch's own operations are
+used.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from threading import Lock
 
 import torch
@@ -62,6 +65,7 @@ def _load(device: torch.device) -> bool:
         torch.version.cuda is None
         or torch.cuda.get_device_capability(device) < _OLDEST
         or importlib.util.find_spec("triton") is None
+        or _would_crash()
     ):
         return False
     reason = "they give other results"
@@ -79,6 +83,12 @@ def _load(device: torch.device) -> bool:
             "operations are used instead: slower, with the same results."
         )
     return works
+
+
+def _would_crash() -> bool:
+    """Whether Mesa's software OpenGL has loaded its LLVM, beside which Triton's does not load."""
+    maps = Path("/proc/self/maps")
+    return "triton" not in sys.modules and maps.is_file() and "libLLVM" in maps.read_text()
 
 
 def have_kernels(x: Tensor, features: int = 1) -> bool:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,9 +34,26 @@ def on_this_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def operators() -> None:
-    pytest.importorskip("triton")  # not to be had on every system
+    pytest.importorskip("triton")  # see test_in_a_process_of_its_own
     for name in ("window_attention_gpu", "norms_gpu"):
         importlib.import_module(f"napari_s2dc.method.{name}")
+
+
+def test_in_a_process_of_its_own() -> None:
+    """All tests here, where Triton is not in the environment but beside it."""
+    beside = Path(sys.prefix) / "kernels"
+    if importlib.util.find_spec("triton") or not beside.is_dir():
+        pytest.skip("Triton is in the environment, or nowhere.")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", __file__],
+        env={k: v for k, v in os.environ.items() if "PYTEST" not in k}
+        | {"PYTHONPATH": str(beside)},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 skipped" in done.stdout  # and this is the one
 
 
 def compare(
@@ -191,6 +213,7 @@ def test_encoder(operators: None, monkeypatch: pytest.MonkeyPatch) -> None:
 def asked_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "_asked", False)
     monkeypatch.setattr(kernels, "_usable", False)
+    monkeypatch.setattr(kernels, "_would_crash", lambda: False)
     if HERE != GPU:
         monkeypatch.setattr(torch.version, "cuda", "13.0")
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
@@ -236,9 +259,15 @@ def test_a_gpu_without_a_compiler_goes_on_without_kernels(
     assert "\n" not in record.message
 
 
-def test_older_gpus_are_left_alone(asked_anew: None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("reason", ["an old GPU", "software OpenGL"])
+def test_where_kernels_are_not_even_tried(
+    operators: None, asked_anew: None, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
     monkeypatch.setattr(kernels, "_works", lambda device: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    if reason == "an old GPU":
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    else:
+        monkeypatch.setattr(kernels, "_would_crash", lambda: True)
     kernels.load_kernels(GPU)
     assert not kernels._usable
 
