@@ -43,6 +43,8 @@ VARIANTS: dict[str, dict[str, str]] = {
     "matching in-plane": {"views.matching": "in_plane"},
     "tokens of stage 3": {"model.token_stage": "3"},
     "each view in a contrast of its own": {"data.cross_contrast": "true"},
+    "own contrasts, looked at by borders": {"data.cross_contrast": "true", "model.borders": "true"},
+    "borders in place of intensities": {"model.borders": "true"},
     "scans alone": {"data.synthetic_share": "0"},
     "pairs as released": {},
     "pairs as released, in-plane": {"views.matching": "in_plane"},

@@ -59,7 +59,8 @@ def add_encoder_argument(parser: ArgumentParser) -> None:
         "--encoder",
         type=str | None,
         default=None,
-        help="Checkpoint or run folder; the bundled encoder when left out.",
+        help="Checkpoint, run folder or name of a bundled encoder; the first of these when left "
+        "out.",
     )
 
 
@@ -116,13 +117,13 @@ def require_preset(preset: str) -> None:
 
 def encoder_of(option: str | None) -> SwinEncoder:
     """Load the encoder of ``--encoder``, or the first one at hand."""
-    from napari_s2dc.engine.encoders import default_encoder
+    from napari_s2dc.engine.encoders import default_encoder, encoder_named
     from napari_s2dc.engine.export import checkpoint_in
     from napari_s2dc.method.encoder import SwinEncoder
 
-    return SwinEncoder.from_checkpoint(
-        default_encoder() if option is None else checkpoint_in(option)
-    )
+    if option is None:
+        return SwinEncoder.from_checkpoint(default_encoder())
+    return SwinEncoder.from_checkpoint(encoder_named(option) or checkpoint_in(option))
 
 
 def read_scan(path: Path, encoder: SwinEncoder) -> Volume:

@@ -29,6 +29,7 @@ __all__ = [
     "bundled_encoder",
     "default_encoder",
     "difference",
+    "encoder_named",
     "latest_local_run",
     "mismatch",
     "name_of",
@@ -112,6 +113,14 @@ def default_encoder() -> Path:
     if not choices:
         raise CheckpointError(*_MISSING)
     return choices[0].path
+
+
+def encoder_named(name: str) -> Path | None:
+    """Find one of `available_encoders` by its name, in small or capital letters."""
+    for choice in available_encoders():
+        if choice.name.casefold() == name.casefold():
+            return choice.path
+    return None
 
 
 def _note() -> Path:

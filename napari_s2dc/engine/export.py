@@ -72,7 +72,7 @@ def export_monai_swin_unetr(
     Raises
     ------
     CheckpointError
-        The checkpoint cannot be read.
+        The checkpoint cannot be read, or its encoder looks at borders, which MONAI's does not.
     S2DCError
         The file cannot be written.
     """
@@ -92,6 +92,12 @@ def export_monai_swin_unetr(
     if target.exists() and target.samefile(source):
         raise CheckpointError(f"{target} is the checkpoint itself.", "Name another file for --out.")
     encoder = SwinEncoder.from_checkpoint(source)
+    if encoder.config.borders:
+        raise CheckpointError(
+            f"The encoder in {source} looks at the borders of tissues, which MONAI's SwinUNETR "
+            "does not: its weights would be useless there.",
+            "In Python, SwinEncoder.to_swin_unetr gives a SwinUNETR that does.",
+        )
     state = {
         f"swinViT.{name}": tensor.contiguous() for name, tensor in encoder.swin.state_dict().items()
     }

@@ -84,6 +84,10 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             outside.append(full_name)
     metadata = file.facts.get(METADATA_KEY)
     stated = metadata.get("architecture") if isinstance(metadata, dict) else None
+    layout = _layout(prefix, file)
+    hyper_parameters = file.facts.get("hyper_parameters")
+    if layout == OUR_TRAINING and isinstance(hyper_parameters, Mapping):
+        stated = hyper_parameters.get("encoder")
     try:
         if isinstance(stated, Mapping):
             config = EncoderConfig.from_dict(stated)
@@ -93,7 +97,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         raise CheckpointError(f"The encoder in {path} cannot be built: {error}") from error
     return Checkpoint(
         path=path,
-        layout=_layout(prefix, file),
+        layout=layout,
         prefix=prefix,
         config=config,
         tensors=tensors,

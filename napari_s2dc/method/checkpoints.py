@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -227,7 +227,7 @@ def require_architecture(checkpoint: Checkpoint, expected: EncoderConfig) -> Non
     CheckpointError
         Names every setting that differs.
     """
-    found, wanted = checkpoint.config.as_dict(), expected.as_dict()
+    found, wanted = asdict(checkpoint.config), asdict(expected)
     differences = [
         f"{name} {found[name]} instead of {wanted[name]}"
         for name in wanted

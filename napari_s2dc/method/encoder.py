@@ -44,6 +44,8 @@ class EncoderConfig:
     num_heads : Attention heads in each of the four layers.
     in_channels : Channels of the input image.
     use_v2 : Residual convolution block before each layer (Swin UNETR version 2).
+    borders : Look at the borders of tissues in place of intensities, see
+        `napari_s2dc.method.borders`.
     """
 
     feature_size: int = 48
@@ -52,6 +54,7 @@ class EncoderConfig:
     num_heads: tuple[int, ...] = (3, 6, 12, 24)
     in_channels: int = 1
     use_v2: bool = True
+    borders: bool = False
 
     def __post_init__(self) -> None:
         # JSON and YAML have lists only; equality between configs needs one type
@@ -87,10 +90,14 @@ class EncoderConfig:
         return f"feature size {self.feature_size}"
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain numbers and lists, as JSON and YAML store them."""
+        """Plain numbers and lists, as JSON and YAML store them.
+
+        ``borders`` is named where it is true only: files and hashes stay as they were before it.
+        """
         return {
             key: list(value) if isinstance(value, tuple) else value
             for key, value in asdict(self).items()
+            if key != "borders" or value
         }
 
     @classmethod
@@ -118,7 +125,7 @@ def _swin_transformer(
     # MONAI takes seconds to import and is not needed to read a config
     from napari_s2dc.method.swin import FastSwinTransformer
 
-    return FastSwinTransformer(
+    network = FastSwinTransformer(
         in_chans=config.in_channels,
         embed_dim=config.feature_size,
         window_size=(config.window_size,) * 3,
@@ -128,6 +135,8 @@ def _swin_transformer(
         use_checkpoint=gradient_checkpointing,
         use_v2=config.use_v2,
     )
+    network.borders = config.borders
+    return network
 
 
 class SwinEncoder(nn.Module):

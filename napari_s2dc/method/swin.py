@@ -19,6 +19,7 @@ from monai.networks.nets.swin_unetr import (
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from napari_s2dc.method.borders import tissue_borders
 from napari_s2dc.method.kernels import have_kernels, layer_norm, load_kernels, tiled_attention
 from napari_s2dc.method.perceptron import add_perceptron, plain_layer_norm
 from napari_s2dc.method.residual import add, residual_block
@@ -37,7 +38,14 @@ class FastSwinTransformer(SwinTransformer):
     Tokens stay (B, Z, Y, X, C) in memory from the first layer to the last. For three dimensions,
     cubic windows, no dropout, biases of queries, keys and values, and patches merged as by MONAI's
     ``PatchMerging``.
+
+    Attributes
+    ----------
+    borders : bool
+        Look at the borders of tissues in place of intensities.
     """
+
+    borders = False
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         # What moves a network to another device leads through here, before a compiler sees it
@@ -87,7 +95,7 @@ class FastSwinTransformer(SwinTransformer):
 
     def _stages(self, x: Tensor, last: int) -> Iterator[Tensor]:
         """Tokens (B, Z, Y, X, C) of stages 0 to `last`."""
-        tokens = _channels_last(self.patch_embed(x))
+        tokens = _channels_last(self.patch_embed(tissue_borders(x) if self.borders else x))
         yield tokens
         layers = (self.layers1, self.layers2, self.layers3, self.layers4)
         for number in range(last):

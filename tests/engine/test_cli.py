@@ -128,6 +128,16 @@ def test_export_fits_swin_unetr(
     assert isinstance(scope["network"], SwinUNETR)
 
 
+def test_an_encoder_of_borders_is_not_exported_to_monai(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "encoder.safetensors"
+    SwinEncoder(EncoderConfig(feature_size=12, window_size=4, borders=True)).save(path)
+    assert main(["export", str(path), "--format", "monai-swin-unetr"]) == 2
+    assert f"The encoder in {path} looks at the borders of tissues" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_export_to_a_named_file(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "weights.pt"
     assert main(["export", str(run), "--format", "monai-swin-unetr", "--out", str(out)]) == 0

@@ -17,6 +17,7 @@ from napari_s2dc.engine.encoders import (
     available_encoders,
     bundled_encoder,
     default_encoder,
+    encoder_named,
     latest_local_run,
     mismatch,
     name_of,
@@ -73,6 +74,8 @@ def test_bundled_encoders_come_before_the_latest_run(computer: Path, tiny: SwinE
         EncoderChoice("latest local run", run, "tiny, MR"),
     ]
     assert default_encoder() == computer / "weights" / "a.safetensors"
+    assert encoder_named("Torsos") == computer / "weights" / "b.safetensors"
+    assert encoder_named("torso") is None
 
 
 def test_an_encoder_comes_with_the_package_small_and_described() -> None:

@@ -235,6 +235,20 @@ def test_lightning_facts_become_metadata(v2: SwinTransformer, tmp_path: Path) ->
     assert metadata["hyper_parameters"]["encoder"]["window_size"] == WINDOW
 
 
+def test_a_training_checkpoint_says_that_its_encoder_looks_at_borders(
+    v2: SwinTransformer, tmp_path: Path
+) -> None:
+    content = lightning(v2.state_dict(), {})
+    config = EncoderConfig(feature_size=12, window_size=WINDOW, borders=True)
+    content["hyper_parameters"]["encoder"] = config.as_dict()
+    torch.save(content, tmp_path / "last.ckpt")
+    assert SwinEncoder.from_checkpoint(tmp_path / "last.ckpt").swin.borders
+    with pytest.raises(CheckpointError, match="borders True instead of False"):
+        SwinEncoder.from_checkpoint(
+            tmp_path / "last.ckpt", expected=EncoderConfig(feature_size=12, window_size=WINDOW)
+        )
+
+
 @pytest.mark.parametrize(
     ("options", "config"),
     [

@@ -200,3 +200,12 @@ def test_swin_unetr_holds_copies_of_the_weights(image: torch.Tensor, use_v2: boo
         before = encoder(image)[0]
         network.swinViT.patch_embed.proj.weight.zero_()
         assert torch.equal(encoder(image)[0], before)
+
+
+def test_borders_are_kept_and_leave_other_files_as_they_were(tmp_path: Path) -> None:
+    config = EncoderConfig(feature_size=12, window_size=2, borders=True)
+    SwinEncoder(config).save(tmp_path / "encoder.safetensors")
+    found = SwinEncoder.from_checkpoint(tmp_path / "encoder.safetensors")
+    assert found.config == config
+    assert found.to_swin_unetr(2).swinViT.borders
+    assert "borders" not in EncoderConfig().as_dict()

@@ -145,21 +145,22 @@ def test_one_stage_without_the_later_ones(number: int, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    ("shapes", "large"),
+    ("shapes", "large", "borders"),
     [
-        ([(2, 32, 32, 32), (2, 32, 48, 32)], False),
-        ([(1, 32, 32, 32)], False),
-        ([(2, 32, 32, 32)], True),
+        ([(2, 32, 32, 32), (2, 32, 48, 32)], False, False),
+        ([(1, 32, 32, 32)], False, True),
+        ([(2, 32, 32, 32)], True, False),
     ],
 )
 def test_no_graph_break_under_compile(
-    shapes: list[tuple[int, ...]], large: bool, monkeypatch: pytest.MonkeyPatch
+    shapes: list[tuple[int, ...]], large: bool, borders: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if large:
         monkeypatch.setattr(residual, "is_quicker", _of_three)
     attention_plan.cache_clear()
     torch._dynamo.reset()
     ours, _ = _networks(4, True, torch.float32)
+    ours.borders = borders
     compiled = torch.compile(ours, backend="eager", fullgraph=True)
     for batch, *shape in shapes:
         image = _image(tuple(shape), torch.float32)[:batch]

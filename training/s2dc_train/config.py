@@ -48,6 +48,8 @@ class ModelConfig:
     """Encoder size: tiny (feature size 12), small (24) or base (48)."""
     window_size: int = 6
     """Side of an attention window in tokens."""
+    borders: bool = False
+    """Look at the borders of tissues in place of intensities, so that contrasts matter less."""
     initial_weights: str = ""
     """Checkpoint to start the encoder from; empty means random weights."""
     token_stage: int = 2

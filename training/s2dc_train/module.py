@@ -27,7 +27,10 @@ _log = logging.getLogger("s2dc_train")
 def _build_encoder(config: RunConfig) -> SwinEncoder:
     model = config.model
     architecture = EncoderConfig(
-        feature_size=SIZES[model.size], window_size=model.window_size, in_channels=1
+        feature_size=SIZES[model.size],
+        window_size=model.window_size,
+        in_channels=1,
+        borders=model.borders,
     )
     checkpointing = model.gradient_checkpointing
     encoder = SwinEncoder(architecture, gradient_checkpointing=checkpointing)
