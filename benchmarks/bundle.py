@@ -18,8 +18,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("name", help="what it is called")
     options = parser.parse_args(arguments)
     encoder = SwinEncoder.from_checkpoint(options.encoder)
-    for old in WEIGHTS.glob("*.safetensors"):
-        old.unlink()
     path = WEIGHTS / f"{options.name.lower().replace(' ', '_')}.safetensors"
     encoder.half().save(path, {**encoder.metadata, "name": options.name})
     print(f"{path.name}: {path.stat().st_size / 1e6:.1f} MB")

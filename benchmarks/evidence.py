@@ -30,6 +30,7 @@ from benchmarks.evidence_tables import (
     contrast_table,
     fewshot_table,
     patches_table,
+    plans_table,
     transfer_table,
 )
 from benchmarks.fewshot_splits import HIPPOCAMPUS, MOUSE, SEEDS, names_in, require_unseen
@@ -92,7 +93,7 @@ def rows_of(options: argparse.Namespace) -> list[Row]:
     return rows
 
 
-PARTS = ("patches", "contrast", "across", "transfer", "fewshot")
+PARTS = ("patches", "contrast", "plans", "across", "transfer", "fewshot")
 SEEN = (
     "The bundled encoder was trained without labels on other scans of the same three kinds "
     f"({MOUSE.name}: nine brains that are no tests; {HIPPOCAMPUS.name}: ten; CTs of three other "
@@ -114,6 +115,12 @@ TEXTS = {
         "is no PET in the training but what made-up anatomies in random contrasts may look like. "
         "Torsos of other seeds by the same formulas are among the made-up anatomies of the "
         "training, in random contrasts, so this is no test on a new kind of scan."
+    ),
+    "plans": (
+        "Four phantom torsos and views as in *contrast*, matched as `s2dc match` does by default: "
+        "transport with a dustbin, and a prior of places after centring. Dice: labels carried from "
+        "each torso to the next one in the other contrast, through the plan alone and as "
+        "`s2dc transfer` does."
     ),
     "across": (
         "The structure of a patch of two phantom torsos named by its 5 nearest in two others, all "
@@ -178,6 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     made: dict[str, Callable[[], str]] = {
         "patches": lambda: patches_table(rows, options.data, figures),
         "contrast": lambda: contrast_table(rows, figures),
+        "plans": lambda: plans_table(rows, figures),
         "across": lambda: across_table(rows, figures),
         "transfer": lambda: transfer_table(rows, options.data, figures),
         "fewshot": lambda: fewshot_table(rows, options.data, options.runs, options.jobs),

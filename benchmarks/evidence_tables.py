@@ -13,12 +13,14 @@ import torch
 from benchmarks.evidence_tasks import (
     Candidate,
     Descriptor,
+    by_plan,
     contrast_accuracy,
     matching_accuracy,
     pet_accuracy,
     structure_figures,
     structures_across,
     structures_by_place,
+    transfer_across,
     transfer_dice,
 )
 from benchmarks.fewshot_organs import EVERYWHERE, OrgansWork
@@ -173,6 +175,26 @@ def contrast_table(rows: Sequence[Row], figures: Figures) -> str:
         body.append([row.name, *map(spread_over_seeds, zip(*found, strict=True))])
     header = ["features", "same contrast", "CT to T2 and back", "ratio", "within PET"]
     return table(header, body)
+
+
+def plans_table(rows: Sequence[Row], figures: Figures) -> str:
+    """Tabulate what transport plans find within and between renderings, and labels carried so."""
+    views = range(FIRST_VIEW, FIRST_VIEW + CONTRAST_VIEWS)
+    body = []
+    for row in rows:
+        found = []
+        for seed in SEEDS:
+            candidate = row.candidate(CT_SET, seed)
+            same, cross = figures(
+                candidate,
+                f"plans, {len(views)} views",
+                lambda c=candidate: contrast_accuracy(c, views, by_plan(c)),
+            )
+            carried = figures(candidate, "transfer across", lambda c=candidate: transfer_across(c))
+            found.append((same, cross, cross / same, *carried))
+        body.append([row.name, *map(spread_over_seeds, zip(*found, strict=True))])
+    header = ["features", "same contrast", "CT to T2 and back", "ratio"]
+    return table([*header, "Dice, plan alone", "Dice, registered"], body)
 
 
 def across_table(rows: Sequence[Row], figures: Figures) -> str:

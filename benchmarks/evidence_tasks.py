@@ -12,7 +12,7 @@ from benchmarks.matching_subjects import Subject, judged, through_plan
 from benchmarks.matching_truth import described, nearest
 from napari_s2dc.engine.embed import EmbedSettings, embed_volume
 from napari_s2dc.engine.embedding import Embedding
-from napari_s2dc.engine.match import MatchSettings, match_embeddings
+from napari_s2dc.engine.match import Match, MatchSettings, match_embeddings
 from napari_s2dc.engine.measures import label_tokens, structure_accuracy
 from napari_s2dc.engine.progress import finish
 from napari_s2dc.engine.self_check import KnownView, judge, known_view
@@ -25,6 +25,9 @@ from napari_s2dc.volumes.volume import Volume
 
 Descriptor = Callable[[np.ndarray, int], torch.Tensor]
 """From an image in [0, 1] and the side of a patch to features (C, tz, ty, tx)."""
+
+Matcher = Callable[[KnownView], Match]
+"""Finds the partners of the patches of a scan in a view of it."""
 
 Labelled = tuple[torch.Tensor, torch.Tensor]
 """Features (C, tz, ty, tx) and labels (tz, ty, tx)."""
@@ -91,10 +94,30 @@ def matching_accuracy(candidate: Candidate, volumes: Sequence[Volume], seeds: ra
     return float(np.mean(found))
 
 
-def contrast_accuracy(candidate: Candidate, seeds: range) -> tuple[float, float]:
+def by_plan(candidate: Candidate) -> Matcher:
+    """Give the way in which ``s2dc match`` finds partners: transport with a dustbin and a prior."""
+
+    def match(known: KnownView) -> Match:
+        return match_embeddings(known.scan, known.view, candidate.matching)
+
+    return match
+
+
+def contrast_accuracy(
+    candidate: Candidate, seeds: range, match: Matcher = nearest
+) -> tuple[float, float]:
     """Measure matching accuracy within a contrast, and from one to the other.
 
     Phantoms shown as CT and as T2-weighted MR; the same views of both.
+
+    Parameters
+    ----------
+    candidate : Candidate
+        Gives the features.
+    seeds : range
+        Of the views.
+    match : callable
+        Finds partners; by default, each patch's most similar one.
 
     Returns
     -------
@@ -107,10 +130,10 @@ def contrast_accuracy(candidate: Candidate, seeds: range) -> tuple[float, float]
         pair = [phantom(seed=number, contrast=contrast)[0] for contrast in ("ct", "t2")]
         for ct, t2 in zip(*(candidate.views(one, seeds, own) for one in pair), strict=True):
             for one, other in ((ct, t2), (t2, ct)):
-                same.append(judge(one, nearest(one)).accuracy)
+                same.append(judge(one, match(one)).accuracy)
                 view = replace(one.view, features=other.view.features)
                 mixed = replace(one, view=view)
-                cross.append(judge(mixed, nearest(mixed)).accuracy)
+                cross.append(judge(mixed, match(mixed)).accuracy)
     return float(np.mean(same)), float(np.mean(cross))
 
 
@@ -228,17 +251,34 @@ def structure_figures(
 def transfer_dice(
     candidate: Candidate, scans: Sequence[tuple[Volume, Volume]], pairs: int
 ) -> tuple[float, float]:
-    """Mean Dice of labels carried between subjects: through the plan alone, and registered.
-
-    A pair for which `transfer_labels` finds no map counts as 0.
-    """
+    """Mean Dice of labels carried between subjects: through the plan alone, and registered."""
     subjects = [Subject(image, labels, candidate.embed(image)) for image, labels in scans]
     count = len(subjects)
     ordered = [(a, b) for a in range(count) for b in range(count) if a != b]
     chosen = [ordered[k] for k in np.random.default_rng(0).permutation(len(ordered))[:pairs]]
+    return _carried(candidate, [(subjects[a], subjects[b]) for a, b in chosen])
+
+
+def transfer_across(candidate: Candidate) -> tuple[float, float]:
+    """Mean Dice of labels carried from phantoms to the next one in the other contrast."""
+    own = replace(SETTINGS, preset="auto")
+
+    def shown(contrast: Contrast) -> list[Subject]:
+        made = [phantom(seed=number, contrast=contrast) for number in PHANTOM_SEEDS]
+        return [Subject(*one, candidate.embed(one[0], own)) for one in made]
+
+    ct, t2 = shown("ct"), shown("t2")
+    pairs = [(one[k], other[k - 1]) for one, other in ((ct, t2), (t2, ct)) for k in range(len(ct))]
+    return _carried(candidate, pairs)
+
+
+def _carried(candidate: Candidate, pairs: Sequence[tuple[Subject, Subject]]) -> tuple[float, float]:
+    """Mean Dice through the plan alone, and registered.
+
+    A pair for which `transfer_labels` finds no map counts as 0.
+    """
     plan, whole = [], []
-    for a, b in chosen:
-        source, target = subjects[a], subjects[b]
+    for source, target in pairs:
         match = match_embeddings(source.embedding, target.embedding, candidate.matching)
         plan.append(judged(through_plan(source, target, match), target).mean_dice)
         try:

@@ -1,4 +1,4 @@
-"""Make the pictures of what the bundled encoder knows: one anatomy in three contrasts, real scans.
+"""Make the pictures of what the bundled encoders know: one anatomy in three contrasts, real scans.
 
     python docs/make_evidence_pictures.py DATA
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from napari_s2dc.engine.embed import EmbedSettings, embed_volume
 from napari_s2dc.engine.embedding import Embedding
-from napari_s2dc.engine.encoders import bundled_encoder
+from napari_s2dc.engine.encoders import ANY_CONTRAST, bundled_encoder, encoder_named
 from napari_s2dc.engine.measures import ViewPair, match_views, two_views
 from napari_s2dc.engine.pictures import colours_of, draw_embedding, draw_matches, match_picture
 from napari_s2dc.engine.progress import finish
@@ -50,7 +50,7 @@ def _grey(image: np.ndarray) -> np.ndarray:
     return np.repeat(image[..., None], 3, axis=-1)
 
 
-def draw_contrasts(encoder: SwinEncoder) -> None:
+def draw_contrasts(encoder: SwinEncoder, path: Path) -> None:
     """Draw the colours of one torso as CT, T1 and T2; all three share one set of colours."""
     volumes = [phantom(seed=SEED, contrast=contrast)[0] for contrast in CONTRASTS]
     colours = _colours([_embedded(volume, encoder) for volume in volumes])
@@ -62,7 +62,7 @@ def draw_contrasts(encoder: SwinEncoder) -> None:
             rows.append((f"As {name}", _grey(image)))
         rows.append((f"{name}: colours", colour))
     body = foreground_mask(volumes[0].array)
-    draw_embedding(PICTURES / "contrasts.png", images[0], body, rows, volumes[0].spacing_mm)
+    draw_embedding(path, images[0], body, rows, volumes[0].spacing_mm)
 
 
 def _views(contrast: Contrast) -> ViewPair:
@@ -77,13 +77,13 @@ def _views(contrast: Contrast) -> ViewPair:
     )
 
 
-def draw_matches_across(encoder: SwinEncoder) -> None:
+def draw_matches_across(encoder: SwinEncoder, path: Path) -> None:
     """Draw which patches of a CT are found in a view of it, and in one as T2."""
     ct, t2 = _views("ct"), _views("t2")
     pictures = []
     for title, pair in (("CT to CT", ct), ("CT to T2", replace(ct, second=t2.second))):
         pictures.append(match_picture(title, pair, match_views(pair, encoder)))
-    draw_matches(PICTURES / "across_contrasts.png", pictures)
+    draw_matches(path, pictures)
 
 
 def draw_real(data: Path, encoder: SwinEncoder) -> None:
@@ -114,8 +114,14 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="folder of the data sets")
     options = parser.parse_args()
     encoder = SwinEncoder.from_checkpoint(bundled_encoder()).eval()
-    draw_contrasts(encoder)
-    draw_matches_across(encoder)
+    any_contrast = encoder_named(ANY_CONTRAST)
+    assert any_contrast is not None
+    for one, suffix in (
+        (encoder, ""),
+        (SwinEncoder.from_checkpoint(any_contrast).eval(), "_by_borders"),
+    ):
+        draw_contrasts(one, PICTURES / f"contrasts{suffix}.png")
+        draw_matches_across(one, PICTURES / f"across_contrasts{suffix}.png")
     draw_real(options.data, encoder)
 
 

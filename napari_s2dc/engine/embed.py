@@ -140,6 +140,7 @@ def embed_volume(volume: Volume, encoder: SwinEncoder, settings: EmbedSettings) 
         metadata={
             "encoder": name_of(encoder),
             "weights": weights_hash(encoder),
+            "borders": encoder.config.borders,
             "preset": preset,
             "stage": windows.stage,
             "settings": asdict(settings),

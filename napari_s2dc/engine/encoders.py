@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from napari_s2dc.method.encoder import SwinEncoder
 
 __all__ = [
+    "ANY_CONTRAST",
     "EncoderChoice",
     "available_encoders",
     "bundled_encoder",
@@ -37,6 +38,9 @@ __all__ = [
     "remember_local_run",
     "weights_hash",
 ]
+
+ANY_CONTRAST = "S2DC tiny any contrast"
+"""Name of the bundled encoder for scans of different kinds."""
 
 METADATA_KEY = "napari_s2dc"
 """As in `napari_s2dc.method.checkpoint_files`, which would bring in torch."""

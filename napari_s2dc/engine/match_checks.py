@@ -11,6 +11,7 @@ from napari_s2dc.engine.alignment import LEAST_CONFIDENCE, Alignment, fit_alignm
 from napari_s2dc.engine.embed import embed_volume
 from napari_s2dc.engine.embed_settings import EmbedSettings
 from napari_s2dc.engine.embedding import Embedding
+from napari_s2dc.engine.encoders import ANY_CONTRAST
 from napari_s2dc.engine.match import Match, MatchSettings, Pairs, match_embeddings
 from napari_s2dc.engine.progress import Steps
 from napari_s2dc.errors import S2DCError
@@ -90,9 +91,16 @@ def warnings_before(a: Embedding, b: Embedding, kinds: tuple[str, str] | None = 
     sentences = []
     if kinds is not None and kinds[0] != kinds[1]:
         one, other = (_KINDS.get(kind, kind) for kind in kinds)
+        if a.metadata.get("borders") and b.metadata.get("borders"):
+            doubt = "they agree only where the same borders of tissues are seen in both"
+        else:
+            doubt = (
+                "an encoder of intensities may see the same place differently in the two; "
+                f"'{ANY_CONTRAST}' looks at borders of tissues instead"
+            )
         sentences.append(
-            f"{a.name} is {one} and {b.name} is {other}: an encoder may see the same place "
-            "differently in the two, so look at the confidence before using the result."
+            f"{a.name} is {one} and {b.name} is {other}: {doubt}. Look at the confidence before "
+            "using the result."
         )
     counts = [int(scan.foreground.sum()) for scan in (a, b)]
     for scan, count in zip((a, b), counts, strict=True):

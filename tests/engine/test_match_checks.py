@@ -10,6 +10,7 @@ import torch
 
 from napari_s2dc.engine.embed import EmbedSettings
 from napari_s2dc.engine.embedding import Embedding
+from napari_s2dc.engine.encoders import ANY_CONTRAST
 from napari_s2dc.engine.match import Match, MatchSettings, match_embeddings
 from napari_s2dc.engine.match_checks import (
     assess,
@@ -54,6 +55,11 @@ def test_different_kinds_are_said() -> None:
     (sentence,) = warnings_before(one, one, ("ct", "mr"))
     assert "is CT and" in sentence
     assert "is MR" in sentence
+    assert f"'{ANY_CONTRAST}' looks at borders" in sentence
+    both = replace(one, metadata={"borders": True})
+    (sentence,) = warnings_before(both, both, ("ct", "mr"))
+    assert "only where the same borders of tissues are seen in both" in sentence
+    assert ANY_CONTRAST not in sentence
     assert kind_of(phantom((32, 32, 32), seed=1)[0]) == "ct"
     assert kind_of(phantom((32, 32, 32), seed=1, contrast="t1")[0]) == "mr"
 
