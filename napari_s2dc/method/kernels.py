@@ -39,6 +39,9 @@ _MOST_FEATURES = 32
 _MOST_CHANNELS = 384
 """Of our layer norm; with more, torch's takes 25 µs, and each number is a kernel to compile."""
 
+_MAPS = Path("/proc/self/maps")
+"""What this process has loaded, on Linux."""
+
 _lock = Lock()
 _asked = _usable = False
 
@@ -65,30 +68,31 @@ def _load(device: torch.device) -> bool:
         torch.version.cuda is None
         or torch.cuda.get_device_capability(device) < _OLDEST
         or importlib.util.find_spec("triton") is None
-        or _would_crash()
     ):
         return False
-    reason = "they give other results"
+    if _would_crash():
+        return _not_used("software OpenGL has loaded an LLVM that Triton's does not go with")
     try:
         for name in ("window_attention_gpu", "norms_gpu"):
             importlib.import_module(f"napari_s2dc.method.{name}")
-        works = _works(device)
+        return _works(device) or _not_used("they give other results")
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # Triton has many kinds: no C compiler, no disk, no such GPU
-        reason, works = str(error).strip().partition("\n")[0] or type(error).__name__, False
-    if not works:
-        _log.warning(
-            f"The encoder's kernels for this GPU cannot be used ({reason}); PyTorch's own "
-            "operations are used instead: slower, with the same results."
-        )
-    return works
+        return _not_used(str(error).strip().partition("\n")[0] or type(error).__name__)
+
+
+def _not_used(reason: str) -> bool:
+    _log.warning(
+        f"The encoder's kernels for this GPU cannot be used ({reason}); PyTorch's own operations "
+        "are used instead: slower, with the same results."
+    )
+    return False
 
 
 def _would_crash() -> bool:
     """Whether Mesa's software OpenGL has loaded its LLVM, beside which Triton's does not load."""
-    maps = Path("/proc/self/maps")
-    return "triton" not in sys.modules and maps.is_file() and "libLLVM" in maps.read_text()
+    return "triton" not in sys.modules and _MAPS.is_file() and "libLLVM" in _MAPS.read_text()
 
 
 def have_kernels(x: Tensor, features: int = 1) -> bool:

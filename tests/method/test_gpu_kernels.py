@@ -261,7 +261,11 @@ def test_a_gpu_without_a_compiler_goes_on_without_kernels(
 
 @pytest.mark.parametrize("reason", ["an old GPU", "software OpenGL"])
 def test_where_kernels_are_not_even_tried(
-    operators: None, asked_anew: None, monkeypatch: pytest.MonkeyPatch, reason: str
+    operators: None,
+    asked_anew: None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    reason: str,
 ) -> None:
     monkeypatch.setattr(kernels, "_works", lambda device: True)
     if reason == "an old GPU":
@@ -270,6 +274,20 @@ def test_where_kernels_are_not_even_tried(
         monkeypatch.setattr(kernels, "_would_crash", lambda: True)
     kernels.load_kernels(GPU)
     assert not kernels._usable
+    told = [record.message for record in caplog.records]
+    assert [reason in message for message in told] == [True] * (reason == "software OpenGL")
+
+
+@pytest.mark.parametrize("loaded", ["/usr/lib/libLLVM-15.so.1", "/usr/lib/libGL.so.1"])
+def test_software_opengl_is_known_by_its_llvm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loaded: str
+) -> None:
+    (tmp_path / "maps").write_text(f"7f00-7f01 r-xp 00000000 08:01 7 {loaded}\n")
+    monkeypatch.setattr(kernels, "_MAPS", tmp_path / "maps")
+    monkeypatch.delitem(sys.modules, "triton", raising=False)
+    assert kernels._would_crash() == ("LLVM" in loaded)
+    monkeypatch.setitem(sys.modules, "triton", object())  # its LLVM is there already
+    assert not kernels._would_crash()
 
 
 def test_only_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
