@@ -27,7 +27,9 @@ from benchmarks.evidence_tasks import (
 )
 from benchmarks.fewshot_splits import SEEDS
 from benchmarks.masked_modelling import BLOCK_VOX, HIDDEN_SHARE, hide
+from benchmarks.matching_truth import RAW_MATCHING
 from benchmarks.released_geometry import released_partners
+from napari_s2dc.errors import S2DCError
 from napari_s2dc.method.affine import Affine3D
 from napari_s2dc.method.encoder import SwinEncoder
 from napari_s2dc.volumes.phantom import phantom
@@ -178,3 +180,23 @@ def test_structures_are_named_across_contrasts_and_by_place(
     assert min(ct, t2) > max(t2_from_ct, ct_from_t2)
     assert evidence_tasks.structures_by_place() > max(t2_from_ct, ct_from_t2)
     assert 0 < evidence_tasks.pet_accuracy(raw, range(1)) < 1
+
+
+def test_places_and_labels_across_contrasts_by_plans(
+    encoder: SwinEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_map(*_: object) -> None:
+        raise S2DCError("no map")
+
+    monkeypatch.setattr(evidence_tasks, "phantom", partial(phantom, (48, 64, 64), 6.0))
+    monkeypatch.setattr(evidence_tasks, "PHANTOM_SEEDS", (201, 202))
+    monkeypatch.setattr(evidence_tasks, "transfer_labels", no_map)
+    raw = Candidate(encoder, raw_patches, RAW_MATCHING)
+    same, cross = evidence_tasks.contrast_accuracy(raw, range(1), evidence_tasks.by_plan(raw))
+    alone, alone_cross = evidence_tasks.contrast_accuracy(raw, range(1))
+    # The prior of places helps where brightness misleads
+    assert same > cross > alone_cross
+    assert alone > alone_cross
+    plan, registered = evidence_tasks.transfer_across(raw)
+    assert 0 < plan < 0.9
+    assert registered == 0
