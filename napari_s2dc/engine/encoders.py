@@ -174,6 +174,8 @@ def _describe(facts: Mapping[str, Any]) -> str:
     sizes = {12: "tiny", 24: "small", 48: "base"}
     feature_size = architecture.get("feature_size")
     words = [sizes.get(feature_size, f"feature size {feature_size}")] if feature_size else []
+    if architecture.get("borders"):
+        words.append("by borders")
     kind = _KINDS.get(_kind(_preset(facts)))
     if kind:
         words.append(kind)

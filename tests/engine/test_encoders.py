@@ -13,6 +13,7 @@ import torch
 
 from napari_s2dc.engine import encoders
 from napari_s2dc.engine.encoders import (
+    ANY_CONTRAST,
     EncoderChoice,
     available_encoders,
     bundled_encoder,
@@ -88,8 +89,12 @@ def test_an_encoder_comes_with_the_package_small_and_described() -> None:
     assert available_encoders()[0] == EncoderChoice(
         encoder.metadata["name"], path, available_encoders()[0].description
     )
+    second = SwinEncoder.from_checkpoint(encoder_named(ANY_CONTRAST) or "")
+    assert second.config.borders
+    assert available_encoders()[1].description.startswith("tiny, by borders, 28 scans")
     card = (path.parent / "README.md").read_text(encoding="utf-8")
     assert path.name in card
+    assert ANY_CONTRAST in card
     assert "Not a medical device" in card
 
 
