@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from napari_s2dc.engine.console import tell
 from napari_s2dc.engine.embed_settings import DEVICES, EmbedSettings
-from napari_s2dc.errors import ConfigurationError, S2DCError
+from napari_s2dc.errors import CheckpointError, ConfigurationError, S2DCError
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -117,13 +117,19 @@ def require_preset(preset: str) -> None:
 
 def encoder_of(option: str | None) -> SwinEncoder:
     """Load the encoder of ``--encoder``, or the first one at hand."""
-    from napari_s2dc.engine.encoders import default_encoder, encoder_named
+    from napari_s2dc.engine.encoders import available_encoders, default_encoder, encoder_named
     from napari_s2dc.engine.export import checkpoint_in
     from napari_s2dc.method.encoder import SwinEncoder
 
     if option is None:
         return SwinEncoder.from_checkpoint(default_encoder())
-    return SwinEncoder.from_checkpoint(encoder_named(option) or checkpoint_in(option))
+    named = encoder_named(option)
+    if named is None and not Path(option).exists():
+        raise CheckpointError(
+            f"There is no run folder or checkpoint file {option}.",
+            f"By name there are: {', '.join(choice.name for choice in available_encoders())}.",
+        )
+    return SwinEncoder.from_checkpoint(named or checkpoint_in(option))
 
 
 def read_scan(path: Path, encoder: SwinEncoder) -> Volume:

@@ -12,7 +12,7 @@ from napari_s2dc.engine.cli import main
 from napari_s2dc.engine.cli_scans import scans_in
 from napari_s2dc.engine.embed import EmbedSettings, embed_volume
 from napari_s2dc.engine.embedding_file import load_embedding
-from napari_s2dc.engine.encoders import remember_local_run
+from napari_s2dc.engine.encoders import ANY_CONTRAST, remember_local_run
 from napari_s2dc.engine.progress import finish
 from napari_s2dc.method.encoder import SwinEncoder
 from napari_s2dc.volumes.io import read_volume, write_volume
@@ -50,6 +50,20 @@ def test_a_scan_becomes_the_file_that_is_named(
     assert found.metadata["encoder"] == "run"
     printed = capsys.readouterr().out
     assert "4 x 4 x 4 tokens of 8 voxels, 48 channels, ct," in printed
+
+
+def test_a_bundled_encoder_is_taken_by_its_name(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scan, out = str(folder / "a" / "scan.nii.gz"), tmp_path / "out.safetensors"
+    assert main(["embed", scan, "--out", str(out), "--encoder", ANY_CONTRAST.upper()]) == 0
+    assert load_embedding(out).metadata["encoder"] == ANY_CONTRAST
+    assert load_embedding(out).metadata["borders"]
+    capsys.readouterr()
+    assert main(["embed", scan, "--out", str(out), "--encoder", "S2DC huge"]) == 2
+    told = capsys.readouterr().err
+    assert "There is no run folder or checkpoint file S2DC huge." in told
+    assert ANY_CONTRAST in told
 
 
 def test_a_folder_becomes_a_folder_and_bad_files_are_skipped(
