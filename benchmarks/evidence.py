@@ -98,7 +98,8 @@ SEEN = (
     "The bundled encoder was trained without labels on other scans of the same three kinds "
     f"({MOUSE.name}: nine brains that are no tests; {HIPPOCAMPUS.name}: ten; CTs of three other "
     "patients), an average brain, four phantoms as CT and made-up anatomies; no set is wholly new "
-    "to it."
+    "to it. So was the one for any contrast, by borders and with views of made-up anatomies in "
+    "contrasts of their own."
 )
 TEXTS = {
     "patches": (
@@ -119,7 +120,7 @@ TEXTS = {
     "plans": (
         "Four phantom torsos and views as in *contrast*, matched as `s2dc match` does by default: "
         "transport with a dustbin, and a prior of places after centring. Dice: labels carried from "
-        "each torso to the next one in the other contrast, through the plan alone and as "
+        "each torso to the one before in the other contrast, through the plan alone and as "
         "`s2dc transfer` does."
     ),
     "across": (

@@ -260,7 +260,7 @@ def transfer_dice(
 
 
 def transfer_across(candidate: Candidate) -> tuple[float, float]:
-    """Mean Dice of labels carried from phantoms to the next one in the other contrast."""
+    """Mean Dice of labels carried from phantoms to the one before in the other contrast."""
     own = replace(SETTINGS, preset="auto")
 
     def shown(contrast: Contrast) -> list[Subject]:

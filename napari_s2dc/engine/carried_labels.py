@@ -194,10 +194,14 @@ def _carried_to(
     reasons = []
     for number, atlas in enumerate(atlases):
         yield Progress(number, len(atlases), "labelled scans")
-        match = match_embeddings(atlas.embedding, embedding)
-        # Where both say it; from the values of a crop without air it would be a guess.
+        # Where both say it; from the values of a crop without air it would be a guess. Half of what
+        # is carried from a CT to a T2 is wrong, by an encoder of borders too.
         one, other = atlas.image.modality, image.modality
-        about = assess(match, kinds=(one, other) if one and other else None)
+        if one and other and one != other:
+            reasons.append(f"{atlas.image.name} is {one.upper()} and {image.name} {other.upper()}.")
+            continue
+        match = match_embeddings(atlas.embedding, embedding)
+        about = assess(match)
         if about.warnings:
             reasons.append(about.warnings[0])
             continue

@@ -123,7 +123,7 @@ def encoder_of(option: str | None) -> SwinEncoder:
 
     if option is None:
         return SwinEncoder.from_checkpoint(default_encoder())
-    named = encoder_named(option)
+    named = None if Path(option).exists() else encoder_named(option)
     if named is None and not Path(option).exists():
         raise CheckpointError(
             f"There is no run folder or checkpoint file {option}.",

@@ -91,13 +91,11 @@ def warnings_before(a: Embedding, b: Embedding, kinds: tuple[str, str] | None = 
     sentences = []
     if kinds is not None and kinds[0] != kinds[1]:
         one, other = (_KINDS.get(kind, kind) for kind in kinds)
+        doubt = "an encoder of intensities may see the same place differently in the two"
         if a.metadata.get("borders") and b.metadata.get("borders"):
             doubt = "they agree only where the same borders of tissues are seen in both"
-        else:
-            doubt = (
-                "an encoder of intensities may see the same place differently in the two; "
-                f"'{ANY_CONTRAST}' looks at borders of tissues instead"
-            )
+        elif set(kinds) == {"ct", "mr"}:
+            doubt += f"; '{ANY_CONTRAST}' looks at borders of tissues instead"
         sentences.append(
             f"{a.name} is {one} and {b.name} is {other}: {doubt}. Look at the confidence before "
             "using the result."

@@ -30,7 +30,7 @@ def tissue_borders(image: Tensor) -> Tensor:
     -------
     Tensor (B, C, Z, Y, X)
         ``log(1 + slope / faint) / 2`` of the length of the gradient after a Gaussian of 0.8 voxels;
-        0 where the image is flat, float32. The edge of the image is no border.
+        0 where the image is flat. The edge of the image is no border, but padding makes one.
 
     Notes
     -----
@@ -40,7 +40,7 @@ def tissue_borders(image: Tensor) -> Tensor:
     ``separable_filtering`` takes.
     """
     with torch.autocast(image.device.type, enabled=False):  # half precision drowns faint borders
-        image = image.float()
+        dtype, image = image.dtype, image.float()
         matrices = [_smoothing_and_slope(length, image.device) for length in image.shape[-3:]]
         (smooth_z, slope_z), (smooth_y, slope_y), (smooth_x, slope_x) = matrices
         smooth = image @ smooth_x.mT
@@ -50,7 +50,7 @@ def tissue_borders(image: Tensor) -> Tensor:
         squares = along_x.square() + along_y.square() + along_z.square()
         # The square root has no gradient at 0
         slope = (squares + torch.finfo(squares.dtype).tiny).sqrt()
-        return torch.log1p(slope / _FAINT) * _RANGE
+        return (torch.log1p(slope / _FAINT) * _RANGE).to(dtype)
 
 
 def _along_z(matrix: Tensor, image: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ def _smoothing_and_slope(length: int, device: torch.device) -> tuple[Tensor, Ten
     weights = torch.exp(-steps.square() / (2 * _SIGMA**2))
     weights = weights / weights.sum()
     from_places = (places[:, None] + steps).clamp(0, length - 1)
-    smooth = torch.zeros(length, length, device=device)
-    smooth.scatter_add_(1, from_places, weights.expand(from_places.shape))
+    # Not scattered, which adds in any order on a GPU
+    smooth = ((from_places[..., None] == places) * weights[:, None]).sum(1)
     after, before = (places + 1).clamp(max=length - 1), (places - 1).clamp(min=0)
     return smooth, (smooth[after] - smooth[before]) / 2

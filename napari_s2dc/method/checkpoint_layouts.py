@@ -83,11 +83,11 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         else:
             outside.append(full_name)
     metadata = file.facts.get(METADATA_KEY)
-    stated = metadata.get("architecture") if isinstance(metadata, dict) else None
     layout = _layout(prefix, file)
-    hyper_parameters = file.facts.get("hyper_parameters")
-    if layout == OUR_TRAINING and isinstance(hyper_parameters, Mapping):
-        stated = hyper_parameters.get("encoder")
+    if layout == OUR_TRAINING:
+        stated = _mapping(file.facts.get("hyper_parameters")).get("encoder")
+    else:
+        stated = _mapping(metadata).get("architecture")
     try:
         if isinstance(stated, Mapping):
             config = EncoderConfig.from_dict(stated)
@@ -104,6 +104,10 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         outside=tuple(outside),
         metadata=metadata if isinstance(metadata, dict) else _foreign_metadata(file),
     )
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _choose_prefix(path: Path, file: TensorFile) -> str:

@@ -289,6 +289,8 @@ def _about(encoder: LoadedEncoder) -> str:
     """Say what an encoder is and how much of its file fitted."""
     config, report = encoder.network.config, encoder.network.report
     words = f"{config.size_name.capitalize()} encoder, feature size {config.feature_size}"
+    if config.borders:
+        words += ", looks at borders of tissues"
     training = encoder.network.metadata.get("training")
     if isinstance(training, dict) and training.get("volumes"):
         words += f", trained on {training['volumes']} scans"

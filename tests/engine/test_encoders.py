@@ -81,6 +81,7 @@ def test_bundled_encoders_come_before_the_latest_run(computer: Path, tiny: SwinE
 
 def test_an_encoder_comes_with_the_package_small_and_described() -> None:
     path = bundled_encoder()
+    assert path.name == "s2dc_tiny.safetensors"
     assert path.stat().st_size < 20e6
     encoder = SwinEncoder.from_checkpoint(path)
     assert next(encoder.parameters()).dtype == torch.float32

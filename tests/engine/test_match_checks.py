@@ -56,6 +56,8 @@ def test_different_kinds_are_said() -> None:
     assert "is CT and" in sentence
     assert "is MR" in sentence
     assert f"'{ANY_CONTRAST}' looks at borders" in sentence
+    (sentence,) = warnings_before(one, one, ("ct", "pet"))
+    assert ANY_CONTRAST not in sentence
     both = replace(one, metadata={"borders": True})
     (sentence,) = warnings_before(both, both, ("ct", "mr"))
     assert "only where the same borders of tissues are seen in both" in sentence

@@ -46,6 +46,7 @@ def test_they_are_as_precise_under_autocast(image: torch.Tensor) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         found = tissue_borders(image.bfloat16().float())
     torch.testing.assert_close(found, tissue_borders(image.bfloat16().float()))
+    assert torch.equal(tissue_borders(image.bfloat16()), found.bfloat16())
 
 
 def test_a_ct_and_a_t2_of_one_torso_have_the_same_borders() -> None:

@@ -148,7 +148,7 @@ def test_one_stage_without_the_later_ones(number: int, monkeypatch: pytest.Monke
     ("shapes", "large", "borders"),
     [
         ([(2, 32, 32, 32), (2, 32, 48, 32)], False, False),
-        ([(1, 32, 32, 32)], False, True),
+        ([(1, 32, 32, 32), (1, 32, 48, 32)], False, True),
         ([(2, 32, 32, 32)], True, False),
     ],
 )

@@ -205,6 +205,7 @@ def test_run_folder_is_not_overwritten(
         (["--trainer.max_steps", "1"], ["already done 1 step", "--trainer.max_steps"]),
         (["--model.size", "small"], ["feature_size 12", "24", "--config"]),
         (["--model.window_size", "3"], ["window_size 2", "3"]),
+        (["--model.borders", "true"], ["borders False", "True", "--config"]),
         (["--model.head_output", "4"], ["does not fit", "token_head"]),
         (["--model.queue_length", "9"], ["does not fit", "queue.keys"]),
         (["--loss.global_contrast", "0"], ["trained other parameters"]),

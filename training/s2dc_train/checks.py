@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from napari_s2dc.errors import CheckpointError, ConfigurationError
-from napari_s2dc.method.encoder import STRIDES
+from napari_s2dc.method.encoder import STRIDES, EncoderConfig
 from s2dc_train.config import RunConfig
 from s2dc_train.data_settings import check_settings
 
@@ -190,13 +191,15 @@ def check_fit(checkpoint: Mapping[str, Any], module: nn.Module, path: Path) -> N
     hint = "Resume with the settings of its own run: --config RUN/config.yaml --ckpt last."
     saved = checkpoint.get("hyper_parameters", {}).get("encoder", {})
     wanted = getattr(module, "hparams", {}).get("encoder", {})
-    for name in wanted:
-        if name in saved and saved[name] != wanted[name]:
-            raise CheckpointError(
-                f"{path} holds an encoder with {name} {saved[name]}, the settings ask for "
-                f"{wanted[name]}.",
-                hint,
-            )
+    if saved and wanted:
+        there, here = (asdict(EncoderConfig.from_dict(values)) for values in (saved, wanted))
+        for name in here:
+            if there[name] != here[name]:
+                raise CheckpointError(
+                    f"{path} holds an encoder with {name} {there[name]}, the settings ask for "
+                    f"{here[name]}.",
+                    hint,
+                )
     stored: Mapping[str, Tensor] = checkpoint["state_dict"]
     for name, tensor in module.state_dict().items():
         shape = tuple(stored[name].shape) if name in stored else None
