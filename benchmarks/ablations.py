@@ -32,7 +32,7 @@ COMMON = {
     "data.synthetic_share": "0.5",
     "loss.global_contrast": "0.15",
 }
-"""As the bundled encoder is trained."""
+"""As S2DC tiny is trained."""
 
 VARIANTS: dict[str, dict[str, str]] = {
     "all of it": {},
@@ -44,7 +44,6 @@ VARIANTS: dict[str, dict[str, str]] = {
     "tokens of stage 3": {"model.token_stage": "3"},
     "each view in a contrast of its own": {"data.cross_contrast": "true"},
     "own contrasts, looked at by borders": {"data.cross_contrast": "true", "model.borders": "true"},
-    "borders in place of intensities": {"model.borders": "true"},
     "scans alone": {"data.synthetic_share": "0"},
     "pairs as released": {},
     "pairs as released, in-plane": {"views.matching": "in_plane"},

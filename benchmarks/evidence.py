@@ -121,7 +121,7 @@ TEXTS = {
         "Four phantom torsos and views as in *contrast*, matched as `s2dc match` does by default: "
         "transport with a dustbin, and a prior of places after centring. Dice: labels carried from "
         "each torso to the one before in the other contrast, through the plan alone and as "
-        "`s2dc transfer` does."
+        "`s2dc transfer` does; a pair for which no map is found counts as 0."
     ),
     "across": (
         "The structure of a patch of two phantom torsos named by its 5 nearest in two others, all "

@@ -198,7 +198,10 @@ def _carried_to(
         # is carried from a CT to a T2 is wrong, by an encoder of borders too.
         one, other = atlas.image.modality, image.modality
         if one and other and one != other:
-            reasons.append(f"{atlas.image.name} is {one.upper()} and {image.name} {other.upper()}.")
+            reasons.append(
+                f"{atlas.image.name} is {one.upper()} and {image.name} {other.upper()}, and labels "
+                "are carried within one kind only."
+            )
             continue
         match = match_embeddings(atlas.embedding, embedding)
         about = assess(match)

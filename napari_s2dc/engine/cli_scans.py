@@ -59,8 +59,7 @@ def add_encoder_argument(parser: ArgumentParser) -> None:
         "--encoder",
         type=str | None,
         default=None,
-        help="Checkpoint, run folder or name of a bundled encoder; the first of these when left "
-        "out.",
+        help="Checkpoint, run folder or name of an encoder at hand; S2DC tiny when left out.",
     )
 
 

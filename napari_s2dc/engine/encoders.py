@@ -45,6 +45,7 @@ ANY_CONTRAST = "S2DC tiny any contrast"
 METADATA_KEY = "napari_s2dc"
 """As in `napari_s2dc.method.checkpoint_files`, which would bring in torch."""
 
+_DEFAULT = "s2dc_tiny.safetensors"
 _MISSING = (
     "The bundled encoder is missing from this installation.",
     "Install napari-s2dc again, or name a checkpoint file.",
@@ -75,11 +76,13 @@ class EncoderChoice:
 
 
 def _bundled() -> list[Path]:
-    return sorted((Path(str(files("napari_s2dc"))) / "weights").glob("*.safetensors"))
+    """List the encoders that come with the package, the default first."""
+    found = (Path(str(files("napari_s2dc"))) / "weights").glob("*.safetensors")
+    return sorted(found, key=lambda path: (path.name != _DEFAULT, path.name))
 
 
 def bundled_encoder() -> Path:
-    """Path of the encoder that comes with the package.
+    """Path of the first encoder that comes with the package.
 
     Raises
     ------

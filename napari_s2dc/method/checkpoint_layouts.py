@@ -2,8 +2,9 @@
 
 Whatever the file, the encoder's tensors are found by MONAI's own names for them behind any prefix
 (``student.swinViT.``, ``module.backbone.swinViT.``, ...) and the architecture is read off their
-shapes. The kind of patch merging leaves no trace in the tensors; MONAI's default ``merging`` is
-assumed, as in all supported layouts.
+shapes where it is not stated, as by our files and training checkpoints. The kind of patch merging
+and of input leave no trace in the tensors; MONAI's default ``merging`` and intensities are assumed,
+as in all foreign layouts.
 """
 
 from __future__ import annotations

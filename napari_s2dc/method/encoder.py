@@ -321,6 +321,8 @@ class SwinEncoder(nn.Module):
     def to_swin_unetr(self, out_channels: int) -> SwinUNETR:
         """MONAI ``SwinUNETR`` whose encoder is a copy of this one; its decoder is untrained.
 
+        That an encoder looks at borders is not in the network's state dict.
+
         Parameters
         ----------
         out_channels : int

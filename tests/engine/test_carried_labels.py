@@ -234,7 +234,7 @@ def test_a_scan_of_another_kind_is_left_out(
     assert [scan.image.name for scan in carried.scans] == ["second"]
     (sentence,) = carried.left_out
     assert sentence.startswith(f"No labels could be carried to {tmp_path.name}/{path.name}: ")
-    assert "phantom 1 CT is CT and resonance MR." in sentence
+    assert "phantom 1 CT is CT and resonance MR, and labels are carried" in sentence
 
 
 def test_scans_of_another_spacing_come_to_that_of_the_model(

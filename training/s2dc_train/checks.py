@@ -172,7 +172,7 @@ def read_training_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def check_fit(checkpoint: Mapping[str, Any], module: nn.Module, path: Path) -> None:
-    """Refuse to resume from a checkpoint of a network of another size.
+    """Refuse to resume from a checkpoint of a network of another size or input.
 
     Parameters
     ----------
@@ -192,7 +192,10 @@ def check_fit(checkpoint: Mapping[str, Any], module: nn.Module, path: Path) -> N
     saved = checkpoint.get("hyper_parameters", {}).get("encoder", {})
     wanted = getattr(module, "hparams", {}).get("encoder", {})
     if saved and wanted:
-        there, here = (asdict(EncoderConfig.from_dict(values)) for values in (saved, wanted))
+        try:
+            there, here = (asdict(EncoderConfig.from_dict(values)) for values in (saved, wanted))
+        except ConfigurationError as error:
+            raise CheckpointError(f"{path} cannot be resumed: {error.sentence}", hint) from error
         for name in here:
             if there[name] != here[name]:
                 raise CheckpointError(
