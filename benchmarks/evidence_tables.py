@@ -44,7 +44,7 @@ TESTS = {MOUSE.name: 5, HIPPOCAMPUS.name: 20}
 VIEWS = {MOUSE.name: 4, HIPPOCAMPUS.name: 2, CT_SET: 10}
 """Random views of each test scan, every second one in-plane."""
 FIRST_VIEW = 100
-CONTRAST_VIEWS = 2
+CONTRAST_VIEWS = range(FIRST_VIEW, FIRST_VIEW + 2)
 TRANSFER_PAIRS = 10
 
 
@@ -158,18 +158,19 @@ def patches_table(rows: Sequence[Row], data: Path, figures: Figures) -> str:
 def contrast_table(rows: Sequence[Row], figures: Figures) -> str:
     """Tabulate matching within and between renderings of one anatomy."""
     body = []
-    views = range(FIRST_VIEW, FIRST_VIEW + CONTRAST_VIEWS)
     for row in rows:
         found = []
         for seed in SEEDS:
             candidate = row.candidate(CT_SET, seed)
             same, cross = figures(
                 candidate,
-                f"contrast, {len(views)} views",
-                lambda c=candidate: contrast_accuracy(c, views),
+                f"contrast, {len(CONTRAST_VIEWS)} views",
+                lambda c=candidate: contrast_accuracy(c, CONTRAST_VIEWS),
             )
             (pet,) = figures(
-                candidate, f"PET, {len(views)} views", lambda c=candidate: [pet_accuracy(c, views)]
+                candidate,
+                f"PET, {len(CONTRAST_VIEWS)} views",
+                lambda c=candidate: [pet_accuracy(c, CONTRAST_VIEWS)],
             )
             found.append((same, cross, cross / same, pet))
         body.append([row.name, *map(spread_over_seeds, zip(*found, strict=True))])
@@ -179,7 +180,6 @@ def contrast_table(rows: Sequence[Row], figures: Figures) -> str:
 
 def plans_table(rows: Sequence[Row], figures: Figures) -> str:
     """Tabulate what transport plans find within and between renderings, and labels carried so."""
-    views = range(FIRST_VIEW, FIRST_VIEW + CONTRAST_VIEWS)
     body = []
     for row in rows:
         found = []
@@ -187,8 +187,8 @@ def plans_table(rows: Sequence[Row], figures: Figures) -> str:
             candidate = row.candidate(CT_SET, seed)
             same, cross = figures(
                 candidate,
-                f"plans, {len(views)} views",
-                lambda c=candidate: contrast_accuracy(c, views, by_plan(c)),
+                f"plans, {len(CONTRAST_VIEWS)} views",
+                lambda c=candidate: contrast_accuracy(c, CONTRAST_VIEWS, by_plan(c)),
             )
             carried = figures(candidate, "transfer across", lambda c=candidate: transfer_across(c))
             found.append((same, cross, cross / same, *carried))

@@ -189,11 +189,9 @@ def _embedding(settings: FewshotSettings) -> EmbedSettings:
 def _carried_to(
     image: Volume, atlases: Sequence[_Atlas], encoder: SwinEncoder, settings: FewshotSettings
 ) -> Steps[Volume]:
-    embedding = yield from embed_volume(image, encoder, _embedding(settings))
     best: list[tuple[int, Match, _Atlas]] = []
-    reasons = []
-    for number, atlas in enumerate(atlases):
-        yield Progress(number, len(atlases), "labelled scans")
+    reasons, alike = [], []
+    for atlas in atlases:
         # Where both say it; from the values of a crop without air it would be a guess. Half of what
         # is carried from a CT to a T2 is wrong, by an encoder of borders too.
         one, other = atlas.image.modality, image.modality
@@ -202,7 +200,12 @@ def _carried_to(
                 f"{atlas.image.name} is {one.upper()} and {image.name} {other.upper()}, and labels "
                 "are carried within one kind only."
             )
-            continue
+        else:
+            alike.append(atlas)
+    if alike:
+        embedding = yield from embed_volume(image, encoder, _embedding(settings))
+    for number, atlas in enumerate(alike):
+        yield Progress(number, len(alike), "labelled scans")
         match = match_embeddings(atlas.embedding, embedding)
         about = assess(match)
         if about.warnings:
@@ -220,7 +223,7 @@ def _carried_to(
             continue
         transfers.append(_silent_where_unknown(found))
     if not transfers:
-        raise S2DCError(reasons[0])
+        raise S2DCError(reasons[-1])  # of a labelled scan of its kind, where there is one
     labels = fuse(transfers).labels if len(transfers) > 1 else transfers[0].labels
     if not (labels.array != _OUTSIDE).any():
         raise S2DCError("No voxel got a label.")

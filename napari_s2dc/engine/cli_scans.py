@@ -122,13 +122,15 @@ def encoder_of(option: str | None) -> SwinEncoder:
 
     if option is None:
         return SwinEncoder.from_checkpoint(default_encoder())
-    named = None if Path(option).exists() else encoder_named(option)
-    if named is None and not Path(option).exists():
+    if Path(option).exists():
+        return SwinEncoder.from_checkpoint(checkpoint_in(option))
+    named = encoder_named(option)
+    if named is None:
         raise CheckpointError(
             f"There is no run folder or checkpoint file {option}.",
             f"By name there are: {', '.join(choice.name for choice in available_encoders())}.",
         )
-    return SwinEncoder.from_checkpoint(named or checkpoint_in(option))
+    return SwinEncoder.from_checkpoint(named)
 
 
 def read_scan(path: Path, encoder: SwinEncoder) -> Volume:
