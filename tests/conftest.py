@@ -13,8 +13,6 @@ import pytest_xvfb
 
 # Before anything imports these libraries. POT otherwise tries every array library it finds.
 os.environ.setdefault("MPLBACKEND", "Agg")
-if "PYTEST_XDIST_WORKER" in os.environ:  # the other cores have tests of their own
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
 for _backend in ("JAX", "CUPY", "TENSORFLOW"):
     os.environ.setdefault(f"POT_BACKEND_DISABLE_{_backend}", "1")
 
@@ -30,6 +28,18 @@ if not _has_gpu():  # its kernels run on the CPU
 
 
 _status = pytest.StashKey[int]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give processes that test side by side one thread each: the other cores have tests, too.
+
+    This is set before they start, since napari's plugin for pytest imports numpy and numba, which
+    read it once. Without numba's, napari's labels, drawn with numba, gave OpenMP a thread per core
+    again; threads of torch then waited for each other and took thirty times as long.
+    """
+    if getattr(config.option, "numprocesses", None):
+        for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
+            os.environ.setdefault(name, "1")
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

@@ -33,7 +33,7 @@ from napari_s2dc.widgets.workbench import Workbench
 from napari_s2dc.widgets.workers import Jobs
 
 SHAPE = (32, 48, 48)
-STEPS = 60
+STEPS = 24
 """Of a training of Quick."""
 
 

@@ -10,13 +10,14 @@ import pytest
 from tests.gui.pictures import read, share_that_differs
 
 SCRIPT = Path(__file__).resolve().parents[2] / "docs" / "make_segment_screenshots.py"
+LIGHT = Path(__file__).with_name("light_script.py")
 
 
 @pytest.mark.slow
 def test_the_pictures_of_segmenting_can_be_made(tmp_path: Path, checkpoint: Path) -> None:
     done = subprocess.run(
         [
-            *(sys.executable, SCRIPT, "--small", "--themes", "dark"),
+            *(sys.executable, LIGHT, SCRIPT, "--small", "--themes", "dark"),
             *("--out", tmp_path, "--encoder", checkpoint),
         ],
         capture_output=True,

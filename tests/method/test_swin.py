@@ -147,8 +147,10 @@ def test_one_stage_without_the_later_ones(number: int, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("shapes", "large", "borders"),
     [
-        ([(2, 32, 32, 32), (2, 32, 48, 32)], False, False),
-        ([(1, 32, 32, 32), (1, 32, 48, 32)], False, True),
+        # Another size is compiled with symbols for it, which takes 20 s: once, with all there is.
+        # Borders are found in front of the network, which is then the same.
+        ([(2, 32, 32, 32), (2, 32, 48, 32)], False, True),
+        ([(1, 32, 32, 32)], False, False),
         ([(2, 32, 32, 32)], True, False),
     ],
 )
