@@ -118,8 +118,11 @@ TEXTS = {
         "training, in random contrasts, so this is no test on a new kind of scan."
     ),
     "plans": (
-        "Four phantom torsos and views as in *contrast*, matched as `s2dc match` does by default: "
-        "transport with a dustbin, and a prior of places after centring. Dice: labels carried from "
+        "Four phantom torsos and views as in *contrast*, matched by transport with a dustbin: as "
+        "they lie, with a prior of places after centring; in one pose, as `s2dc match` does, the "
+        "scan turned into the pose of the view by the pairs and a registration, embedded and "
+        "matched again; map alone: the patch nearest to where that registration puts each, which "
+        "knows that the truth is an affine map. Dice: labels carried from "
         "each torso to the one before in the other contrast, through the plan alone and as "
         "`s2dc transfer` does; a pair for which no map is found counts as 0."
     ),

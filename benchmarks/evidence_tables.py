@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from statistics import mean
 
@@ -46,6 +47,8 @@ VIEWS = {MOUSE.name: 4, HIPPOCAMPUS.name: 2, CT_SET: 10}
 FIRST_VIEW = 100
 CONTRAST_VIEWS = range(FIRST_VIEW, FIRST_VIEW + 2)
 TRANSFER_PAIRS = 10
+PLAN_WAYS = 3
+"""Ways of ``by_plan``; descriptors have the first alone."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +168,7 @@ def contrast_table(rows: Sequence[Row], figures: Figures) -> str:
             same, cross = figures(
                 candidate,
                 f"contrast, {len(CONTRAST_VIEWS)} views",
-                lambda c=candidate: contrast_accuracy(c, CONTRAST_VIEWS),
+                lambda c=candidate: contrast_accuracy(c, CONTRAST_VIEWS)[0],
             )
             (pet,) = figures(
                 candidate,
@@ -185,15 +188,24 @@ def plans_table(rows: Sequence[Row], figures: Figures) -> str:
         found = []
         for seed in SEEDS:
             candidate = row.candidate(CT_SET, seed)
-            same, cross = figures(
+            ways = figures(
                 candidate,
-                f"plans, {len(CONTRAST_VIEWS)} views",
-                lambda c=candidate: contrast_accuracy(c, CONTRAST_VIEWS, by_plan(c)),
+                f"plans in one pose, {len(CONTRAST_VIEWS)} views",
+                lambda c=candidate: list(
+                    chain.from_iterable(contrast_accuracy(c, CONTRAST_VIEWS, by_plan(c)))
+                ),
             )
             carried = figures(candidate, "transfer across", lambda c=candidate: transfer_across(c))
-            found.append((same, cross, cross / same, *carried))
-        body.append([row.name, *map(spread_over_seeds, zip(*found, strict=True))])
-    header = ["features", "same contrast", "CT to T2 and back", "ratio"]
+            figures_of_ways = []
+            for same, cross in zip(ways[::2], ways[1::2], strict=True):
+                figures_of_ways += [same, cross, cross / same]
+            found.append([*figures_of_ways, *carried])
+        cells = [spread_over_seeds(values) for values in zip(*found, strict=True)]
+        missing = ["–"] * (3 * PLAN_WAYS + 2 - len(cells))
+        body.append([row.name, *cells[:-2], *missing, *cells[-2:]])
+    header = ["features"]
+    for way in ("as they lie", "in one pose", "map alone"):
+        header += [f"{way}: same contrast", "CT to T2 and back", "ratio"]
     return table([*header, "Dice, plan alone", "Dice, registered"], body)
 
 

@@ -9,10 +9,12 @@ import numpy as np
 import torch
 
 from benchmarks.matching_subjects import Subject, judged, through_plan
-from benchmarks.matching_truth import described, nearest
+from benchmarks.matching_truth import by_map, described, nearest
+from napari_s2dc.engine.aligned_match import match_aligned
 from napari_s2dc.engine.embed import EmbedSettings, embed_volume
 from napari_s2dc.engine.embedding import Embedding
 from napari_s2dc.engine.match import Match, MatchSettings, match_embeddings
+from napari_s2dc.engine.match_checks import kind_of
 from napari_s2dc.engine.measures import label_tokens, structure_accuracy
 from napari_s2dc.engine.progress import finish
 from napari_s2dc.engine.self_check import KnownView, judge, known_view
@@ -26,8 +28,8 @@ from napari_s2dc.volumes.volume import Volume
 Descriptor = Callable[[np.ndarray, int], torch.Tensor]
 """From an image in [0, 1] and the side of a patch to features (C, tz, ty, tx)."""
 
-Matcher = Callable[[KnownView], Match]
-"""Finds the partners of the patches of a scan in a view of it."""
+Matcher = Callable[[KnownView, Volume], Sequence[Match]]
+"""Finds the partners of the patches of a scan in a view of it, in one or several ways."""
 
 Labelled = tuple[torch.Tensor, torch.Tensor]
 """Features (C, tz, ty, tx) and labels (tz, ty, tx)."""
@@ -94,18 +96,41 @@ def matching_accuracy(candidate: Candidate, volumes: Sequence[Volume], seeds: ra
     return float(np.mean(found))
 
 
-def by_plan(candidate: Candidate) -> Matcher:
-    """Give the way in which ``s2dc match`` finds partners: transport with a dustbin and a prior."""
+def by_features(known: KnownView, _: Volume) -> list[Match]:
+    """Match each patch to its most similar one."""
+    return [nearest(known)]
 
-    def match(known: KnownView) -> Match:
-        return match_embeddings(known.scan, known.view, candidate.matching)
+
+def by_plan(candidate: Candidate) -> Matcher:
+    """Give the ways of transport with a dustbin and a prior.
+
+    As the scans lie; and for encoders, as ``s2dc match`` does, in one pose, and by the map alone
+    that it finds for that.
+    """
+
+    def match(known: KnownView, scan: Volume) -> list[Match]:
+        once = match_embeddings(known.scan, known.view, candidate.matching)
+        if candidate.descriptor is not None:
+            return [once]
+        again = aligned(candidate, known.scan, known.view, scan, known.volume)
+        return [once, again, by_map(again)]
 
     return match
 
 
+def aligned(
+    candidate: Candidate, a: Embedding, b: Embedding, image_a: Volume, image_b: Volume
+) -> Match:
+    """Match two scans in one pose, by the features of an encoder."""
+    settings = EmbedSettings(**a.metadata["settings"])
+    return finish(
+        match_aligned((a, b), (image_a, image_b), candidate.encoder, settings, candidate.matching)
+    )
+
+
 def contrast_accuracy(
-    candidate: Candidate, seeds: range, match: Matcher = nearest
-) -> tuple[float, float]:
+    candidate: Candidate, seeds: range, match: Matcher = by_features
+) -> list[tuple[float, float]]:
     """Measure matching accuracy within a contrast, and from one to the other.
 
     Phantoms shown as CT and as T2-weighted MR; the same views of both.
@@ -121,20 +146,22 @@ def contrast_accuracy(
 
     Returns
     -------
-    same, cross : float
-        Mean over both contrasts, and over both directions.
+    list of (same, cross)
+        Mean over both contrasts, and over both directions, for each way of `match`.
     """
     same, cross = [], []
     own = replace(SETTINGS, preset="auto")  # a window for CT would saturate T2
     for number in PHANTOM_SEEDS:
         pair = [phantom(seed=number, contrast=contrast)[0] for contrast in ("ct", "t2")]
         for ct, t2 in zip(*(candidate.views(one, seeds, own) for one in pair), strict=True):
-            for one, other in ((ct, t2), (t2, ct)):
-                same.append(judge(one, match(one)).accuracy)
-                view = replace(one.view, features=other.view.features)
-                mixed = replace(one, view=view)
-                cross.append(judge(mixed, match(mixed)).accuracy)
-    return float(np.mean(same)), float(np.mean(cross))
+            for one, other, scan in ((ct, t2, pair[0]), (t2, ct, pair[1])):
+                mixed = replace(one, view=other.view, image=other.image)
+                same.append([judge(one, found).accuracy for found in match(one, scan)])
+                cross.append([judge(mixed, found).accuracy for found in match(mixed, scan)])
+    return [
+        (float(within), float(across))
+        for within, across in zip(np.mean(same, 0), np.mean(cross, 0), strict=True)
+    ]
 
 
 def pet_accuracy(candidate: Candidate, seeds: range) -> float:
@@ -273,13 +300,18 @@ def transfer_across(candidate: Candidate) -> tuple[float, float]:
 
 
 def _carried(candidate: Candidate, pairs: Sequence[tuple[Subject, Subject]]) -> tuple[float, float]:
-    """Mean Dice through the plan alone, and registered.
+    """Mean Dice through the plan alone, and registered, both as ``s2dc transfer`` makes them.
 
-    A pair for which `transfer_labels` finds no map counts as 0.
+    A pair for which `transfer_labels` finds no map counts as 0. Descriptors are matched as the
+    scans lie.
     """
     plan, whole = [], []
     for source, target in pairs:
         match = match_embeddings(source.embedding, target.embedding, candidate.matching)
+        if candidate.descriptor is None and kind_of(source.image) != kind_of(target.image):
+            match = aligned(
+                candidate, source.embedding, target.embedding, source.image, target.image
+            )
         plan.append(judged(through_plan(source, target, match), target).mean_dice)
         try:
             found = finish(transfer_labels(match, source.labels, source.image, target.image))

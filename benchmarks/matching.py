@@ -68,9 +68,11 @@ def truth_part(options: argparse.Namespace, ct: SwinEncoder, mouse: SwinEncoder)
     return "\n\n".join(
         [
             "Random affine views of one scan (turned, scaled, shifted; half of them tilted too), "
-            "whole scans of patches matched; mean over the views. The encoder for CT was trained "
-            "on thorax_ct too, without labels, but never saw totalseg_ct; the mouse is held out. "
-            "The settings of matching were chosen on other views of the same scans. Last "
+            "whole scans of patches matched; mean over the views. Ours: as `s2dc match` does, the "
+            "scan turned into the pose of the view and matched again; its map alone: the patch "
+            "nearest to where the registration between both puts each, which knows that the truth "
+            f"is an affine map. {options.note} The settings of matching as the scans lie were "
+            "chosen on other views of the same scans. Last "
             "column: share of the patches which left the picture that were given no partner, and "
             "in brackets the share of all patches decided wrong between partner and none.",
             *tables,
@@ -155,6 +157,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--pairs", type=int, default=20, help="ordered pairs of subjects")
     parser.add_argument("--repeats", type=int, default=9, help="runs of each solver")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument(
+        "--note", default="", help="a sentence on what the encoders were trained on, for the text"
+    )
     parser.add_argument("--write", action="store_true", help="put it into docs/benchmarks.md")
     options = parser.parse_args(arguments)
     keep_large_buffers()

@@ -192,8 +192,9 @@ def test_places_and_labels_across_contrasts_by_plans(
     monkeypatch.setattr(evidence_tasks, "PHANTOM_SEEDS", (201, 202))
     monkeypatch.setattr(evidence_tasks, "transfer_labels", no_map)
     raw = Candidate(encoder, raw_patches, RAW_MATCHING)
-    same, cross = evidence_tasks.contrast_accuracy(raw, range(1), evidence_tasks.by_plan(raw))
-    alone, alone_cross = evidence_tasks.contrast_accuracy(raw, range(1))
+    by_plan = evidence_tasks.by_plan(raw)
+    ((same, cross),) = evidence_tasks.contrast_accuracy(raw, range(1), by_plan)
+    ((alone, alone_cross),) = evidence_tasks.contrast_accuracy(raw, range(1))
     # The prior of places helps where brightness misleads
     assert same > cross > alone_cross
     assert alone > alone_cross

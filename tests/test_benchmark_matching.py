@@ -15,7 +15,7 @@ from benchmarks.descriptors import mind, raw_patches
 from benchmarks.matching_dustbin import SIMILARITIES, cut, dustbin
 from benchmarks.matching_plans import pot_one_by_one, solvers
 from benchmarks.matching_subjects import Subject, centred, judged, through_plan
-from benchmarks.matching_truth import WAYS, known_truth, random_views
+from benchmarks.matching_truth import MAP_ALONE, OURS, WAYS, known_truth, random_views
 from benchmarks.probing_scans import gather
 from benchmarks.transport import features
 from napari_s2dc.engine.embed import EmbedSettings, embed_volume
@@ -61,7 +61,8 @@ def test_mind_is_blind_to_contrast() -> None:
 def test_known_truth_has_a_row_for_every_way(subject: Subject, encoder: SwinEncoder) -> None:
     text = known_truth("phantom", subject.image, encoder, 2)
     rows = [line for line in text.splitlines() if line.startswith(("| in-plane", "| 3D"))]
-    assert len(rows) == 2 * len(WAYS)
+    ways = [OURS, MAP_ALONE, *WAYS]
+    assert [row.split("|")[2].strip() for row in rows] == 2 * ways
 
 
 def test_a_cut_view_keeps_partners_that_both_still_show(

@@ -90,6 +90,12 @@ def match_parser() -> ArgumentParser:
     parser.add_argument(
         "--seed", type=int | None, default=None, help="Seed of the views of --self-check."
     )
+    parser.add_argument(
+        "--no-align",
+        action="store_true",
+        help="Match once, as the scans lie. Without it, A is turned into the pose of B where the "
+        "pairs agree on one, embedded again and matched again. Files of features cannot be turned.",
+    )
     add_matching_arguments(parser)
     add_shared_arguments(parser)
     return parser
@@ -149,6 +155,7 @@ def run_match(
     self_check: int,
     in_plane: bool,
     seed: int | None,
+    no_align: bool,
     temperature: float | None,
     unmatched_similarity: float | None,
     prior: str | None,
@@ -172,7 +179,7 @@ def run_match(
                 "--self-check matches A with itself.", "Leave B, --out, --plan and --affine out."
             )
         return _check_itself(
-            Path(moving), embedded, matching, self_check, in_plane, seed or 0, json
+            Path(moving), embedded, matching, not no_align, self_check, in_plane, seed or 0, json
         )
     if in_plane or seed is not None:
         raise ConfigurationError(
@@ -180,7 +187,10 @@ def run_match(
         )
     if out is None:
         raise ConfigurationError("--out is missing.", "Name a .csv file for the pairs.")
-    return _match_all(Path(moving), reference, (out, plan, affine), embedded, matching, rigid, json)
+    outputs = (out, plan, affine)
+    return _match_all(
+        Path(moving), reference, outputs, embedded, matching, not no_align, rigid, json
+    )
 
 
 def _match_all(
@@ -189,9 +199,11 @@ def _match_all(
     outputs: tuple[str, str | None, str | None],
     embedded: EmbeddedScans,
     matching: MatchSettings,
+    align: bool,
     rigid: bool,
     json: bool,
 ) -> int:
+    from napari_s2dc.engine.aligned_match import match_aligned
     from napari_s2dc.engine.match import match_embeddings
     from napari_s2dc.engine.match_checks import assess, embed_mirrored, mirror_warning
     from napari_s2dc.engine.match_files import affine_facts, save_affine, save_pairs, save_plan
@@ -227,7 +239,13 @@ def _match_all(
         started = time.perf_counter()
         b, grid_b = embedded.of(scan.path)
         require_same_encoder(a, b, moving, scan.path)
-        match = match_embeddings(a, b, matching)
+        if align and not (is_embedding_file(moving) or is_embedding_file(scan.path)):
+            steps = match_aligned(
+                (a, b), (grid_a, grid_b), embedded.network, embedded.settings, matching
+            )
+            match = finish_with_bar(steps)
+        else:
+            match = match_embeddings(a, b, matching)
         kinds = kinds_of((moving, grid_a), (scan.path, grid_b))
         result = assess(match, kinds=kinds, kind="rigid" if rigid else "affine")
         warnings = list(result.warnings)
@@ -248,10 +266,12 @@ def _match_all(
             save_affine(result.alignment, maps[scan.path], **names)
         seconds = round(time.perf_counter() - started, 2)
         if not json:
-            print(f"{target}: {_summary(a, b, result)}, {seconds:.1f} s")
+            looks = ", in one pose" if match.matrix is not None else ""
+            print(f"{target}: {_summary(a, b, result)}{looks}, {seconds:.1f} s")
         return {
             "pairs": len(result.pairs),
             "confident": result.confident,
+            "aligned": match.matrix is not None,
             "affine": None if result.alignment is None else affine_facts(result.alignment),
             "plan": None if plans is None else str(plans[scan.path]),
             "left_right_checked": mirrored is not None,
@@ -289,6 +309,7 @@ def _check_itself(
     path: Path,
     embedded: EmbeddedScans,
     matching: MatchSettings,
+    align: bool,
     views: int,
     in_plane: bool,
     seed: int,
@@ -313,6 +334,7 @@ def _check_itself(
             embedded.network,
             embedded.settings,
             matching=matching,
+            align=align,
             in_plane=in_plane,
             seed=seed + number,
             embedding=embedding,

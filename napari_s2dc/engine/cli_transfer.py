@@ -115,6 +115,7 @@ def run_transfer(
     json: bool,
 ) -> int:
     """Carry labels to every scan and return the exit code: 0, or 2 when none could be used."""
+    from napari_s2dc.engine.aligned_match import match_aligned
     from napari_s2dc.engine.label_borders import refine_borders
     from napari_s2dc.engine.match import match_embeddings
     from napari_s2dc.engine.match_checks import assess, mirror_warning
@@ -156,7 +157,17 @@ def run_transfer(
         for one in atlases:
             require_same_encoder(one.embedding, own, one.path, scan.path)
             kinds = kinds_of((one.path, one.scan), (scan.path, grid))
-            match = match_embeddings(one.embedding, own, matching)
+            if kinds is None or kinds[0] == kinds[1]:
+                match = match_embeddings(one.embedding, own, matching)
+            else:  # the registration could not mend a map that is far off
+                steps = match_aligned(
+                    (one.embedding, own),
+                    (one.scan, grid),
+                    embedded.network,
+                    embedded.settings,
+                    matching,
+                )
+                match = finish_with_bar(steps)
             warnings += assess(match, kinds=kinds).warnings
             if swapped := mirror_warning(match, one.mirrored, matching):
                 warnings.append(swapped)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -15,7 +16,7 @@ from napari_s2dc.engine.match import (
     MatchSettings,
     foreground_index,
     match_embeddings,
-    relative_positions,
+    places_of,
 )
 
 __all__ = ["coarse_to_fine", "sparse_plan"]
@@ -58,7 +59,9 @@ def _children(embedding: Embedding, coarse: Embedding) -> Tensor:
 
 
 @torch.no_grad()
-def coarse_to_fine(a: Embedding, b: Embedding, settings: MatchSettings) -> Match:
+def coarse_to_fine(
+    a: Embedding, b: Embedding, settings: MatchSettings, matrix: np.ndarray | None = None
+) -> Match:
     """Match cells of 2 x 2 x 2 tokens, then all tokens, each with those of its cell's partners.
 
     Parameters
@@ -68,6 +71,8 @@ def coarse_to_fine(a: Embedding, b: Embedding, settings: MatchSettings) -> Match
     settings : MatchSettings
         As for :func:`napari_s2dc.engine.match.match_embeddings`; where the coarse plan would not
         fit into the memory either, cells are joined again.
+    matrix : np.ndarray (4, 4), optional
+        As for :func:`napari_s2dc.engine.match.match_embeddings`.
 
     Returns
     -------
@@ -75,9 +80,9 @@ def coarse_to_fine(a: Embedding, b: Embedding, settings: MatchSettings) -> Match
         With `candidates`: mass outside the partners' cells is not looked for.
     """
     coarse_a, coarse_b = _pooled(a), _pooled(b)
-    coarse = match_embeddings(coarse_a, coarse_b, settings)
+    coarse = match_embeddings(coarse_a, coarse_b, settings, matrix=matrix)
     index_a, index_b = foreground_index(a), foreground_index(b)
-    position_a, position_b = relative_positions(a, b, index_a, index_b)
+    places = places_of(a, b, index_a, index_b, settings, matrix)
     unit_a, unit_b = a.unit()[index_a], b.unit()[index_b]
     rows = _children(a, coarse_a)[coarse.index_a]
     candidate_bytes = len(index_a) * _FACTOR**3 * _BYTES_PER_CANDIDATE
@@ -92,15 +97,15 @@ def coarse_to_fine(a: Embedding, b: Embedding, settings: MatchSettings) -> Match
     for start in range(0, len(rows), _CELLS_AT_ONCE):
         row, column = rows[start : start + _CELLS_AT_ONCE], columns[start : start + _CELLS_AT_ONCE]
         found = unit_a[row.clamp(min=0)] @ unit_b[column.clamp(min=0)].mT / settings.temperature
-        if settings.prior is not None:
-            far = torch.cdist(position_a[row.clamp(min=0)], position_b[column.clamp(min=0)])
-            found -= far.square() / (2 * settings.prior**2)
+        if places is not None:
+            far = torch.cdist(places[0][row.clamp(min=0)], places[1][column.clamp(min=0)])
+            found -= far.square() / 2
         found = found.masked_fill((column < 0)[:, None], -torch.inf)
         cell, within = torch.nonzero(row >= 0).unbind(1)
         candidates[row[cell, within]] = column[cell].clamp(min=0)
         scores[row[cell, within]] = found[cell, within]
     mass = sparse_plan(scores, candidates, len(index_b), settings)
-    return Match(a, b, index_a, index_b, candidates, mass)
+    return Match(a, b, index_a, index_b, candidates, mass, matrix)
 
 
 def sparse_plan(

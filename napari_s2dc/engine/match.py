@@ -41,6 +41,9 @@ class MatchSettings:
     prior : float or None
         How far from its own place, after centring, a partner is expected: standard deviation as a
         share of the larger scan's root mean square radius. None: anywhere.
+    aligned_prior : float or None
+        The same where a map of one scan to the other is known: standard deviation in patches from
+        where the map puts it. None: anywhere.
     iterations, tolerance : int, float
         Sinkhorn iterations at most, and how much mass rows and columns may be off when they stop
         earlier; a patch has a mass of 1.
@@ -52,6 +55,7 @@ class MatchSettings:
     temperature: float = 0.02
     unmatched_similarity: float = 0.7
     prior: float | None = 0.6
+    aligned_prior: float | None = 1.0
     iterations: int = 500
     tolerance: float = 1e-4
     memory_bytes: int = 3 * 2**30
@@ -72,8 +76,11 @@ class MatchSettings:
             raise ConfigurationError("The temperature of matching must be above 0, and finite.")
         if not math.isfinite(self.unmatched_similarity):
             raise ConfigurationError("The similarity of unmatched patches must be finite.")
-        if self.prior is not None and not 0 < self.prior < math.inf:
-            raise ConfigurationError("The spatial prior must be above 0 and finite, or left out.")
+        for prior in (self.prior, self.aligned_prior):
+            if prior is not None and not 0 < prior < math.inf:
+                raise ConfigurationError(
+                    "The spatial prior must be above 0 and finite, or left out."
+                )
 
 
 @dataclass(frozen=True)
@@ -143,6 +150,9 @@ class Match:
         Columns that `mass` speaks of; None when it speaks of all m.
     mass : Tensor (n, k) or (n, m)
         Assignment probabilities; a row sums to at most 1, the rest is the dustbin's.
+    matrix : np.ndarray (4, 4) or None
+        Map from mm of A to mm of B round which partners were looked for; None when it was not
+        known.
     """
 
     a: Embedding
@@ -151,6 +161,7 @@ class Match:
     index_b: Tensor
     candidates: Tensor | None
     mass: Tensor
+    matrix: np.ndarray | None = None
 
     def row(self, token: Sequence[int]) -> Tensor:
         """Where a patch of A goes: its transport row on the token grid of B (tz, ty, tx)."""
@@ -277,7 +288,10 @@ def foreground_index(embedding: Embedding) -> Tensor:
 
 
 def scores_between(
-    features_a: Tensor, features_b: Tensor, mm_a: Tensor, mm_b: Tensor, settings: MatchSettings
+    features_a: Tensor,
+    features_b: Tensor,
+    places: tuple[Tensor, Tensor] | None,
+    settings: MatchSettings,
 ) -> Tensor:
     """Scores (n, m): cosine similarity over temperature, less the spatial prior.
 
@@ -285,15 +299,15 @@ def scores_between(
     ----------
     features_a, features_b : Tensor (n, C) and (m, C)
         L2-normalised features.
-    mm_a, mm_b : Tensor (n, 3) and (m, 3)
-        Centred positions in units of the larger scan's root mean square radius.
+    places : (Tensor (n, 3), Tensor (m, 3)) or None
+        As :func:`places_of` gives them.
     settings : MatchSettings
-        Temperature and prior.
+        Temperature.
     """
     scores = features_a @ features_b.mT / settings.temperature
-    if settings.prior is not None:
+    if places is not None:
         # The logarithm of a Gaussian; its constant is the same for all.
-        scores -= torch.cdist(mm_a, mm_b).square() / (2 * settings.prior**2)
+        scores -= torch.cdist(*places).square() / 2
     return scores
 
 
@@ -324,21 +338,60 @@ def plan_of(scores: Tensor, settings: MatchSettings) -> Tensor:
     return plan[0, :-1, :-1]
 
 
-def relative_positions(
-    a: Embedding, b: Embedding, index_a: Tensor, index_b: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Positions from the middle of the own foreground, in units of the larger radius."""
-    centred = [
-        torch.as_tensor(_mm(voxels_of(_tokens(index, scan), scan), scan), dtype=torch.float32)
+def places_of(
+    a: Embedding,
+    b: Embedding,
+    index_a: Tensor,
+    index_b: Tensor,
+    settings: MatchSettings,
+    matrix: np.ndarray | None = None,
+) -> tuple[Tensor, Tensor] | None:
+    """Places of tokens that a pair of partners is expected to share.
+
+    Parameters
+    ----------
+    a, b : Embedding
+        Scans.
+    index_a, index_b : Tensor (n,) and (m,)
+        Flat token indices.
+    settings : MatchSettings
+        Priors.
+    matrix : np.ndarray (4, 4), optional
+        Map from mm of A to mm of B; without it, both scans are centred.
+
+    Returns
+    -------
+    (Tensor (n, 3), Tensor (m, 3)) or None
+        In standard deviations of the prior; None where a partner may be anywhere.
+    """
+    prior = settings.prior if matrix is None else settings.aligned_prior
+    if prior is None:
+        return None
+    of_a, of_b = (
+        _mm(voxels_of(_tokens(index, scan), scan), scan)
         for scan, index in ((a, index_a), (b, index_b))
-    ]
-    centred = [points - points.mean(0) for points in centred]
-    radius = max(float(points.square().sum(1).mean().sqrt()) for points in centred)
-    return centred[0] / max(radius, 1e-6), centred[1] / max(radius, 1e-6)
+    )
+    if matrix is None:
+        of_a, of_b = of_a - of_a.mean(0), of_b - of_b.mean(0)
+        unit_mm = max(float(np.sqrt((mm**2).sum(1).mean())) for mm in (of_a, of_b))
+    else:
+        of_a = of_a @ matrix[:3, :3].T + matrix[:3, 3]
+        middle = of_b.mean(0)  # far from it, single precision would not do
+        of_a, of_b = of_a - middle, of_b - middle
+        unit_mm = b.stride * float(np.mean(b.spacing_mm))
+    deviation = prior * max(unit_mm, 1e-6)
+    one, other = (torch.as_tensor(mm / deviation, dtype=torch.float32) for mm in (of_a, of_b))
+    return one, other
 
 
 @torch.no_grad()
-def match_embeddings(a: Embedding, b: Embedding, settings: MatchSettings | None = None) -> Match:
+def match_embeddings(
+    a: Embedding,
+    b: Embedding,
+    settings: MatchSettings | None = None,
+    *,
+    matrix: np.ndarray | None = None,
+) -> Match:
     """Match the foreground patches of two scans.
 
     Parameters
@@ -347,6 +400,9 @@ def match_embeddings(a: Embedding, b: Embedding, settings: MatchSettings | None 
         Made with the same encoder and stage; sizes and spacings may differ.
     settings : MatchSettings, optional
         Defaults when left out.
+    matrix : np.ndarray (4, 4), optional
+        Map from mm of A to mm of B near which partners are looked for, where it is known; see
+        :func:`napari_s2dc.engine.aligned_match.match_aligned`.
 
     Returns
     -------
@@ -372,7 +428,7 @@ def match_embeddings(a: Embedding, b: Embedding, settings: MatchSettings | None 
         )
     index_a, index_b = foreground_index(a), foreground_index(b)
     if len(index_a) * len(index_b) * settings.bytes_per_pair > settings.memory_bytes:
-        return coarse_to_fine(a, b, settings)
-    position_a, position_b = relative_positions(a, b, index_a, index_b)
-    scores = scores_between(a.unit()[index_a], b.unit()[index_b], position_a, position_b, settings)
-    return Match(a, b, index_a, index_b, None, plan_of(scores, settings))
+        return coarse_to_fine(a, b, settings, matrix)
+    places = places_of(a, b, index_a, index_b, settings, matrix)
+    scores = scores_between(a.unit()[index_a], b.unit()[index_b], places, settings)
+    return Match(a, b, index_a, index_b, None, plan_of(scores, settings), matrix)

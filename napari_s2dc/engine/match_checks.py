@@ -24,6 +24,7 @@ __all__ = [
     "align_pairs",
     "assess",
     "embed_mirrored",
+    "judge_map",
     "kind_of",
     "mirror_warning",
     "warnings_before",
@@ -60,12 +61,16 @@ class Assessment:
         Affine map of the confident pairs, from mm of A to mm of B; None when they agree on none.
     warnings : tuple of str
         One sentence for each thing that the user should know.
+    agreed : bool
+        Whether enough patches have a confident partner and enough of those agree on the map, which
+        is no mirror image.
     """
 
     pairs: Pairs
     confident: int
     alignment: Alignment | None
     warnings: tuple[str, ...]
+    agreed: bool
 
 
 def kind_of(volume: Volume) -> str:
@@ -171,8 +176,31 @@ def align_pairs(
         Too few pairs, or none agree on a map.
     """
     chosen = pairs.best(least=least, mutual=True)
-    side_mm = b.stride * float(np.mean(b.spacing_mm))
-    return fit_alignment(chosen.mm_a, chosen.mm_b, tolerance_mm=1.5 * side_mm, kind=kind)
+    return fit_alignment(chosen.mm_a, chosen.mm_b, tolerance_mm=_tolerance_mm(b), kind=kind)
+
+
+def judge_map(matrix: np.ndarray, pairs: Pairs, b: Embedding) -> Alignment:
+    """Say which pairs agree with a map that is known.
+
+    Parameters
+    ----------
+    matrix : np.ndarray (4, 4)
+        From mm of A to mm of B.
+    pairs : Pairs
+        Pairs that count.
+    b : Embedding
+        As for :func:`align_pairs`.
+    """
+    known = Alignment(matrix, np.zeros(len(pairs), bool), float("nan"))
+    distance = np.linalg.norm(known.apply(pairs.mm_a) - pairs.mm_b, axis=1)
+    inliers = distance <= _tolerance_mm(b)
+    residual_mm = float(np.median(distance[inliers])) if inliers.any() else float("nan")
+    return Alignment(matrix, inliers, residual_mm)
+
+
+def _tolerance_mm(b: Embedding) -> float:
+    """How far a pair may be off a map: one and a half patches of B."""
+    return 1.5 * b.stride * float(np.mean(b.spacing_mm))
 
 
 def assess(
@@ -218,7 +246,8 @@ def assess(
         )
     elif alignment is not None and alignment.mirrored:
         sentences.append(_mirrored(a, b, "the map that fits the pairs is a mirror image"))
-    return Assessment(pairs, confident, alignment, tuple(sentences))
+    agreed = not doubt and alignment is not None and not alignment.mirrored
+    return Assessment(pairs, confident, alignment, tuple(sentences), agreed)
 
 
 def _mirrored(a: Embedding, b: Embedding, why: str) -> str:
@@ -278,7 +307,9 @@ def mirror_warning(match: Match, mirrored: Embedding, settings: MatchSettings | 
     from a scan of the same subject only.
     """
     other = float(match_embeddings(mirrored, match.b, settings).mass.amax(1).mean())
-    own = float(match.mass.amax(1).mean())
+    # A second look makes any match surer; what is mirrored had none.
+    first = match if match.matrix is None else match_embeddings(match.a, match.b, settings)
+    own = float(first.mass.amax(1).mean())
     if not own > 0 or other < _MIRROR_GAIN * own:
         return ""
     gain = other / own

@@ -39,22 +39,26 @@ class RegistrationSettings:
     Parameters
     ----------
     affine_steps : int
-        Steps in which the whole map moves; 0 keeps the start.
+        Steps in which the whole map moves, by a grid of twice the finest voxels; 0 keeps the start.
     bending_steps : int
         Steps in which it bends; 0 keeps it affine.
     stiffness : float
         Weight of the bending's roughness; larger is smoother.
     feature_weight : float
         Weight of the agreement of features beside that of intensities.
+    fine_affine_steps : int
+        Steps in which the whole map moves by the finest grid, before it bends: they find a place
+        more exactly, from less far away.
     """
 
     affine_steps: int = 30
     bending_steps: int = 30
     stiffness: float = 0.05
     feature_weight: float = 0.2
+    fine_affine_steps: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.affine_steps, self.bending_steps) < 0:
+        if min(self.affine_steps, self.fine_affine_steps, self.bending_steps) < 0:
             raise ConfigurationError("A registration cannot take a negative number of steps.")
         if min(self.stiffness, self.feature_weight) < 0:
             raise ConfigurationError("Stiffness and the weight of features must not be negative.")
@@ -174,7 +178,7 @@ def register(
     similarity of features, and a diffusion penalty of the bending.
     """
     settings = settings or RegistrationSettings()
-    total = settings.affine_steps + settings.bending_steps
+    total = settings.affine_steps + settings.fine_affine_steps + settings.bending_steps
     done = 0
     yield Progress(done, total, "steps")
     parts = []
@@ -193,13 +197,17 @@ def register(
     fine = fine_a, whole_b.cropped(box)
     model = Agreement(embeddings, start, settings.feature_weight)
 
-    # The whole map settles on the coarse grid; the fine one is for bending.
+    # The whole map settles on the coarse grid; the fine one is for bending, and for more exactness.
     moving = [model.shift, model.change]
-    optimizer = torch.optim.Adam(moving, lr=0.5 * fine_mm)
-    for _ in _descend(optimizer, settings.affine_steps, partial(model.loss, None, *coarse)):
-        done += 1
-        if done % _STEPS_A_REPORT == 0:
-            yield Progress(done, total, "steps")
+    for levels, steps, rate in (
+        (coarse, settings.affine_steps, 0.5),
+        (fine, settings.fine_affine_steps, 0.25),
+    ):
+        optimizer = torch.optim.Adam(moving, lr=rate * fine_mm)
+        for _ in _descend(optimizer, steps, partial(model.loss, None, *levels)):
+            done += 1
+            if done % _STEPS_A_REPORT == 0:
+                yield Progress(done, total, "steps")
     for parameter in moving:
         parameter.requires_grad_(False)
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from napari_s2dc.engine.aligned_match import match_aligned
 from napari_s2dc.engine.consistency import in_whole_tokens, random_view
 from napari_s2dc.engine.embed import embed_volume, normalised
 from napari_s2dc.engine.embed_settings import EmbedSettings, region_of
@@ -53,6 +54,13 @@ class KnownView:
     gone: Tensor
     place_vox: np.ndarray
     image: np.ndarray
+
+    @property
+    def volume(self) -> Volume:
+        """The view as a scan."""
+        affine = self.scan.affine.copy()
+        affine[:3, 3] += affine[:3, :3] @ self.scan.offset_vox
+        return Volume(self.image, affine, name=self.view.name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,6 +248,7 @@ def self_check(
     settings: EmbedSettings,
     *,
     matching: MatchSettings | None = None,
+    align: bool = True,
     in_plane: bool = False,
     seed: int = 0,
     embedding: Embedding | None = None,
@@ -252,6 +261,9 @@ def self_check(
         As for :func:`known_view`.
     matching : MatchSettings, optional
         Defaults when left out.
+    align : bool
+        Whether both are matched again in one pose, as
+        :func:`napari_s2dc.engine.aligned_match.match_aligned` does.
 
     Yields
     ------
@@ -271,4 +283,8 @@ def self_check(
         volume, encoder, settings, in_plane=in_plane, seed=seed, embedding=embedding
     )
     yield Progress(0, 1, "plans")
-    return judge(known, match_embeddings(known.scan, known.view, matching))
+    if not align:
+        return judge(known, match_embeddings(known.scan, known.view, matching))
+    images = (volume, known.volume)
+    match = yield from match_aligned((known.scan, known.view), images, encoder, settings, matching)
+    return judge(known, match)

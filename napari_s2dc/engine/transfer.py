@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 from napari_s2dc.engine.alignment import LEAST_CONFIDENCE, Alignment, smooth_displacement
 from napari_s2dc.engine.embedding import Embedding
 from napari_s2dc.engine.match import Match, Pairs
-from napari_s2dc.engine.match_checks import align_pairs
+from napari_s2dc.engine.match_checks import align_pairs, judge_map, kind_of
 from napari_s2dc.engine.progress import Steps
 from napari_s2dc.engine.registration import Registration, RegistrationSettings, register
 from napari_s2dc.engine.scan_agreement import grid_places, is_inside, sample
@@ -38,7 +38,8 @@ class TransferSettings:
     smoothing : float
         Of that bending, whose unit of length is a patch of B; 0 goes through every pair.
     registration : RegistrationSettings
-        How the start is refined; without any steps labels follow the pairs alone.
+        How the start is refined; without any steps labels follow the pairs alone. Between kinds of
+        scans, such as CT and MR, the map of an aligned match only bends.
     """
 
     least_confidence: float = LEAST_CONFIDENCE
@@ -59,7 +60,7 @@ class Transfer:
         0 to 1: the patch's matched mass, times how well the intensities round the voxel agree,
         times the label's share of the voxel.
     alignment : Alignment
-        Fitted to the pairs, from mm of A to mm of B: the refinement started at its inverse.
+        From mm of A to mm of B: the refinement started at its inverse.
     """
 
     labels: Volume
@@ -103,13 +104,20 @@ def transfer_labels(
 
     Notes
     -----
-    The affine map of :func:`napari_s2dc.engine.match_checks.align_pairs`, the other way round, is
-    where :func:`napari_s2dc.engine.registration.register` starts. Each voxel of B takes the label
-    with the largest share of the point in A, interpolated linearly.
+    The map of an aligned match, else that of :func:`napari_s2dc.engine.match_checks.align_pairs`,
+    the other way round, is where :func:`napari_s2dc.engine.registration.register` starts. Each
+    voxel of B takes the label with the largest share of the point in A, interpolated linearly.
     """
     settings = settings or TransferSettings()
     chosen = match.pairs().best(least=settings.least_confidence, mutual=True)
-    alignment = align_pairs(chosen, match.b, least=settings.least_confidence)
+    refinement = settings.registration
+    if match.matrix is None:
+        alignment = align_pairs(chosen, match.b, least=settings.least_confidence)
+    else:
+        alignment = judge_map(match.matrix, chosen, match.b)
+        if kind_of(image_a) != kind_of(image_b):
+            # A coarse grid would pull edges of unlike tissues onto each other again.
+            refinement = replace(refinement, affine_steps=0)
     start = np.linalg.inv(alignment.matrix)
 
     def bending(points_mm: np.ndarray) -> np.ndarray:
@@ -121,7 +129,7 @@ def transfer_labels(
         (image_a, image_b),
         start,
         bending=bending if settings.bend_by_pairs else None,
-        settings=settings.registration,
+        settings=refinement,
     )
     found, share = _carry(registration, labels)
     return Transfer(

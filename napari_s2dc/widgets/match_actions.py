@@ -194,7 +194,7 @@ class MatchActions(QObject):
             return
         a, b = self._session.embedded(moving), self._session.embedded(reference)
         assert a is not None
-        chosen = self._tab.matching
+        chosen, align = self._tab.matching, self._tab.align.isChecked()
         seed = preferences().seed + self._views
         self._tell("")
         if reference is None or b is None:
@@ -212,7 +212,7 @@ class MatchActions(QObject):
             self._jobs.run(
                 "match",
                 f"Matching {a.source.name} with itself",
-                lambda: check_itself(a, chosen, seed),
+                lambda: check_itself(a, chosen, align, seed),
                 checked,
             )
             return
@@ -232,7 +232,7 @@ class MatchActions(QObject):
         self._jobs.run(
             "match",
             f"Matching {a.source.name} with {b.source.name}",
-            lambda: match_two(a, b, chosen),
+            lambda: match_two(a, b, chosen, align),
             matched,
         )
 

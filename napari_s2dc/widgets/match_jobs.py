@@ -17,9 +17,9 @@ __all__ = ["check_itself", "check_mirrored", "match_two", "unmatched_of"]
 
 
 def match_two(
-    a: Embedded, b: Embedded, chosen: dict[str, Any]
+    a: Embedded, b: Embedded, chosen: dict[str, Any], align: bool
 ) -> Generator[Any, None, tuple[Match, Assessment, tuple[np.ndarray, np.ndarray]]]:
-    """Match two scans with the settings that were chosen.
+    """Match two scans with the settings that were chosen, twice where `align` says so.
 
     Returns
     -------
@@ -30,19 +30,30 @@ def match_two(
     unmatched : tuple of two np.ndarray
         As :func:`unmatched_of` gives it.
     """
+    from napari_s2dc.engine.aligned_match import match_aligned
     from napari_s2dc.engine.match import MatchSettings, match_embeddings
     from napari_s2dc.engine.match_checks import assess, kind_of
     from napari_s2dc.engine.progress import Progress
 
     yield Progress(0, 2, "parts")
-    match = match_embeddings(a.embedding, b.embedding, MatchSettings(**chosen))
+    settings = MatchSettings(**chosen)
+    if align:
+        match = yield from match_aligned(
+            (a.embedding, b.embedding),
+            (a.source.load(), b.source.load()),
+            a.encoder.network,
+            a.settings,
+            settings,
+        )
+    else:
+        match = match_embeddings(a.embedding, b.embedding, settings)
     yield Progress(1, 2, "parts")
     one, other = (kind_of(embedded.source.sample()) for embedded in (a, b))
     return match, assess(match, kinds=(one, other)), unmatched_of(match)
 
 
 def check_itself(
-    a: Embedded, chosen: dict[str, Any], seed: int
+    a: Embedded, chosen: dict[str, Any], align: bool, seed: int
 ) -> Generator[Any, None, tuple[SelfCheck, Assessment, tuple[np.ndarray, np.ndarray]]]:
     """Match a scan with a random view of itself; returns the like of :func:`match_two`."""
     from napari_s2dc.engine.match import MatchSettings
@@ -54,6 +65,7 @@ def check_itself(
         a.encoder.network,
         a.settings,
         matching=MatchSettings(**chosen),
+        align=align,
         seed=seed,
         embedding=a.embedding,
     )

@@ -89,6 +89,12 @@ class MatchTab(QWidget):
         self.nearness.setToolTip(
             "How far from its own place, after centring both scans,\na partner is looked for"
         )
+        self.align = QCheckBox("Turn the moving one, match again")
+        self.align.setChecked(True)
+        self.align.setToolTip(
+            "Where the pairs agree on how the scans lie, embed the moving one again in the pose\n"
+            "of the reference and match again: many more patches find their partner"
+        )
         self.temperature = QDoubleSpinBox()
         self.temperature.setDecimals(3)  # the default is 0.02
         self.temperature.setRange(0.0, 1.0)
@@ -158,6 +164,7 @@ class MatchTab(QWidget):
         top.addRow("Reference", self.reference)
         top.addRow("Partners", self.nearness)
         top.addRow("Temperature", self.temperature)
+        top.addRow("Pose", self.align)
         one = QGroupBox("One patch")
         column = QVBoxLayout(one)
         row = QHBoxLayout()

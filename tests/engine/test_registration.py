@@ -102,6 +102,16 @@ def test_a_known_affine_map_is_found_from_the_images(torso: tuple[Volume, Volume
     np.testing.assert_allclose(np.diag(linear), [1.05, 0.97, 1.0], atol=0.02)
 
 
+def test_the_finest_grid_alone_finds_an_affine_map_that_is_near(
+    torso: tuple[Volume, Volume],
+) -> None:
+    image, _ = torso
+    alone = replace(IMAGES_ONLY, affine_steps=0, bending_steps=0, fine_affine_steps=60)
+    found = run(image, shifted, alone)
+    assert error_vox(found, image, shifted) < 0.2
+    assert not found.bending_mm.any()
+
+
 def test_a_known_bend_is_found(torso: tuple[Volume, Volume]) -> None:
     image, _ = torso
     affine = run(image, bent, replace(IMAGES_ONLY, bending_steps=0))
