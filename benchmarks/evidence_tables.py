@@ -195,7 +195,9 @@ def plans_table(rows: Sequence[Row], figures: Figures) -> str:
                     chain.from_iterable(contrast_accuracy(c, CONTRAST_VIEWS, by_plan(c)))
                 ),
             )
-            carried = figures(candidate, "transfer across", lambda c=candidate: transfer_across(c))
+            carried = figures(
+                candidate, "transfer across, as the command", lambda c=candidate: transfer_across(c)
+            )
             figures_of_ways = []
             for same, cross in zip(ways[::2], ways[1::2], strict=True):
                 figures_of_ways += [same, cross, cross / same]

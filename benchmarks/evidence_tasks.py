@@ -155,7 +155,8 @@ def contrast_accuracy(
         pair = [phantom(seed=number, contrast=contrast)[0] for contrast in ("ct", "t2")]
         for ct, t2 in zip(*(candidate.views(one, seeds, own) for one in pair), strict=True):
             for one, other, scan in ((ct, t2, pair[0]), (t2, ct, pair[1])):
-                mixed = replace(one, view=other.view, image=other.image)
+                view = replace(other.view, foreground=one.view.foreground)
+                mixed = replace(one, view=view, image=other.image)
                 same.append([judge(one, found).accuracy for found in match(one, scan)])
                 cross.append([judge(mixed, found).accuracy for found in match(mixed, scan)])
     return [

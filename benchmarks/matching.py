@@ -71,10 +71,11 @@ def truth_part(options: argparse.Namespace, ct: SwinEncoder, mouse: SwinEncoder)
             "whole scans of patches matched; mean over the views. Ours: as `s2dc match` does, the "
             "scan turned into the pose of the view and matched again; its map alone: the patch "
             "nearest to where the registration between both puts each, which knows that the truth "
-            f"is an affine map. {options.note} The settings of matching as the scans lie were "
-            "chosen on other views of the same scans. Last "
+            "is an affine map. The settings of matching as the scans lie were chosen on other "
+            "views of the same scans. Last "
             "column: share of the patches which left the picture that were given no partner, and "
             "in brackets the share of all patches decided wrong between partner and none.",
+            *([options.note] if options.note else []),
             *tables,
         ]
     )

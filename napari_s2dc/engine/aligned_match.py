@@ -24,6 +24,7 @@ from napari_s2dc.engine.measures import foreground_tokens
 from napari_s2dc.engine.progress import Progress, Steps
 from napari_s2dc.engine.registration import RegistrationSettings, register
 from napari_s2dc.engine.scan_agreement import sample
+from napari_s2dc.errors import S2DCError
 from napari_s2dc.method.encoder import SwinEncoder
 from napari_s2dc.volumes.preprocess import foreground_mask
 from napari_s2dc.volumes.volume import Volume
@@ -72,10 +73,11 @@ def embed_in_pose(
     -------
     Embedding
         On the token grid of A, interpolated linearly between tokens of the turned scan; 0 for
-        tokens that lie out of scan B.
+        tokens that lie more than four tokens out of scan B.
     """
     from scipy import ndimage
 
+    yield Progress(0, 0, "windows")
     stride = b.stride
     region = region_of(volume.shape, settings)
     # Voxels of A's region to voxels of B.
@@ -98,12 +100,16 @@ def embed_in_pose(
     # Where B's voxels are larger, structures finer than they can show would turn into noise.
     steps = np.linalg.norm(back[:3, :3], axis=1)
     image = ndimage.gaussian_filter(image, np.maximum(0, (steps - 1) / 2))
-    turned, inside = (
-        ndimage.affine_transform(part, back[:3, :3], back[:3, 3], shape, np.float32, order=1)
-        for part in (image, tissue[region].astype(np.float32))
-    )
-    foreground = foreground_tokens(inside >= 0.5, stride)
-    features, _ = yield from encode(turned, encoder, settings, tissue=foreground)
+
+    def turned(part: np.ndarray) -> np.ndarray:
+        found: np.ndarray = ndimage.affine_transform(
+            part, back[:3, :3], back[:3, 3], shape, np.float32, order=1, mode="grid-constant"
+        )
+        return found
+
+    foreground = foreground_tokens(turned(tissue[region].astype(np.float32)) >= 0.5, stride)
+    yield Progress(0, 0, "windows")
+    features, _ = yield from encode(turned(image), encoder, settings, tissue=foreground)
     tokens = np.stack(np.unravel_index(np.arange(embedding.foreground.numel()), embedding.grid), 1)
     places = voxels_of(tokens, replace(embedding, offset_vox=(0, 0, 0)))
     places = (places @ to_b[:3, :3].T + to_b[:3, 3] - origin + 0.5) / stride - 0.5
@@ -141,7 +147,8 @@ def match_aligned(
     -------
     Match
         Between the tokens of both as they were; `matrix` is the map under which A was embedded
-        again, or None where the pairs of the first plan agree on none and that plan was kept.
+        again, or None where the first plan was kept. A plan is kept where its pairs agree on no
+        map, the next one's agree on none or fewer of them are confident, or memory is short.
 
     Raises
     ------
@@ -156,18 +163,26 @@ def match_aligned(
     """
     a, b = embeddings
     yield Progress(0, 0, "plans")
-    first = match = match_embeddings(a, b, settings)
+    first = best = match_embeddings(a, b, settings)
+    found = assess(first)
+    sure = found.confident
     for refinement in _LOOKS:
-        found = assess(match)
         if found.alignment is None or not found.agreed:
-            return first
+            break
         start = np.linalg.inv(found.alignment.matrix)
-        # By features in one pose, too, once there are some.
-        registration = yield from register((match.a, b), images, start, settings=refinement)
-        matrix = np.linalg.inv(registration.matrix)
-        turned = yield from embed_in_pose(
-            images[0], a, encoder, embedding_settings, matrix=matrix, b=b
-        )
-        yield Progress(0, 0, "plans")
-        match = match_embeddings(turned, b, settings, matrix=matrix)
-    return replace(match, a=a)
+        try:
+            # By features in one pose, too, once there are some.
+            registration = yield from register((best.a, b), images, start, settings=refinement)
+            matrix = np.linalg.inv(registration.matrix)
+            turned = yield from embed_in_pose(
+                images[0], a, encoder, embedding_settings, matrix=matrix, b=b
+            )
+            yield Progress(0, 0, "plans")
+            match = match_embeddings(turned, b, settings, matrix=matrix)
+        except (S2DCError, MemoryError, np.linalg.LinAlgError):
+            break  # what there is by now is a match, too
+        found = assess(match)
+        if not found.agreed or found.confident < sure:
+            break
+        best = match
+    return best if best is first else replace(best, a=a)

@@ -10,12 +10,13 @@ import numpy as np
 
 from napari_s2dc.errors import S2DCError
 
-__all__ = ["LEAST_CONFIDENCE", "Alignment", "fit_alignment", "smooth_displacement"]
+__all__ = ["FEWEST_PAIRS", "LEAST_CONFIDENCE", "Alignment", "fit_alignment", "smooth_displacement"]
 
 LEAST_CONFIDENCE = 0.2
 """Pairs below this do not take part in a map."""
 
-_FEWEST_PAIRS = 8
+FEWEST_PAIRS = 8
+"""Below, no map is fitted."""
 _FLAT = 1e-3
 
 
@@ -94,7 +95,7 @@ def fit_alignment(
     from skimage.measure import ransac
     from skimage.transform import AffineTransform, EuclideanTransform
 
-    if len(source_mm) < _FEWEST_PAIRS:
+    if len(source_mm) < FEWEST_PAIRS:
         raise S2DCError(
             f"Only {len(source_mm)} confident pairs were found, too few to fit a map.",
             "Lower the temperature, or choose scans that show the same region.",
@@ -122,7 +123,7 @@ def fit_alignment(
             stop_probability=0.9999,
             rng=seed,
         )
-    if not model or inliers is None or inliers.sum() < _FEWEST_PAIRS:
+    if not model or inliers is None or inliers.sum() < FEWEST_PAIRS:
         raise S2DCError(
             f"No map agrees with enough of the {len(source_mm)} confident pairs.",
             "Choose scans that show the same region.",

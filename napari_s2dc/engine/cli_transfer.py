@@ -157,7 +157,7 @@ def run_transfer(
         for one in atlases:
             require_same_encoder(one.embedding, own, one.path, scan.path)
             kinds = kinds_of((one.path, one.scan), (scan.path, grid))
-            if kinds is None or kinds[0] == kinds[1]:
+            if refine != "scans" or kinds is None or kinds[0] == kinds[1]:
                 match = match_embeddings(one.embedding, own, matching)
             else:  # the registration could not mend a map that is far off
                 steps = match_aligned(

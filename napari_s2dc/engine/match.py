@@ -42,8 +42,8 @@ class MatchSettings:
         How far from its own place, after centring, a partner is expected: standard deviation as a
         share of the larger scan's root mean square radius. None: anywhere.
     aligned_prior : float or None
-        The same where a map of one scan to the other is known: standard deviation in patches from
-        where the map puts it. None: anywhere.
+        The same where a map of one scan to the other is known: standard deviation in patches of B,
+        along its axes, from where the map puts it. None, or where `prior` is None: anywhere.
     iterations, tolerance : int, float
         Sinkhorn iterations at most, and how much mass rows and columns may be off when they stop
         earlier; a patch has a mass of 1.
@@ -365,7 +365,7 @@ def places_of(
         In standard deviations of the prior; None where a partner may be anywhere.
     """
     prior = settings.prior if matrix is None else settings.aligned_prior
-    if prior is None:
+    if prior is None or settings.prior is None:
         return None
     of_a, of_b = (
         _mm(voxels_of(_tokens(index, scan), scan), scan)
@@ -374,13 +374,15 @@ def places_of(
     if matrix is None:
         of_a, of_b = of_a - of_a.mean(0), of_b - of_b.mean(0)
         unit_mm = max(float(np.sqrt((mm**2).sum(1).mean())) for mm in (of_a, of_b))
+        deviation = prior * max(unit_mm, 1e-6) * np.eye(3)
     else:
-        of_a = of_a @ matrix[:3, :3].T + matrix[:3, 3]
-        middle = of_b.mean(0)  # far from it, single precision would not do
-        of_a, of_b = of_a - middle, of_b - middle
-        unit_mm = b.stride * float(np.mean(b.spacing_mm))
-    deviation = prior * max(unit_mm, 1e-6)
-    one, other = (torch.as_tensor(mm / deviation, dtype=torch.float32) for mm in (of_a, of_b))
+        of_a = of_a @ matrix[:3, :3].T + matrix[:3, 3] - b.affine[:3, 3]
+        of_b = of_b - b.affine[:3, 3]
+        deviation = prior * b.stride * b.affine[:3, :3]
+    one, other = (
+        torch.as_tensor(np.linalg.solve(deviation, mm.T).T, dtype=torch.float32)
+        for mm in (of_a, of_b)
+    )
     return one, other
 
 

@@ -7,7 +7,12 @@ from typing import Literal
 
 import numpy as np
 
-from napari_s2dc.engine.alignment import LEAST_CONFIDENCE, Alignment, fit_alignment
+from napari_s2dc.engine.alignment import (
+    FEWEST_PAIRS,
+    LEAST_CONFIDENCE,
+    Alignment,
+    fit_alignment,
+)
 from napari_s2dc.engine.embed import embed_volume
 from napari_s2dc.engine.embed_settings import EmbedSettings
 from napari_s2dc.engine.embedding import Embedding
@@ -190,12 +195,21 @@ def judge_map(matrix: np.ndarray, pairs: Pairs, b: Embedding) -> Alignment:
         Pairs that count.
     b : Embedding
         As for :func:`align_pairs`.
+
+    Raises
+    ------
+    S2DCError
+        Too few pairs agree.
     """
     known = Alignment(matrix, np.zeros(len(pairs), bool), float("nan"))
     distance = np.linalg.norm(known.apply(pairs.mm_a) - pairs.mm_b, axis=1)
     inliers = distance <= _tolerance_mm(b)
-    residual_mm = float(np.median(distance[inliers])) if inliers.any() else float("nan")
-    return Alignment(matrix, inliers, residual_mm)
+    if inliers.sum() < FEWEST_PAIRS:
+        raise S2DCError(
+            f"Only {inliers.sum()} confident pairs agree with the map between the scans.",
+            "Choose scans that show the same region.",
+        )
+    return Alignment(matrix, inliers, float(np.median(distance[inliers])))
 
 
 def _tolerance_mm(b: Embedding) -> float:

@@ -72,7 +72,8 @@ def save_plan(match: Match, path: str | Path) -> Path:
         ``index_b`` (m,) are flat places on the token grids (first axis slowest), ``mass`` (n, m)
         the plan; after a coarse-to-fine match ``mass`` is (n, k) and ``candidates`` (n, k) says
         which columns it speaks of (one without mass may be there only to fill the row). The header
-        holds both grids as JSON.
+        holds both grids as JSON, and the map from mm of A to mm of B near which partners were
+        looked for, or null.
 
     Returns
     -------
@@ -93,6 +94,7 @@ def save_plan(match: Match, path: str | Path) -> Path:
         "version": __version__,
         "a": _grid_facts(match.a),
         "b": _grid_facts(match.b),
+        "matrix_zyx_lps": None if match.matrix is None else match.matrix.tolist(),
     }
     write_tensors(path, tensors, {PLAN_KEY: json.dumps(facts)})
     return path

@@ -19,7 +19,7 @@ __all__ = ["check_itself", "check_mirrored", "match_two", "unmatched_of"]
 def match_two(
     a: Embedded, b: Embedded, chosen: dict[str, Any], align: bool
 ) -> Generator[Any, None, tuple[Match, Assessment, tuple[np.ndarray, np.ndarray]]]:
-    """Match two scans with the settings that were chosen, twice where `align` says so.
+    """Match two scans with the settings that were chosen, in one pose where `align` says so.
 
     Returns
     -------
@@ -31,11 +31,13 @@ def match_two(
         As :func:`unmatched_of` gives it.
     """
     from napari_s2dc.engine.aligned_match import match_aligned
+    from napari_s2dc.engine.loading import load_optimisers
     from napari_s2dc.engine.match import MatchSettings, match_embeddings
     from napari_s2dc.engine.match_checks import assess, kind_of
     from napari_s2dc.engine.progress import Progress
 
-    yield Progress(0, 2, "parts")
+    load_optimisers()
+    yield Progress(0, 0, "plans")
     settings = MatchSettings(**chosen)
     if align:
         match = yield from match_aligned(
@@ -47,7 +49,7 @@ def match_two(
         )
     else:
         match = match_embeddings(a.embedding, b.embedding, settings)
-    yield Progress(1, 2, "parts")
+    yield Progress(0, 0, "plans")
     one, other = (kind_of(embedded.source.sample()) for embedded in (a, b))
     return match, assess(match, kinds=(one, other)), unmatched_of(match)
 
@@ -56,10 +58,12 @@ def check_itself(
     a: Embedded, chosen: dict[str, Any], align: bool, seed: int
 ) -> Generator[Any, None, tuple[SelfCheck, Assessment, tuple[np.ndarray, np.ndarray]]]:
     """Match a scan with a random view of itself; returns the like of :func:`match_two`."""
+    from napari_s2dc.engine.loading import load_optimisers
     from napari_s2dc.engine.match import MatchSettings
     from napari_s2dc.engine.match_checks import assess
     from napari_s2dc.engine.self_check import self_check
 
+    load_optimisers()
     check = yield from self_check(
         a.source.load(),
         a.encoder.network,

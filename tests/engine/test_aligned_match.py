@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from napari_s2dc.engine import aligned_match
 from napari_s2dc.engine.aligned_match import embed_in_pose, match_aligned
 from napari_s2dc.engine.embed import EmbedSettings, embed_volume
+from napari_s2dc.engine.embed_settings import region_of
 from napari_s2dc.engine.embedding import Embedding
-from napari_s2dc.engine.encoders import bundled_encoder
+from napari_s2dc.engine.encoders import ANY_CONTRAST, bundled_encoder, encoder_named
 from napari_s2dc.engine.match import MatchSettings, match_embeddings
 from napari_s2dc.engine.match_checks import mirror_warning
-from napari_s2dc.engine.progress import finish
+from napari_s2dc.engine.progress import Progress, finish
 from napari_s2dc.engine.self_check import KnownView, judge, known_view, self_check
+from napari_s2dc.errors import S2DCError
 from napari_s2dc.method.encoder import SwinEncoder
-from napari_s2dc.volumes.phantom import phantom
+from napari_s2dc.volumes.phantom import Contrast, phantom
 from napari_s2dc.volumes.volume import Volume
 
 SETTINGS = EmbedSettings(device="cpu")
@@ -88,6 +92,109 @@ def test_without_a_common_map_the_first_plan_stays(
     match = finish(match_aligned((known.scan, other), (scan, known.volume), bundled, SETTINGS))
     assert match.matrix is None
     assert torch.equal(match.mass, match_embeddings(known.scan, other).mass)
+
+
+def test_further_looks_that_make_fewer_pairs_sure_are_not_taken(
+    torso: Volume, tiny: SwinEncoder, settings: EmbedSettings, embedding: Embedding
+) -> None:
+    # By random weights a scan is like itself, but less so what lies between its patches.
+    match = finish(match_aligned((embedding, embedding), (torso, torso), tiny, settings))
+    first = match_embeddings(embedding, embedding)
+    sure = len(first.pairs().best(least=0.2, mutual=True))
+    assert len(match.pairs().best(least=0.2, mutual=True)) >= sure
+
+
+def test_a_look_that_fails_leaves_the_match_of_before(
+    scan: Volume, bundled: SwinEncoder, known: KnownView, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> Embedding:
+        raise S2DCError("There is not enough memory for windows of 96 voxels.")
+
+    monkeypatch.setattr(aligned_match, "embed_in_pose", full)
+    images = (scan, known.volume)
+    match = finish(match_aligned((known.scan, known.view), images, bundled, SETTINGS))
+    assert match.matrix is None
+    assert torch.equal(match.mass, match_embeddings(known.scan, known.view).mass)
+
+
+def test_a_ct_is_found_in_an_mr() -> None:
+    encoder = SwinEncoder.from_checkpoint(encoder_named(ANY_CONTRAST))
+    settings = replace(SETTINGS, preset="auto")
+    contrasts: tuple[Contrast, Contrast] = ("ct", "t2")
+    ct, t2 = (phantom((64, 80, 80), 4.5, seed=5, contrast=one)[0] for one in contrasts)
+    here, other = (finish(known_view(one, encoder, settings, seed=4)) for one in (ct, t2))
+    mixed = replace(here, view=other.view, image=other.image)
+    embeddings, images = (mixed.scan, mixed.view), (ct, mixed.volume)
+    match = finish(match_aligned(embeddings, images, encoder, settings))
+    assert match.matrix is not None
+    own, there = true_places_mm(mixed)
+    mapped = own @ match.matrix[:3, :3].T + match.matrix[:3, 3]
+    assert np.linalg.norm(mapped - there, axis=1).mean() < 8 * 4.5 / 4
+    first = judge(mixed, match_embeddings(*embeddings))
+    assert judge(mixed, match).accuracy > first.accuracy + 0.1
+
+
+@pytest.mark.parametrize("regions", [False, True])
+def test_what_is_seen_of_a_patch_is_what_lies_there(
+    regions: bool, tiny: SwinEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Thick slices of A, turned axes and finer voxels of B, regions of both: places stay right."""
+    shape_a = (20, 40, 48)
+    affine_a = np.diag([5.0, 2.0, 2.0, 1.0])
+    affine_a[:3, 3] = (-30.0, 12.0, 7.0)
+    affine_b = np.array([[0, 0, -1.25, 80], [1.5, 0, 0, -10], [0, 1.25, 0, -5], [0, 0, 0, 1.0]])
+    turn = np.radians(12)
+    matrix = np.eye(4)
+    matrix[1:3, 1:3] = 1.1 * np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+    matrix[:3, 3] = (3.0, -4.0, 2.0)
+    roi = ((4, 20), (0, 32), (8, 48)) if regions else None
+    settings = replace(SETTINGS, roi=roi, stage=2)
+    volume = Volume(np.ones(shape_a, np.float32), affine_a, name="a")
+    places = np.stack(np.meshgrid(*map(np.arange, shape_a), indexing="ij"), -1)
+    millimetres = places @ affine_a[:3, :3].T + affine_a[:3, 3]
+
+    def grid_of(
+        sides: tuple[int, int, int], first: tuple[int, int, int], affine: np.ndarray
+    ) -> Embedding:
+        tokens = tuple(-(-side // 8) for side in sides)
+        z, y, x = np.linalg.norm(affine[:3, :3], axis=0)
+        return Embedding(
+            features=torch.zeros(2, *tokens).half(),
+            foreground=torch.ones(tokens, dtype=torch.bool),
+            stride=8,
+            shape=sides,
+            offset_vox=first,
+            spacing_mm=(float(z), float(y), float(x)),
+            affine=affine,
+            name="grid",
+        )
+
+    if regions:
+        own = grid_of((16, 32, 40), (4, 0, 8), affine_a)
+        b = grid_of((56, 80, 96), (8, 16, 0), affine_b)
+    else:
+        own, b = grid_of(shape_a, (0, 0, 0), affine_a), grid_of((64, 96, 112), (0, 0, 0), affine_b)
+    for axis in range(3):
+        # An image that says where it is, and an encoder that tells the mean of each patch.
+        shown = (millimetres[..., axis] + 100)[region_of(shape_a, settings)].astype(np.float32)
+        monkeypatch.setattr(aligned_match, "normalised", lambda *_, shown=shown: shown)
+
+        def means(image: np.ndarray, *_: object, **__: object) -> Any:
+            yield Progress(1, 1, "windows")
+            mean = torch.nn.functional.avg_pool3d(torch.from_numpy(image)[None], 8)
+            return torch.cat([mean, torch.full_like(mean, 100.0)]), {}
+
+        monkeypatch.setattr(aligned_match, "encode", means)
+        seen = finish(embed_in_pose(volume, own, tiny, settings, matrix=matrix, b=b))
+        # Features get length 1 before they are interpolated; their ratio still tells.
+        found = 100 * seen.features[0].float() / seen.features[1].float() - 100
+        tokens = np.argwhere(np.ones(own.grid))
+        truth = np.array([own.mm_of_token(token) for token in tokens])[:, axis]
+        # At the edge, the image is not whole within a patch.
+        middle = (np.abs(tokens - (np.asarray(own.grid) - 1) / 2) <= 1).all(1)
+        assert middle.sum() >= 4
+        off = np.abs(found.flatten().numpy() - truth)[middle]
+        assert np.median(off) < 0.75, axis
 
 
 def embedded(volume: Volume, encoder: SwinEncoder) -> Embedding:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from napari_s2dc.engine.cli import main
+from napari_s2dc.engine.encoders import bundled_encoder
 from napari_s2dc.engine.match import Match
 from napari_s2dc.engine.transfer import transfer_labels
 from napari_s2dc.errors import S2DCError
@@ -74,6 +75,21 @@ def test_match_writes_pairs_plan_and_map(
     assert one["plan"] == str(files[1])
 
 
+def test_scans_are_matched_in_one_pose_unless_told_otherwise(
+    scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["match", image(scans, 1), image(scans, 2), "--out", str(tmp_path / "pairs.csv")]
+    encoder = str(bundled_encoder())
+    found = []
+    for more in ([], ["--no-align"]):
+        assert run(*arguments, "--json", *more, encoder=encoder) == 0
+        found += json.loads(capsys.readouterr().out)["scans"]
+    assert [one["aligned"] for one in found] == [True, False]
+    assert found[0]["confident"] > found[1]["confident"]
+    assert run(*arguments, encoder=encoder) == 0
+    assert "in one pose" in capsys.readouterr().out
+
+
 def test_match_takes_files_of_features_and_folders_and_skips_bad_ones(
     scans: Path, checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -86,6 +102,7 @@ def test_match_takes_files_of_features_and_folders_and_skips_bad_ones(
     capsys.readouterr()
     assert run("match", str(features), str(folder), "--out", str(out), encoder=checkpoint) == 0
     written = capsys.readouterr()
+    assert "in one pose" not in written.out  # a file of features cannot be turned
     assert sorted(path.name for path in out.iterdir()) == [
         "torso1.pairs.csv",
         "torso2.pairs.csv",
