@@ -307,6 +307,7 @@ def pair(workbench: Workbench, scan: Any, other: Any, qtbot: Any) -> Workbench:
     workbench.tabs.setCurrentIndex(2)
     workbench.match_tab.moving.choose(scan)
     workbench.match_tab.reference.choose(other)
+    workbench.match_tab.align.setChecked(False)  # further looks take seconds
     return workbench
 
 

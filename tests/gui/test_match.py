@@ -256,6 +256,32 @@ def test_the_self_check_prints_the_known_truth(
     assert len([layer for layer in viewer.layers if "random view" in layer.name]) == 1
 
 
+def test_scans_are_matched_in_one_pose_unless_it_is_unticked(
+    pair: Workbench, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from napari_s2dc.engine import aligned_match, self_check
+
+    asked: list[str] = []
+    original = aligned_match.match_aligned
+
+    def noted(embeddings: Any, images: Any, *more: Any) -> Any:
+        asked.append(embeddings[0].name)
+        assert [one.shape for one in images] == [one.shape for one in embeddings]
+        return (yield from original(embeddings, images, *more))
+
+    for module in (aligned_match, self_check):
+        monkeypatch.setattr(module, "match_aligned", noted)
+    tab = pair.match_tab
+    match(pair, qtbot)
+    assert not asked
+    tab.align.setChecked(True)
+    match(pair, qtbot)
+    assert asked == ["torso 1"]
+    tab.reference.choose(None)
+    match(pair, qtbot)
+    assert asked == ["torso 1"] * 2
+
+
 def test_cancelling_leaves_no_match(
     pair: Workbench, viewer: Any, qtbot: Any, held: Event, hold: Any
 ) -> None:
