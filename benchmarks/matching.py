@@ -168,10 +168,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in options.parts:
         heading = f"## Matching, {name}"
         text = PARTS[name](options, ct, mouse)
+        note = f'--note "{options.note}" ' if options.note else ""
         command = (
             f"    python -m benchmarks.matching DATA --ct CT/encoder.safetensors --mouse "
             f"MOUSE/encoder.safetensors --views {options.views} --pairs {options.pairs} "
-            f"--repeats {options.repeats} --parts {name} --write"
+            f"--repeats {options.repeats} --parts {name} {note}--write"
         )
         section = "\n\n".join([heading, machine(torch.device("cpu")), text, command])
         print(section, flush=True)

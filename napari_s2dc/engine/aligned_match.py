@@ -26,7 +26,7 @@ from napari_s2dc.engine.registration import RegistrationSettings, register
 from napari_s2dc.engine.scan_agreement import sample
 from napari_s2dc.errors import S2DCError
 from napari_s2dc.method.encoder import SwinEncoder
-from napari_s2dc.volumes.preprocess import foreground_mask
+from napari_s2dc.volumes.preprocess import foreground_mask, resample_to, smoothed
 from napari_s2dc.volumes.volume import Volume
 
 __all__ = ["embed_in_pose", "match_aligned"]
@@ -75,8 +75,6 @@ def embed_in_pose(
         On the token grid of A, interpolated linearly between tokens of the turned scan; 0 for
         tokens that lie more than four tokens out of scan B.
     """
-    from scipy import ndimage
-
     yield Progress(0, 0, "windows")
     stride = b.stride
     region = region_of(volume.shape, settings)
@@ -93,22 +91,19 @@ def embed_in_pose(
         return replace(embedding, features=torch.zeros_like(embedding.features))
     origin = first * stride + np.asarray(b.offset_vox)
     shape = tuple(int(side) for side in (end - first) * stride)
-    back = np.linalg.inv(to_b)
-    back[:3, 3] += back[:3, :3] @ origin
-    tissue = foreground_mask(volume.array)
-    image = normalised(volume, encoder, settings, tissue)
-    # Where B's voxels are larger, structures finer than they can show would turn into noise.
-    steps = np.linalg.norm(back[:3, :3], axis=1)
-    image = ndimage.gaussian_filter(image, np.maximum(0, (steps - 1) / 2))
+    step = np.eye(4)
+    step[:3, 3] = origin
+    # In voxels of B; zeros that take no memory: only the shape is needed.
+    grid = Volume(np.broadcast_to(np.float32(0), shape), step, name=volume.name)
 
     def turned(part: np.ndarray) -> np.ndarray:
-        found: np.ndarray = ndimage.affine_transform(
-            part, back[:3, :3], back[:3, 3], shape, np.float32, order=1, mode="grid-constant"
-        )
-        return found
+        return resample_to(Volume(part, to_b, name=volume.name), grid).array
 
+    tissue = foreground_mask(volume.array)
     foreground = foreground_tokens(turned(tissue[region].astype(np.float32)) >= 0.5, stride)
     yield Progress(0, 0, "windows")
+    image = normalised(volume, encoder, settings, tissue)
+    image = smoothed(image, np.linalg.norm(np.linalg.inv(to_b)[:3, :3], axis=1))
     features, _ = yield from encode(turned(image), encoder, settings, tissue=foreground)
     tokens = np.stack(np.unravel_index(np.arange(embedding.foreground.numel()), embedding.grid), 1)
     places = voxels_of(tokens, replace(embedding, offset_vox=(0, 0, 0)))

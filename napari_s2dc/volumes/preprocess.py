@@ -23,6 +23,7 @@ __all__ = [
     "resample",
     "resample_to",
     "scaling_of",
+    "smoothed",
 ]
 
 
@@ -240,14 +241,22 @@ def resample(
     step[:3, 3] = offset
     array = volume.array
     if not labels:
-        array = array.astype(np.float32, copy=False)
-        sigma = 0.4 * np.sqrt(np.maximum(ratio**2 - 1, 0))
-        if sigma.any():
-            array = ndimage.gaussian_filter(array, sigma, mode="nearest", truncate=3.0)
+        array = smoothed(array.astype(np.float32, copy=False), ratio)
     resampled = ndimage.affine_transform(
         array, ratio, offset, output_shape=tuple(shape), order=0 if labels else 1, mode="nearest"
     )
     return replace(volume, array=resampled, affine=volume.affine @ step, original=None)
+
+
+def smoothed(array: np.ndarray, ratio: np.ndarray) -> np.ndarray:
+    """Blur what voxels that are `ratio` times as large along each axis (z, y, x) cannot show."""
+    from scipy import ndimage
+
+    sigma = 0.4 * np.sqrt(np.maximum(ratio**2 - 1, 0))
+    if not sigma.any():
+        return array
+    blurred: np.ndarray = ndimage.gaussian_filter(array, sigma, mode="nearest", truncate=3.0)
+    return blurred
 
 
 def resample_to(
