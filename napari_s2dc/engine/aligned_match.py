@@ -176,7 +176,8 @@ def match_aligned(
             match = match_embeddings(turned, b, settings, matrix=matrix)
         except (S2DCError, MemoryError, np.linalg.LinAlgError):
             break  # what there is by now is a match, too
-        found = assess(match)
+        # Fitted to the new pairs: they pull the map farther than the registration got by itself.
+        found = assess(replace(match, matrix=None))
         if not found.agreed or found.confident < sure:
             break
         best = match

@@ -10,7 +10,14 @@ import numpy as np
 
 from napari_s2dc.errors import S2DCError
 
-__all__ = ["FEWEST_PAIRS", "LEAST_CONFIDENCE", "Alignment", "fit_alignment", "smooth_displacement"]
+__all__ = [
+    "FEWEST_PAIRS",
+    "LEAST_CONFIDENCE",
+    "Alignment",
+    "fit_alignment",
+    "nearest_rigid",
+    "smooth_displacement",
+]
 
 LEAST_CONFIDENCE = 0.2
 """Pairs below this do not take part in a map."""
@@ -137,6 +144,40 @@ def fit_alignment(
     fitted = Alignment(matrix, inliers, 0.0)
     distance = np.linalg.norm(fitted.apply(source_mm[inliers]) - target_mm[inliers], axis=1)
     return Alignment(matrix, inliers, float(np.median(distance)))
+
+
+def nearest_rigid(matrix: np.ndarray, points_mm: np.ndarray) -> np.ndarray:
+    """Rotate and shift points as nearly as possible to where a linear map puts them.
+
+    Parameters
+    ----------
+    matrix : np.ndarray (4, 4)
+        Takes (z, y, x, 1) in mm to mm.
+    points_mm : np.ndarray (n, 3)
+        At least three that lie on no line.
+
+    Returns
+    -------
+    np.ndarray (4, 4)
+        Least squares over the points (Umeyama 1991), by
+        ``skimage.transform.EuclideanTransform``.
+
+    Raises
+    ------
+    S2DCError
+        The points do not decide a rotation.
+    """
+    from skimage.transform import EuclideanTransform
+
+    target = points_mm @ matrix[:3, :3].T + matrix[:3, 3]
+    found = EuclideanTransform.from_estimate(points_mm, target) if len(points_mm) > 2 else None
+    if not found or not np.isfinite(found.params).all():
+        raise S2DCError(
+            "The confident pairs decide no rotation.",
+            "Choose scans that show the same region, or fit an affine map.",
+        )
+    rigid: np.ndarray = np.asarray(found.params, dtype=np.float64)
+    return rigid
 
 
 def smooth_displacement(

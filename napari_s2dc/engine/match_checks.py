@@ -12,6 +12,7 @@ from napari_s2dc.engine.alignment import (
     LEAST_CONFIDENCE,
     Alignment,
     fit_alignment,
+    nearest_rigid,
 )
 from napari_s2dc.engine.embed import embed_volume
 from napari_s2dc.engine.embed_settings import EmbedSettings
@@ -26,10 +27,9 @@ from napari_s2dc.volumes.volume import Volume
 
 __all__ = [
     "Assessment",
-    "align_pairs",
+    "align_match",
     "assess",
     "embed_mirrored",
-    "judge_map",
     "kind_of",
     "mirror_warning",
     "warnings_before",
@@ -63,7 +63,8 @@ class Assessment:
     confident : int
         Mutual pairs with at least the least confidence.
     alignment : Alignment or None
-        Affine map of the confident pairs, from mm of A to mm of B; None when they agree on none.
+        Map from mm of A to mm of B, see :func:`align_match`; None when the confident pairs agree on
+        none.
     warnings : tuple of str
         One sentence for each thing that the user should know.
     agreed : bool
@@ -155,52 +156,44 @@ def _about_size(a: Embedding, b: Embedding, sizes: list[float], counts: list[int
     return []
 
 
-def align_pairs(
-    pairs: Pairs,
-    b: Embedding,
+def align_match(
+    match: Match,
     *,
     kind: Literal["rigid", "affine"] = "affine",
     least: float = LEAST_CONFIDENCE,
 ) -> Alignment:
-    """Fit a map from mm of A to mm of B to the mutual pairs that are confident.
+    """Give the map from mm of A to mm of B, and which of the confident pairs agree with it.
 
     Parameters
     ----------
-    pairs : Pairs
-        Pairs of a match.
-    b : Embedding
-        Scan B; one and a half of its patches is how far a pair may be off.
+    match : Match
+        Scan A with scan B.
     kind : {"rigid", "affine"}
         Rotation and translation, or any linear map.
     least : float
-        Least confidence.
+        Least confidence of the pairs that count, which are the mutual ones.
+
+    Returns
+    -------
+    Alignment
+        Where the match was made round a map, that map, because a registration found it more
+        exactly than pairs of patches can; otherwise the one fitted to the pairs. A rigid map is
+        the nearest to that one at the pairs.
 
     Raises
     ------
     S2DCError
-        Too few pairs, or none agree on a map.
+        Too few pairs, or too few agree on a map.
     """
-    chosen = pairs.best(least=least, mutual=True)
-    return fit_alignment(chosen.mm_a, chosen.mm_b, tolerance_mm=_tolerance_mm(b), kind=kind)
+    pairs = match.pairs().best(least=least, mutual=True)
+    if match.matrix is None:
+        return fit_alignment(pairs.mm_a, pairs.mm_b, tolerance_mm=_tolerance_mm(match.b), kind=kind)
+    known = match.matrix if kind == "affine" else nearest_rigid(match.matrix, pairs.mm_a)
+    return _agreeing(known, pairs, match.b)
 
 
-def judge_map(matrix: np.ndarray, pairs: Pairs, b: Embedding) -> Alignment:
-    """Say which pairs agree with a map that is known.
-
-    Parameters
-    ----------
-    matrix : np.ndarray (4, 4)
-        From mm of A to mm of B.
-    pairs : Pairs
-        Pairs that count.
-    b : Embedding
-        As for :func:`align_pairs`.
-
-    Raises
-    ------
-    S2DCError
-        Too few pairs agree.
-    """
+def _agreeing(matrix: np.ndarray, pairs: Pairs, b: Embedding) -> Alignment:
+    """Say which pairs agree with a map that is known."""
     known = Alignment(matrix, np.zeros(len(pairs), bool), float("nan"))
     distance = np.linalg.norm(known.apply(pairs.mm_a) - pairs.mm_b, axis=1)
     inliers = distance <= _tolerance_mm(b)
@@ -224,7 +217,7 @@ def assess(
     kind: Literal["rigid", "affine"] = "affine",
     least: float = LEAST_CONFIDENCE,
 ) -> Assessment:
-    """Fit the map of a match and say what is doubtful about the match.
+    """Find the map of a match and say what is doubtful about the match.
 
     Parameters
     ----------
@@ -243,7 +236,7 @@ def assess(
     sentences = warnings_before(a, b, kinds)
     alignment: Alignment | None
     try:
-        alignment = align_pairs(pairs, b, kind=kind, least=least)
+        alignment = align_match(match, kind=kind, least=least)
     except S2DCError:
         alignment = None
     patches = min(int(a.foreground.sum()), int(b.foreground.sum()))

@@ -13,7 +13,7 @@ from torch import Tensor
 from napari_s2dc.engine.alignment import LEAST_CONFIDENCE, Alignment, smooth_displacement
 from napari_s2dc.engine.embedding import Embedding
 from napari_s2dc.engine.match import Match, Pairs
-from napari_s2dc.engine.match_checks import align_pairs, judge_map, kind_of
+from napari_s2dc.engine.match_checks import align_match, kind_of
 from napari_s2dc.engine.progress import Steps
 from napari_s2dc.engine.registration import Registration, RegistrationSettings, register
 from napari_s2dc.engine.scan_agreement import grid_places, is_inside, sample
@@ -104,20 +104,17 @@ def transfer_labels(
 
     Notes
     -----
-    The map of an aligned match, else that of :func:`napari_s2dc.engine.match_checks.align_pairs`,
-    the other way round, is where :func:`napari_s2dc.engine.registration.register` starts. Each
-    voxel of B takes the label with the largest share of the point in A, interpolated linearly.
+    The map of :func:`napari_s2dc.engine.match_checks.align_match`, the other way round, is where
+    :func:`napari_s2dc.engine.registration.register` starts. Each voxel of B takes the label with
+    the largest share of the point in A, interpolated linearly.
     """
     settings = settings or TransferSettings()
     chosen = match.pairs().best(least=settings.least_confidence, mutual=True)
     refinement = settings.registration
-    if match.matrix is None:
-        alignment = align_pairs(chosen, match.b, least=settings.least_confidence)
-    else:
-        alignment = judge_map(match.matrix, chosen, match.b)
-        if kind_of(image_a) != kind_of(image_b):
-            # A coarse grid would pull edges of unlike tissues onto each other again.
-            refinement = replace(refinement, affine_steps=0)
+    alignment = align_match(match, least=settings.least_confidence)
+    if match.matrix is not None and kind_of(image_a) != kind_of(image_b):
+        # A coarse grid would pull edges of unlike tissues onto each other again.
+        refinement = replace(refinement, affine_steps=0)
     start = np.linalg.inv(alignment.matrix)
 
     def bending(points_mm: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from napari_s2dc.engine.embed_settings import region_of
 from napari_s2dc.engine.embedding import Embedding
 from napari_s2dc.engine.encoders import ANY_CONTRAST, bundled_encoder, encoder_named
 from napari_s2dc.engine.match import MatchSettings, match_embeddings
-from napari_s2dc.engine.match_checks import mirror_warning
+from napari_s2dc.engine.match_checks import assess, mirror_warning
 from napari_s2dc.engine.progress import Progress, finish
 from napari_s2dc.engine.self_check import KnownView, judge, known_view, self_check
 from napari_s2dc.errors import S2DCError
@@ -58,9 +58,19 @@ def test_a_turned_scan_is_found_better_in_its_pose(
     match = finish(match_aligned((known.scan, known.view), images, bundled, SETTINGS))
     assert match.matrix is not None
     here, there = true_places_mm(known)
-    mapped = here @ match.matrix[:3, :3].T + match.matrix[:3, 3]
+    shown = assess(match).alignment
+    assert shown is not None
+    assert shown.matrix.tolist() == match.matrix.tolist()
     side_mm = 8 * 4.5
-    assert np.linalg.norm(mapped - there, axis=1).mean() < side_mm / 4
+    assert np.linalg.norm(shown.apply(here) - there, axis=1).mean() < side_mm / 20
+    fitted = assess(replace(match, matrix=None)).alignment
+    assert fitted is not None
+    assert np.linalg.norm(fitted.apply(here) - there, axis=1).mean() > side_mm / 20
+    rigid = assess(match, kind="rigid").alignment
+    assert rigid is not None
+    assert rigid.matrix[:3, :3] @ rigid.matrix[:3, :3].T == pytest.approx(np.eye(3), abs=1e-6)
+    error = np.linalg.norm(rigid.apply(here) - there, axis=1)
+    assert error.mean() < side_mm / 2  # the view is scaled, too
     first = judge(known, match_embeddings(known.scan, known.view))
     found = judge(known, match)
     assert found.accuracy > first.accuracy + 0.1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from napari_s2dc.engine.alignment import fit_alignment, smooth_displacement
+from napari_s2dc.engine.alignment import fit_alignment, nearest_rigid, smooth_displacement
 from napari_s2dc.errors import S2DCError
 
 
@@ -69,3 +69,19 @@ def test_pairs_in_one_plane_are_refused_in_words_unless_the_map_is_rigid() -> No
         fit_alignment(points, points + 3.0, tolerance_mm=2.0)
     rigid = fit_alignment(points, points + 3.0, tolerance_mm=2.0, kind="rigid")
     np.testing.assert_allclose(rigid.matrix[:3, 3], 3.0, atol=1e-6)
+
+
+def test_the_nearest_rigid_map_of_a_rigid_one_is_itself() -> None:
+    turn = np.eye(4)
+    turn[1:3, 1:3] = [[0.8, -0.6], [0.6, 0.8]]
+    turn[:3, 3] = 5, -2, 40
+    points = np.random.default_rng(0).normal(0, 50, (30, 3))
+    assert nearest_rigid(turn, points) == pytest.approx(turn, abs=1e-9)
+    stretched = turn @ np.diag([1.2, 1.2, 1.2, 1.0])
+    assert nearest_rigid(stretched, points)[:3, :3] == pytest.approx(turn[:3, :3], abs=1e-9)
+
+
+@pytest.mark.parametrize("number", [0, 2, 5])
+def test_points_of_one_line_decide_no_rotation(number: int) -> None:
+    with pytest.raises(S2DCError, match="decide no rotation"):
+        nearest_rigid(np.eye(4), np.ones((number, 3)))
