@@ -24,6 +24,9 @@ LEAST_CONFIDENCE = 0.2
 
 FEWEST_PAIRS = 8
 """Below, no map is fitted."""
+_MOST_PAIRS = 1000
+"""Pairs at most that a map is looked for with; scikit-image's affine fit takes memory with the
+square of them, 7 GB for 10,000. All that agree then make the map exact."""
 _FLAT = 1e-3
 
 
@@ -97,7 +100,8 @@ def fit_alignment(
 
     Notes
     -----
-    RANSAC: ``skimage.measure.ransac`` with scikit-image's three-dimensional transforms.
+    RANSAC: ``skimage.measure.ransac`` with scikit-image's three-dimensional transforms, among
+    random pairs where there are very many; then least squares over all that agree.
     """
     from skimage.measure import ransac
     from skimage.transform import AffineTransform, EuclideanTransform
@@ -113,7 +117,11 @@ def fit_alignment(
             "Embed at an earlier stage, whose patches are smaller, or fit a rigid map.",
         )
     model_class = EuclideanTransform if kind == "rigid" else AffineTransform
-    centre = source_mm.mean(0), target_mm.mean(0)
+    some = np.arange(len(source_mm))
+    if len(some) > _MOST_PAIRS:
+        some = np.random.default_rng(seed).choice(some, _MOST_PAIRS, replace=False)
+    source, target = source_mm[some], target_mm[some]
+    centre = source.mean(0), target.mean(0)
 
     class Centred(model_class):  # type: ignore[misc, valid-type]
         def __init__(self, matrix: np.ndarray | None = None) -> None:
@@ -122,7 +130,7 @@ def fit_alignment(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "No inliers found", UserWarning)
         model, inliers = ransac(
-            (source_mm - centre[0], target_mm - centre[1]),
+            (source - centre[0], target - centre[1]),
             Centred,
             min_samples=4,
             residual_threshold=tolerance_mm,
@@ -141,9 +149,42 @@ def fit_alignment(
     back = np.eye(4)
     back[:3, 3] = centre[1]
     matrix = back @ matrix @ shift
-    fitted = Alignment(matrix, inliers, 0.0)
-    distance = np.linalg.norm(fitted.apply(source_mm[inliers]) - target_mm[inliers], axis=1)
+    if len(some) < len(source_mm):
+        inliers = _distances(matrix, source_mm, target_mm) <= tolerance_mm
+        agreeing = source_mm[inliers], target_mm[inliers]
+        matrix = _rigid(*agreeing) if kind == "rigid" else _affine(*agreeing)
+    distance = _distances(matrix, source_mm[inliers], target_mm[inliers])
     return Alignment(matrix, inliers, float(np.median(distance)))
+
+
+def _distances(matrix: np.ndarray, source_mm: np.ndarray, target_mm: np.ndarray) -> np.ndarray:
+    mapped = source_mm @ matrix[:3, :3].T + matrix[:3, 3]
+    distance: np.ndarray = np.linalg.norm(mapped - target_mm, axis=1)
+    return distance
+
+
+def _affine(source_mm: np.ndarray, target_mm: np.ndarray) -> np.ndarray:
+    """Fit a linear map by least squares."""
+    centre = source_mm.mean(0)
+    places = np.column_stack([source_mm - centre, np.ones(len(source_mm))])
+    matrix = np.eye(4)
+    matrix[:3] = np.linalg.lstsq(places, target_mm)[0].T
+    matrix[:3, 3] -= matrix[:3, :3] @ centre
+    return matrix
+
+
+def _rigid(source_mm: np.ndarray, target_mm: np.ndarray) -> np.ndarray:
+    """Fit a rotation and a shift by least squares (Umeyama 1991); S2DCError where points do not."""
+    from skimage.transform import EuclideanTransform
+
+    found = EuclideanTransform.from_estimate(source_mm, target_mm) if len(source_mm) > 2 else None
+    if not found or not np.isfinite(found.params).all():
+        raise S2DCError(
+            "The confident pairs decide no rotation.",
+            "Choose scans that show the same region, or fit an affine map.",
+        )
+    matrix: np.ndarray = np.asarray(found.params, dtype=np.float64)
+    return matrix
 
 
 def nearest_rigid(matrix: np.ndarray, points_mm: np.ndarray) -> np.ndarray:
@@ -159,25 +200,14 @@ def nearest_rigid(matrix: np.ndarray, points_mm: np.ndarray) -> np.ndarray:
     Returns
     -------
     np.ndarray (4, 4)
-        Least squares over the points (Umeyama 1991), by
-        ``skimage.transform.EuclideanTransform``.
+        Least squares over the points.
 
     Raises
     ------
     S2DCError
         The points do not decide a rotation.
     """
-    from skimage.transform import EuclideanTransform
-
-    target = points_mm @ matrix[:3, :3].T + matrix[:3, 3]
-    found = EuclideanTransform.from_estimate(points_mm, target) if len(points_mm) > 2 else None
-    if not found or not np.isfinite(found.params).all():
-        raise S2DCError(
-            "The confident pairs decide no rotation.",
-            "Choose scans that show the same region, or fit an affine map.",
-        )
-    rigid: np.ndarray = np.asarray(found.params, dtype=np.float64)
-    return rigid
+    return _rigid(points_mm, points_mm @ matrix[:3, :3].T + matrix[:3, 3])
 
 
 def smooth_displacement(

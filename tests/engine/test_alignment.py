@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from typing import Literal
+
 import numpy as np
 import pytest
 
@@ -85,3 +88,24 @@ def test_the_nearest_rigid_map_of_a_rigid_one_is_itself() -> None:
 def test_points_of_one_line_decide_no_rotation(number: int) -> None:
     with pytest.raises(S2DCError, match="decide no rotation"):
         nearest_rigid(np.eye(4), np.ones((number, 3)))
+
+
+@pytest.mark.parametrize("kind", ["affine", "rigid"])
+def test_very_many_pairs_take_little_memory_and_all_that_agree_count(
+    kind: Literal["affine", "rigid"],
+) -> None:
+    random = np.random.default_rng(0)
+    source = random.uniform(0, 300, (40_000, 3))
+    turn = np.eye(4)
+    turn[1:3, 1:3] = [[0.8, -0.6], [0.6, 0.8]]
+    turn[:3, 3] = 5, -2, 40
+    target = source @ turn[:3, :3].T + turn[:3, 3] + random.normal(0, 1, source.shape)
+    target[::2] = random.uniform(0, 300, (20_000, 3))
+    tracemalloc.start()
+    found = fit_alignment(source, target, tolerance_mm=8.0, kind=kind)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 300e6  # 15 GB, were all pairs fitted at once
+    assert found.inliers[1::2].all()
+    assert found.inliers[::2].mean() < 0.01
+    assert found.apply(source) == pytest.approx(source @ turn[:3, :3].T + turn[:3, 3], abs=0.1)
