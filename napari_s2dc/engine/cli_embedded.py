@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from napari_s2dc.method.encoder import SwinEncoder
     from napari_s2dc.volumes.volume import Volume
 
-__all__ = ["EmbeddedScans", "is_embedding_file", "require_same_encoder"]
+__all__ = ["EmbeddedScan", "EmbeddedScans", "is_embedding_file", "require_same_encoder"]
 
 
 def is_embedding_file(path: Path) -> bool:
@@ -22,6 +23,26 @@ def is_embedding_file(path: Path) -> bool:
     from napari_s2dc.engine.embedding_file import SUFFIX
 
     return path.name.lower().endswith(SUFFIX)
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddedScan:
+    """A scan and its embedding.
+
+    Parameters
+    ----------
+    embedding : Embedding
+        Features.
+    grid : Volume
+        What was embedded: the scan, where it is large on a coarser grid; of a file of features
+        the grid alone, without values.
+    scan : Volume
+        The scan as it was read; of a file of features the same as `grid`.
+    """
+
+    embedding: Embedding
+    grid: Volume
+    scan: Volume
 
 
 class EmbeddedScans:
@@ -33,11 +54,15 @@ class EmbeddedScans:
         As ``--encoder`` has it.
     settings : EmbedSettings
         Settings.
+    full : bool
+        Whether large scans are embedded with all of their voxels, instead of on the grid of
+        :func:`napari_s2dc.volumes.coarser.grid_to_match`.
     """
 
-    def __init__(self, encoder: str | None, settings: EmbedSettings) -> None:
+    def __init__(self, encoder: str | None, settings: EmbedSettings, *, full: bool = True) -> None:
         self._option = encoder
         self.settings = settings
+        self._full = full
         self._network: SwinEncoder | None = None
 
     @property
@@ -47,8 +72,8 @@ class EmbeddedScans:
             self._network = encoder_of(self._option)
         return self._network
 
-    def of(self, path: Path) -> tuple[Embedding, Volume]:
-        """Embedding, and the scan or, for a file of features, the grid it was made on.
+    def of(self, path: Path) -> EmbeddedScan:
+        """Read and embed a scan, or read a file of features.
 
         Parameters
         ----------
@@ -59,15 +84,23 @@ class EmbeddedScans:
 
         if is_embedding_file(path):
             embedding = load_embedding(path)
-            return embedding, _own_grid(embedding)
-        volume = self.scan(path)
-        return self.embed(volume), volume
+            grid = _own_grid(embedding)
+            return EmbeddedScan(embedding, grid, grid)
+        return self.of_scan(self.scan(path))
+
+    def of_scan(self, scan: Volume) -> EmbeddedScan:
+        """Embed a scan that was read already."""
+        from napari_s2dc.volumes.coarser import grid_to_match, on_grid
+
+        shape = scan.shape if self._full else grid_to_match(scan.shape, scan.spacing_mm)
+        grid = on_grid(scan, shape)
+        return EmbeddedScan(self._embed(grid), grid, scan)
 
     def scan(self, path: Path) -> Volume:
         """Read a scan; says on standard error when it is far from what the encoder knows."""
         return read_scan(path, self.network)
 
-    def embed(self, volume: Volume) -> Embedding:
+    def _embed(self, volume: Volume) -> Embedding:
         """Embed a scan under a bar, or take its embedding from the cache."""
         from napari_s2dc.engine.cache import EmbeddingCache, embed_cached
         from napari_s2dc.engine.progress import finish_with_bar

@@ -104,6 +104,12 @@ def match_parser() -> ArgumentParser:
 def add_matching_arguments(parser: ArgumentParser) -> None:
     """Add the options of the transport; each left out keeps its default."""
     parser.add_argument(
+        "--full-resolution",
+        action="store_true",
+        help="Embed every voxel. Without it, a scan of more than 256 x 256 x 256 voxels is brought "
+        "to a coarser grid first, where an encoder sees farther and matches are surer.",
+    )
+    parser.add_argument(
         "--temperature",
         type=float | None,
         default=None,
@@ -156,6 +162,7 @@ def run_match(
     in_plane: bool,
     seed: int | None,
     no_align: bool,
+    full_resolution: bool,
     temperature: float | None,
     unmatched_similarity: float | None,
     prior: str | None,
@@ -168,7 +175,7 @@ def run_match(
     """Match A with every B and return the exit code: 0, or 2 when none could be used."""
     settings = settings_of(stage, preset, device)
     matching = matching_of(temperature, unmatched_similarity, prior)
-    embedded = EmbeddedScans(encoder, settings)
+    embedded = EmbeddedScans(encoder, settings, full=full_resolution)
     if self_check < 0 or (self_check == 0 and not reference):
         raise ConfigurationError(
             "There is no scan B to match with.", "Name one, or use --self-check 1."
@@ -229,7 +236,8 @@ def _match_all(
     )
     for written in (targets, *(list(others.values()) for others in (plans, maps) if others)):
         refuse_to_replace(written, [moving])
-    a, grid_a = embedded.of(moving)
+    first = embedded.of(moving)
+    a, grid_a = first.embedding, first.grid
     # Only a scan can be mirrored, a file of its features cannot.
     mirrored = None
     if not is_embedding_file(moving):
@@ -237,7 +245,8 @@ def _match_all(
 
     def work(scan: ScanFile, target: Path) -> dict[str, Any]:
         started = time.perf_counter()
-        b, grid_b = embedded.of(scan.path)
+        second = embedded.of(scan.path)
+        b, grid_b = second.embedding, second.grid
         require_same_encoder(a, b, moving, scan.path)
         if align and not (is_embedding_file(moving) or is_embedding_file(scan.path)):
             steps = match_aligned(
@@ -255,7 +264,10 @@ def _match_all(
             tell(f"{scan.path}: {sentence}")
         if plans is not None:
             save_plan(match, plans[scan.path])
-        save_pairs(result.pairs, target)
+        pairs = result.pairs
+        if grid_a is not first.scan or grid_b is not second.scan:
+            pairs = pairs.in_voxels_of(first.scan.affine, second.scan.affine)
+        save_pairs(pairs, target)
         if maps is not None:
             if result.alignment is None:
                 raise S2DCError(
@@ -325,8 +337,8 @@ def _check_itself(
         raise ConfigurationError(
             f"{path} holds features only; --self-check needs the scan.", "Name the scan itself."
         )
-    volume = embedded.scan(path)
-    embedding = embedded.embed(volume)
+    own = embedded.of(path)
+    volume, embedding = own.grid, own.embedding
     rows = []
     for number in range(views):
         steps = self_check(

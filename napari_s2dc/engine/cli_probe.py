@@ -126,18 +126,20 @@ def run_probe(
     targets = targets_of(found, out, MAPS, ".similarity.nii.gz")
     embedded = EmbeddedScans(encoder, settings)
     # What cannot be done in the first scan cannot be done at all.
-    first, first_grid = embedded.of(found[0].path)
+    first_scan = embedded.of(found[0].path)
+    first = first_scan.embedding
     positives = [_token(first, text) for text in point]
     negatives = [_token(first, text) for text in negative]
     query = query_of(first, positives, negatives)
     reading = read_patch(first, positives, negatives)
 
     def work(scan: ScanFile, target: Path) -> dict[str, Any]:
-        embedding, grid = (first, first_grid) if scan is found[0] else embedded.of(scan.path)
+        own = first_scan if scan is found[0] else embedded.of(scan.path)
+        embedding = own.embedding
         require_same_encoder(first, embedding, found[0].path, scan.path)
         similarity = similarity_to(embedding, query)
         heat = to_voxels(similarity, embedding.shape, embedding.stride)
-        write_volume(target, heat, grid, result="similarity map")
+        write_volume(target, heat, own.scan, result="similarity map")
         if not json:
             print(f"{target}: similarity to {', '.join(text.strip() for text in point)}")
         return {"highest": float(similarity[embedding.foreground].max())}

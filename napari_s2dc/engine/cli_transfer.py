@@ -105,6 +105,7 @@ def run_transfer(
     confidence: str | None,
     refine: Literal["scans", "pairs", "none"],
     sharpen_borders: bool,
+    full_resolution: bool,
     temperature: float | None,
     unmatched_similarity: float | None,
     prior: str | None,
@@ -126,7 +127,7 @@ def run_transfer(
     from napari_s2dc.volumes.writing import write_volume
 
     matching = matching_of(temperature, unmatched_similarity, prior)
-    embedded = EmbeddedScans(encoder, settings_of(stage, preset, device))
+    embedded = EmbeddedScans(encoder, settings_of(stage, preset, device), full=full_resolution)
     found = scans_in(scans)
     targets = targets_of(found, out, MAPS, _ENDING)
     maps = None
@@ -151,18 +152,19 @@ def run_transfer(
                 f"{scan.path} holds features only; labels need the scan's own voxels.",
                 "Name the scan itself.",
             )
-        own, grid = embedded.of(scan.path)
+        target_scan = embedded.of(scan.path)
+        own, whole = target_scan.embedding, target_scan.scan
         transfers, used, reasons = [], [], []
         warnings: list[str] = []
         for one in atlases:
             require_same_encoder(one.embedding, own, one.path, scan.path)
-            kinds = kinds_of((one.path, one.scan), (scan.path, grid))
+            kinds = kinds_of((one.path, one.scan), (scan.path, whole))
             if refine != "scans" or kinds is None or kinds[0] == kinds[1]:
                 match = match_embeddings(one.embedding, own, matching)
             else:  # the registration could not mend a map that is far off
                 steps = match_aligned(
                     (one.embedding, own),
-                    (one.scan, grid),
+                    (one.scan, target_scan.grid),
                     embedded.network,
                     embedded.settings,
                     matching,
@@ -173,7 +175,7 @@ def run_transfer(
                 warnings.append(swapped)
             try:
                 transfers.append(
-                    finish_with_bar(transfer_labels(match, one.labels, one.scan, grid, settings))
+                    finish_with_bar(transfer_labels(match, one.labels, one.scan, whole, settings))
                 )
             except S2DCError as error:
                 reasons.append(f"{one.path} could not be used: {error}")
@@ -186,16 +188,16 @@ def run_transfer(
             raise S2DCError(f"No labels could be carried to {scan.path}.", " ".join(reasons))
         result = transfers[0] if len(transfers) == 1 else fuse(transfers)
         if sharpen_borders:
-            result = refine_borders(result, grid, own)
+            result = refine_borders(result, whole, own)
         write_volume(
             target,
             result.labels.array,
-            grid,
+            whole,
             result="label map",
             segments=segment_fields_of(used[0].labels),
         )
         if maps is not None:
-            write_volume(maps[scan.path], result.confidence, grid, result="confidence map")
+            write_volume(maps[scan.path], result.confidence, whole, result="confidence map")
         inside = result.labels.array != 0
         classes = [int(label) for label in _labels_of(result.labels)]
         seconds = round(time.perf_counter() - started, 2)
@@ -265,5 +267,6 @@ def _read(path: Path, label_path: Path, embedded: EmbeddedScans) -> _Atlas:
     require_same_grid(scan, labels)
     if not len(_labels_of(labels)):
         raise S2DCError(f"{label_path} holds no class other than background.")
-    mirrored = finish_with_bar(embed_mirrored(scan, embedded.network, embedded.settings))
-    return _Atlas(path, embedded.embed(scan), mirrored, scan, labels)
+    own = embedded.of_scan(scan)
+    mirrored = finish_with_bar(embed_mirrored(own.grid, embedded.network, embedded.settings))
+    return _Atlas(path, own.embedding, mirrored, own.grid, labels)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from napari_s2dc.engine.embedding import Embedding, to_voxels
 from napari_s2dc.engine.transfer import Transfer
-from napari_s2dc.volumes.preprocess import normalize
+from napari_s2dc.volumes.preprocess import normalize, resample_to
 from napari_s2dc.volumes.volume import Volume
 
 __all__ = ["refine_borders"]
@@ -71,7 +71,7 @@ def refine_borders(
     _, _, directions = torch.pca_lowrank(unit[embedding.foreground.flatten()], _COMPONENTS, niter=4)
     for component in (unit @ directions).mT:
         grid = component.reshape(embedding.grid)
-        channels.append(_at_voxels(grid, embedding, image.shape))
+        channels.append(_at_voxels(grid, embedding, image))
     refined = labels.copy()
     parts, _ = ndimage.label(around)
     for number, box in enumerate(ndimage.find_objects(parts), start=1):
@@ -98,12 +98,9 @@ def refine_borders(
     return replace(transfer, labels=transfer.labels.with_array(refined))
 
 
-def _at_voxels(grid: Tensor, embedding: Embedding, shape: tuple[int, ...]) -> np.ndarray:
+def _at_voxels(grid: Tensor, embedding: Embedding, image: Volume) -> np.ndarray:
     """Interpolate values of tokens to the voxels of the scan; 0 outside what was embedded."""
-    result = np.zeros(shape, np.float32)
-    region = tuple(
-        slice(first, first + side)
-        for first, side in zip(embedding.offset_vox, embedding.shape, strict=True)
-    )
-    result[region] = to_voxels(grid, embedding.shape, embedding.stride)
-    return result
+    step = np.eye(4)
+    step[:3, 3] = embedding.offset_vox
+    values = to_voxels(grid, embedding.shape, embedding.stride)
+    return resample_to(Volume(values, embedding.affine @ step, name=image.name), image).array

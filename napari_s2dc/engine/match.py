@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -58,7 +58,7 @@ class MatchSettings:
     aligned_prior: float | None = 1.0
     iterations: int = 500
     tolerance: float = 1e-4
-    memory_bytes: int = 3 * 2**30
+    memory_bytes: int = 2**30
 
     @property
     def dustbin(self) -> float:
@@ -130,6 +130,20 @@ class Pairs:
         if mutual:
             keep &= self.mutual
         return self.of(np.flatnonzero(keep)[:number])
+
+    def in_voxels_of(self, affine_a: np.ndarray, affine_b: np.ndarray) -> Pairs:
+        """Give the positions in voxels of other grids of the same scans.
+
+        Parameters
+        ----------
+        affine_a, affine_b : np.ndarray (4, 4)
+            (z, y, x) voxel of those grids to mm.
+        """
+        voxels = [
+            np.linalg.solve(affine[:3, :3], (mm - affine[:3, 3]).T).T
+            for affine, mm in ((affine_a, self.mm_a), (affine_b, self.mm_b))
+        ]
+        return replace(self, voxel_a=voxels[0], voxel_b=voxels[1])
 
     def of(self, chosen: np.ndarray) -> Pairs:
         """Return some pairs, by their places in the list or a boolean for each."""

@@ -84,7 +84,8 @@ def transfer_labels(
     labels : Volume
         Label map on the grid of A.
     image_a, image_b : Volume
-        The scans that were embedded; the result lies on the grid of B.
+        The scans that were embedded, with the same voxels or more; the result lies on the grid of
+        `image_b`.
     settings : TransferSettings, optional
         Defaults when left out.
 
@@ -208,10 +209,12 @@ def _matched_share(match: Match, target: Volume) -> np.ndarray:
     _, unmatched = match.unmatched()
     matched = (1 - unmatched).nan_to_num(nan=0.0).clamp(0, 1)[None]
     result = np.empty(target.shape, np.float32)
-    offset = torch.tensor(match.b.offset_vox, dtype=torch.float32)
+    # B may have been embedded on a coarser grid; rounded, so that edges stay where they are.
+    to_b = torch.tensor(np.round(np.linalg.inv(match.b.affine) @ target.affine, 9)).float()
+    shift = to_b[:3, 3] - torch.tensor(match.b.offset_vox)
     for planes in _slabs(target.shape):
         voxels = grid_places((planes.stop - planes.start, *target.shape[1:]), first=planes.start)
-        tokens = (voxels - offset + 0.5) / match.b.stride - 0.5
+        tokens = (voxels @ to_b[:3, :3].mT + shift + 0.5) / match.b.stride - 0.5
         # Up to its edge a patch has its own mass; beyond what was embedded, nothing was matched.
         covered = is_inside(tokens, match.b.grid, 0.5)
         nearest = tokens.clamp(torch.zeros(3), torch.tensor(match.b.grid) - 1.0)

@@ -16,7 +16,13 @@ from napari_s2dc.widgets.header import Header
 from napari_s2dc.widgets.preferences import preferences
 from napari_s2dc.widgets.regions import finder_round, region_shown, words
 from napari_s2dc.widgets.session import LoadedEncoder, Session
-from napari_s2dc.widgets.volumes_of_layers import LayerSnapshot, problem_of, snapshot, type_of
+from napari_s2dc.widgets.volumes_of_layers import (
+    LayerSnapshot,
+    problem_of,
+    resolutions_of,
+    snapshot,
+    type_of,
+)
 from napari_s2dc.widgets.workers import Jobs
 
 if TYPE_CHECKING:
@@ -177,10 +183,7 @@ class EncoderActions(QObject):
         self._header.show_details(f"Encoder {encoder.name}", "\n".join(lines))
 
     def _on_volume(self, layer: Layer | None) -> None:
-        shapes = (
-            [data.shape for data in layer.data] if layer is not None and layer.multiscale else []
-        )
-        self._header.show_levels(shapes)
+        self._header.show_levels(resolutions_of(layer))
         problem = problem_of(layer)
         self._tab.show_ready("" if layer is None else str(layer.name), problem)
         self.update_plan()

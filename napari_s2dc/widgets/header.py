@@ -85,7 +85,10 @@ class Header(QWidget):
         self.volume = LayerCombo(usable, "Open a 3D image first", only_when_empty=True)
         self.volume.layer_changed.connect(self.volume_changed)
         self.level = narrow(QComboBox())
-        self.level.setToolTip("Resolution that is read from a multi-resolution image")
+        self.level.setToolTip(
+            "Resolution that is worked at, in voxels: a level of a multi-resolution image, or a "
+            "large scan brought to a coarser grid, where the encoder sees farther"
+        )
         self.level.currentIndexChanged.connect(self.settings_changed)
 
         self.warning = QLabel()
@@ -150,7 +153,7 @@ class Header(QWidget):
         self.device.blockSignals(blocked)
 
     def show_levels(self, shapes: Sequence[Sequence[int]]) -> None:
-        """Offer the resolutions of a multi-resolution image, (z, y, x) each; none hides the row."""
+        """Offer the resolutions of a scan, (z, y, x) voxels each; a single one hides the row."""
         blocked = self.level.blockSignals(True)
         self.level.clear()
         for number, shape in enumerate(shapes):

@@ -314,7 +314,7 @@ class MatchActions(QObject):
             from napari_s2dc.engine.match_files import save_affine, save_pairs, save_plan
 
             if what == "pairs":
-                return str(save_pairs(found.pairs, path))
+                return str(save_pairs(scans.in_stored_voxels(found.pairs), path))
             if what == "plan":
                 return str(save_plan(scans.match, path))
             if found.alignment is None:

@@ -112,10 +112,28 @@ class MatchedScans:
         if copy is not None:
             # The copy of a random view begins where the embedded region does.
             offset = (0, 0, 0) if self.reference is None else b.offset_vox
-            return Side(copy, b, offset, (1.0, 1.0, 1.0))
+            return Side(copy, b, offset, self._factors_of_copy)
         if self.reference is None or self.partner is None:
             return Side(self.moving, b, b.offset_vox, self.embedded.source.factors)
         return Side(self.reference, b, b.offset_vox, self.partner.source.factors)
+
+    @property
+    def _factors_of_copy(self) -> tuple[float, ...]:
+        """Voxels of the copy of B per embedded voxel."""
+        if self.reference is None or self.partner is None:
+            return 1.0, 1.0, 1.0
+        source = self.partner.source
+        ratios = zip(source.factors, source.stored.factors, strict=True)
+        return tuple(embedded / stored for embedded, stored in ratios)
+
+    def in_stored_voxels(self, pairs: Pairs) -> Pairs:
+        """Give pairs in voxels that the layers hold, where they were embedded on coarser grids."""
+        if self.partner is None:
+            return pairs
+        sources = self.embedded.source, self.partner.source
+        if all(source.grid is None for source in sources):
+            return pairs
+        return pairs.in_voxels_of(*(source.stored.affine for source in sources))
 
     def copy_of_b(self, *, apart: bool) -> tuple[Layer, Any, dict[str, Any]]:
         """Give what shows B as a layer of our own.
@@ -139,8 +157,8 @@ class MatchedScans:
             source, data = self.moving, self.view
             offset, factors = self.match.a.offset_vox, self.embedded.source.factors
         else:
-            source, data = self.reference, self.partner.source.data
-            offset, factors = (0, 0, 0), self.partner.source.factors
+            stored = self.partner.source.stored
+            source, data, offset, factors = self.reference, stored.data, (0, 0, 0), stored.factors
         geometry = token_geometry(source, 1, offset, factors)
         if apart:
             # Before the layer's affine, so that the copy keeps its distance when that is moved.

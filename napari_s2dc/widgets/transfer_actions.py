@@ -98,7 +98,7 @@ class TransferActions(QObject):
         place = scans.embedded.source.affine @ np.linalg.inv(finest_step(scans.embedded))
         data = _finest(labels)
         name = str(labels.name)
-        moving, target, match = scans.embedded.source, scans.partner.source, scans.match
+        moving, target, match = scans.embedded.source, scans.partner.source.stored, scans.match
 
         def carry() -> Generator[Any, None, tuple[Transfer, int, float]]:
             from napari_s2dc.engine.loading import load_optimisers
@@ -129,7 +129,7 @@ class TransferActions(QObject):
         reference, partner = scans.reference, scans.partner
         assert reference is not None
         assert partner is not None
-        geometry = token_geometry(reference, 1, (0, 0, 0), partner.source.factors)
+        geometry = token_geometry(reference, 1, (0, 0, 0), partner.source.stored.factors)
         carried = self._session.overlays.keep_labels(
             reference, f"labels from {scans.moving.name}", found.labels.array, geometry, labels
         )

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from napari_s2dc.errors import VolumeError
+from napari_s2dc.volumes.coarser import coarser_grids, on_grid
 from napari_s2dc.volumes.volume import OriginalGeometry, Volume
 
 if TYPE_CHECKING:
     from napari.layers import Layer
 
-__all__ = ["LayerSnapshot", "problem_of", "snapshot", "volume_from_layer", "world_matrix"]
+__all__ = [
+    "LayerSnapshot",
+    "problem_of",
+    "resolutions_of",
+    "snapshot",
+    "volume_from_layer",
+    "world_matrix",
+]
 
 _SAMPLE_VOXELS = 2**22
 _SAMPLE_SIDE = 1024
@@ -28,7 +36,8 @@ class LayerSnapshot:
     Parameters
     ----------
     data : array-like
-        (z, y, x) of the chosen level: numpy, memory map, dask or zarr; not read yet.
+        (z, y, x) of the chosen level: numpy, memory map, dask or zarr; not read yet. Of a level
+        that the layer does not hold, the whole scan.
     affine : np.ndarray
         (4, 4): voxel (z, y, x) of that level to mm.
     name : str
@@ -38,13 +47,15 @@ class LayerSnapshot:
     factors : tuple of float
         Voxels of level 0 per voxel of this level, along (z, y, x).
     original : OriginalGeometry or None
-        Grid of the file the layer was read from, for level 0.
+        Grid of the file the layer was read from, where `data` has it.
     path : Path or None
         That file.
     modality : str or None
         ``ct``, ``mr`` or ``pet`` where known.
     overview : array-like or None
         Coarsest level of a multiscale layer.
+    grid : tuple of int or None
+        Voxels (z, y, x) of a level that the layer does not hold, made when it is read.
     """
 
     data: Any
@@ -56,12 +67,21 @@ class LayerSnapshot:
     path: Path | None = None
     modality: str | None = None
     overview: Any = None
+    grid: tuple[int, int, int] | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Voxels (z, y, x) of the level."""
-        z, y, x = self.data.shape
+        z, y, x = self.grid or self.data.shape
         return int(z), int(y), int(x)
+
+    @property
+    def stored(self) -> LayerSnapshot:
+        """What the layer holds of it: the whole scan where the level is made when it is read."""
+        if self.grid is None:
+            return self
+        affine = self.affine @ np.linalg.inv(_step(self.factors))
+        return replace(self, affine=affine, level=0, factors=(1.0, 1.0, 1.0), grid=None)
 
     def load(self) -> Volume:
         """Read the voxels; may take long, so call it in a worker.
@@ -73,9 +93,9 @@ class LayerSnapshot:
         """
         from napari_s2dc.volumes.io import check_values
 
-        volume = self._volume(self._read(lambda: np.asarray(self.data)))
+        volume = self.stored._volume(self._read(lambda: np.asarray(self.data)))
         check_values(volume)
-        return volume
+        return on_grid(volume, self.shape)
 
     def sample(self) -> Volume:
         """Read a bounded part of the values, to tell what kind of scan it is.
@@ -158,6 +178,21 @@ def volume_from_layer(layer: Layer, level: int = 0) -> Volume:
     return snapshot(layer, level).load()
 
 
+def resolutions_of(layer: Layer | None) -> list[tuple[int, ...]]:
+    """Voxels of the levels a layer can be read at, the finest first.
+
+    Those of a multiscale layer; of a large scan its own, then coarser ones, which are made of it.
+    Empty for what is no 3D scan.
+    """
+    if problem_of(layer) or layer is None:
+        return []
+    if layer.multiscale:
+        return [tuple(int(size) for size in data.shape) for data in layer.data]
+    shape = tuple(int(size) for size in layer.data.shape)
+    spacing_mm = np.linalg.norm(_affine_mm(layer, (1.0, 1.0, 1.0))[:3, :3], axis=0)
+    return [shape, *coarser_grids(shape, spacing_mm.tolist())]
+
+
 def problem_of(layer: Layer | None) -> str:
     """Say in one sentence why a layer cannot be used; empty when it can."""
     if layer is None:
@@ -177,12 +212,12 @@ def snapshot(layer: Layer, level: int = 0) -> LayerSnapshot:
     layer : napari layer
         Any layer.
     level : int
-        Resolution level of a multiscale layer.
+        Resolution level, one of :func:`resolutions_of` the layer.
 
     Raises
     ------
     VolumeError
-        The layer is not one 3D scan.
+        The layer is not one 3D scan, or has no such level.
     """
     name = layer.name
     if type_of(layer) != "image":
@@ -190,10 +225,12 @@ def snapshot(layer: Layer, level: int = 0) -> LayerSnapshot:
     if layer.rgb:
         raise VolumeError(f"Layer {name} is a colour image; a scan has one value per voxel.")
     levels = list(layer.data) if layer.multiscale else [layer.data]
-    if not 0 <= level < len(levels):
+    made = level > 0 and not layer.multiscale
+    grids = resolutions_of(layer) if made else [data.shape for data in levels]
+    if not 0 <= level < len(grids):
         raise VolumeError(f"Layer {name} has no resolution level {level}.")
-    data = levels[level]
-    shape = tuple(int(size) for size in data.shape)
+    data = levels[0 if made else level]
+    shape = tuple(int(size) for size in grids[level])
     if len(shape) != 3:
         hint = (
             "Open a volume."
@@ -217,10 +254,11 @@ def snapshot(layer: Layer, level: int = 0) -> LayerSnapshot:
         name=str(name),
         level=level,
         factors=(z, y, x),
-        original=known.get("original") if level == 0 else None,
+        original=known.get("original") if level == 0 or made else None,
         path=None if path is None else Path(path),
         modality=known.get("modality"),
         overview=levels[-1] if len(levels) > 1 else None,
+        grid=(shape[0], shape[1], shape[2]) if made else None,
     )
 
 
@@ -257,10 +295,14 @@ def _affine_mm(layer: Layer, factors: tuple[float, float, float]) -> np.ndarray:
             matrix = stored.copy()
     else:
         matrix[:3] *= np.asarray([_mm_per_unit(unit) for unit in layer.units])[:, None]
-    # Voxel i of a coarse level covers level 0 voxels [i * factor, (i + 1) * factor).
+    return matrix @ _step(factors)
+
+
+def _step(factors: tuple[float, float, float]) -> np.ndarray:
+    """Voxel i of a coarse level covers level 0 voxels [i * factor, (i + 1) * factor)."""
     step = np.diag([*factors, 1.0])
     step[:3, 3] = (np.asarray(factors) - 1) / 2
-    return matrix @ step
+    return step
 
 
 def _mm_per_unit(unit: Any) -> float:

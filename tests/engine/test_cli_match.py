@@ -90,6 +90,34 @@ def test_scans_are_matched_in_one_pose_unless_told_otherwise(
     assert "in one pose" in capsys.readouterr().out
 
 
+@pytest.fixture
+def coarse_from_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the small torsos count as large."""
+    for name, value in (("MOST_VOXELS", 20_000), ("_WORTH_IT", 1000), ("_FEWEST", 100)):
+        monkeypatch.setattr(f"napari_s2dc.volumes.coarser.{name}", value)
+
+
+@pytest.mark.usefixtures("coarse_from_here")
+def test_large_scans_are_matched_coarsely_and_pairs_lie_in_their_own_voxels(
+    scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    numbers = []
+    for more in ([], ["--full-resolution"]):
+        out = tmp_path / "pairs.csv"
+        arguments = ["match", image(scans, 1), image(scans, 1), "--out", str(out), "--stage", "1"]
+        assert run(*arguments, *more, encoder=str(bundled_encoder())) == 0
+        rows = np.genfromtxt(out, delimiter=",", names=True)
+        vox, mm = (
+            np.stack([rows[f"a_{unit}_{axis}"] for axis in "zyx"], 1) for unit in ("vox", "mm")
+        )
+        affine = read_volume(image(scans, 1)).affine
+        np.testing.assert_allclose(vox @ affine[:3, :3].T + affine[:3, 3], mm, atol=1e-2)
+        numbers.append(len(rows))
+        assert vox.max() > 32  # 48 voxels along y and x, half as many on the coarse grid
+    assert numbers[0] < numbers[1] / 4
+    capsys.readouterr()
+
+
 def test_match_takes_files_of_features_and_folders_and_skips_bad_ones(
     scans: Path, checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -203,6 +231,19 @@ def test_transfer_lies_on_the_grid_of_its_scan_and_evaluate_reads_it(
     assert scores["mean_dice"] > 0.9
     assert scores["mean_hd95_mm"] < 3.1
     assert len(scores["scans"][0]["classes"]) == len(one["classes"])
+
+
+@pytest.mark.usefixtures("coarse_from_here")
+def test_labels_are_carried_to_every_voxel_of_a_large_scan(scans: Path, tmp_path: Path) -> None:
+    out = tmp_path / "carried.nii.gz"
+    atlas = f"{image(scans, 1)}:{labels(scans, 1)}"
+    arguments = ["transfer", "--atlas", atlas, image(scans, 1), "--out", str(out)]
+    more = ["--stage", "1", "--sharpen-borders"]
+    assert run(*arguments, *more, encoder=str(bundled_encoder())) == 0
+    found, truth = (read_volume(path, labels=True) for path in (out, labels(scans, 1)))
+    np.testing.assert_allclose(found.affine, truth.affine)
+    body = truth.array != 0
+    assert (found.array == truth.array)[body].mean() > 0.8
 
 
 def test_transfer_fuses_atlases_and_takes_folders(

@@ -349,6 +349,56 @@ def test_labels_of_another_grid_are_refused(matched: Workbench, viewer: Any, sca
     assert "grid of torso 1" in matched.match_tab.transfer_button.toolTip()
 
 
+def test_large_scans_are_matched_on_the_grid_that_was_chosen(
+    workbench: Workbench,
+    scan: Any,
+    other: Any,
+    viewer: Any,
+    qtbot: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("_WORTH_IT", "_FEWEST"):
+        monkeypatch.setattr(f"napari_s2dc.volumes.coarser.{name}", 1000)
+    monkeypatch.setattr("napari_s2dc.volumes.coarser._TIMES", (1.3,))
+    grid = (25, 37, 37)
+    factors = np.divide(SHAPE, grid)
+    header = workbench.header
+    for layer in (scan, other):
+        header.volume.choose(None)
+        header.volume.choose(layer)  # offered anew, now that they count as large
+        assert header.form.isRowVisible(header.level)
+        header.level.setCurrentIndex(1)
+        embed(workbench, layer, qtbot)
+    tab = workbench.match_tab
+    tab.moving.choose(scan)
+    tab.reference.choose(other)
+    match(workbench, qtbot)
+    scans = workbench.matching.scans
+    assert scans.match.b.shape == grid
+    beside, lines = named(viewer, "side by side"), named(viewer, "matched patches")
+    assert beside.data.shape == SHAPE
+    np.testing.assert_allclose(np.array(beside.scale), np.array(other.scale))
+    best = scans.pairs.best(tab.pairs.number.value(), mutual=True)
+    ends = [lines.data[0, 0], lines.data[0, 0] + lines.data[0, 1]]
+    for layer, end, voxel in zip((scan, beside), ends, (best.voxel_a, best.voxel_b), strict=True):
+        place = layer.data_to_world(voxel[0] * factors + (factors - 1) / 2)
+        np.testing.assert_allclose(lines.data_to_world(end), place, atol=1e-2)
+    tab.export_wanted.emit("pairs", str(tmp_path / "p.csv"))
+    qtbot.waitUntil(lambda: (tmp_path / "p.csv").exists(), timeout=20_000)
+    rows = np.genfromtxt(tmp_path / "p.csv", delimiter=",", names=True)
+    own = np.stack([rows[f"a_vox_{axis}"] for axis in "zyx"], 1)
+    np.testing.assert_allclose(own, scans.pairs.voxel_a * factors + (factors - 1) / 2, atol=1e-3)
+    labels = add_labels(viewer, scan)
+    tab.labels.choose(labels)
+    assert tab.transfer_button.isEnabled()
+    tab.transfer_button.click()
+    qtbot.waitUntil(lambda: "confidence" in workbench.message.text(), timeout=60_000)
+    carried = named(viewer, "labels from torso 1")
+    assert carried.data.shape == SHAPE
+    np.testing.assert_allclose(np.array(carried.scale), np.array(other.scale))
+
+
 # ------------------------------------------------------------------------------------ export
 def test_everything_can_be_exported(matched: Workbench, tmp_path: Path, qtbot: Any) -> None:
     scans = matched.matching.scans

@@ -13,6 +13,7 @@ from napari.layers import Image, Labels, Points
 from napari_s2dc.errors import VolumeError
 from napari_s2dc.widgets.volumes_of_layers import (
     problem_of,
+    resolutions_of,
     snapshot,
     volume_from_layer,
     world_matrix,
@@ -60,6 +61,28 @@ def test_levels_of_a_multiscale_layer() -> None:
     assert half.load().origin_mm == pytest.approx((1.5, 0.5, 1))
     with pytest.raises(VolumeError, match="no resolution level 2"):
         snapshot(layer, 2)
+
+
+def test_large_scans_can_be_read_on_coarser_grids(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("napari_s2dc.volumes.coarser._WORTH_IT", 900)
+    monkeypatch.setattr("napari_s2dc.volumes.coarser._FEWEST", 100)
+    layer = Image(VALUES, name="scan", scale=(3, 1, 2), translate=(5, 6, 7))
+    assert resolutions_of(layer) == [(8, 10, 12), (8, 5, 12), (8, 3, 8)]
+    whole, coarse = snapshot(layer), snapshot(layer, 1)
+    assert coarse.shape == (8, 5, 12)
+    assert coarse.factors == (1, 2, 1)
+    assert coarse.data is layer.data
+    stored = coarse.stored
+    assert (stored.shape, stored.factors, stored.level) == (whole.shape, (1, 1, 1), 0)
+    np.testing.assert_allclose(coarse.stored.affine, whole.affine)
+    volume = coarse.load()
+    assert volume.shape == (8, 5, 12)
+    assert volume.spacing_mm == pytest.approx((3, 2, 2))
+    np.testing.assert_allclose(volume.affine, coarse.affine)
+    with pytest.raises(VolumeError, match="no resolution level 3"):
+        snapshot(layer, 3)
+    assert resolutions_of(Points(np.zeros((2, 3)))) == []
+    assert resolutions_of(None) == []
 
 
 def test_units_become_mm() -> None:

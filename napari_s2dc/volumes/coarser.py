@@ -1,0 +1,90 @@
+"""Coarser grids of large scans: an encoder sees farther on them, and everything takes less."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from napari_s2dc.volumes.preprocess import resample
+from napari_s2dc.volumes.volume import Volume
+
+__all__ = ["MOST_VOXELS", "coarser_grids", "grid_to_match", "on_grid"]
+
+Grid = tuple[int, int, int]
+
+MOST_VOXELS = 2**24
+"""Of a grid that is matched by default, 256³: see the table in docs/explanation/matching.md."""
+_WORTH_IT = 2**22
+"""Voxels of a scan from which on coarser grids are offered."""
+_FEWEST = 2**18
+_TIMES = (2, 3, 4, 6, 8, 12, 16, 24, 32)
+"""Voxels of a coarser grid are as wide as so many of the scan's shortest sides."""
+
+
+def coarser_grids(shape: Sequence[int], spacing_mm: Sequence[float]) -> list[Grid]:
+    """List coarser grids of a scan whose voxels are as near to cubes as its own allow.
+
+    Parameters
+    ----------
+    shape : sequence of int
+        Voxels (z, y, x).
+    spacing_mm : sequence of float
+        Their sides along the same axes.
+
+    Returns
+    -------
+    list of (z, y, x)
+        The finest first; empty for scans of less than four million voxels.
+    """
+    grids: list[Grid] = []
+    if math.prod(shape) < _WORTH_IT:
+        return grids
+    for times in _TIMES:
+        side = times * min(spacing_mm)
+        z, y, x = (
+            max(1, round(length * spacing / max(spacing, side)))
+            for length, spacing in zip(shape, spacing_mm, strict=True)
+        )
+        if math.prod((z, y, x)) < _FEWEST:
+            break
+        grids.append((z, y, x))
+    return grids
+
+
+def grid_to_match(shape: Sequence[int], spacing_mm: Sequence[float]) -> Grid:
+    """Choose the finest grid of at most :data:`MOST_VOXELS` voxels, the scan's own if it is.
+
+    Parameters
+    ----------
+    shape, spacing_mm
+        As for :func:`coarser_grids`.
+    """
+    z, y, x = shape
+    grids = [(z, y, x), *coarser_grids(shape, spacing_mm)]
+    return next((grid for grid in grids if math.prod(grid) <= MOST_VOXELS), grids[-1])
+
+
+def on_grid(volume: Volume, grid: Grid) -> Volume:
+    """Bring a scan to a coarser grid over the same field of view.
+
+    Parameters
+    ----------
+    volume : Volume
+        Scan.
+    grid : tuple of int
+        Voxels (z, y, x); voxel ``i`` of an axis covers voxels ``[i * f, (i + 1) * f)`` of the scan,
+        ``f`` being how many times as many that has.
+
+    Returns
+    -------
+    Volume
+        The same one where it has that grid already; otherwise as
+        :func:`napari_s2dc.volumes.preprocess.resample` gives it.
+    """
+    if volume.shape == grid:
+        return volume
+    z, y, x = (
+        spacing * length / side
+        for spacing, length, side in zip(volume.spacing_mm, volume.shape, grid, strict=True)
+    )
+    return resample(volume, (z, y, x))
