@@ -14,6 +14,7 @@ __all__ = [
     "FEWEST_PAIRS",
     "LEAST_CONFIDENCE",
     "Alignment",
+    "distances_mm",
     "fit_alignment",
     "nearest_rigid",
     "smooth_displacement",
@@ -150,14 +151,16 @@ def fit_alignment(
     back[:3, 3] = centre[1]
     matrix = back @ matrix @ shift
     if len(some) < len(source_mm):
-        inliers = _distances(matrix, source_mm, target_mm) <= tolerance_mm
+        inliers = distances_mm(matrix, source_mm, target_mm) <= tolerance_mm
         agreeing = source_mm[inliers], target_mm[inliers]
         matrix = _rigid(*agreeing) if kind == "rigid" else _affine(*agreeing)
-    distance = _distances(matrix, source_mm[inliers], target_mm[inliers])
+        inliers = distances_mm(matrix, source_mm, target_mm) <= tolerance_mm
+    distance = distances_mm(matrix, source_mm[inliers], target_mm[inliers])
     return Alignment(matrix, inliers, float(np.median(distance)))
 
 
-def _distances(matrix: np.ndarray, source_mm: np.ndarray, target_mm: np.ndarray) -> np.ndarray:
+def distances_mm(matrix: np.ndarray, source_mm: np.ndarray, target_mm: np.ndarray) -> np.ndarray:
+    """How far a linear map (4, 4) puts points (n, 3) from where they should lie (n, 3), in mm."""
     mapped = source_mm @ matrix[:3, :3].T + matrix[:3, 3]
     distance: np.ndarray = np.linalg.norm(mapped - target_mm, axis=1)
     return distance
@@ -174,16 +177,21 @@ def _affine(source_mm: np.ndarray, target_mm: np.ndarray) -> np.ndarray:
 
 
 def _rigid(source_mm: np.ndarray, target_mm: np.ndarray) -> np.ndarray:
-    """Fit a rotation and a shift by least squares (Umeyama 1991); S2DCError where points do not."""
-    from skimage.transform import EuclideanTransform
+    """Fit a rotation and a shift by least squares, S2DCError where the points do not decide one."""
+    from scipy.spatial.transform import Rotation
 
-    found = EuclideanTransform.from_estimate(source_mm, target_mm) if len(source_mm) > 2 else None
-    if not found or not np.isfinite(found.params).all():
+    centre = source_mm.mean(0), target_mm.mean(0)
+    source = source_mm - centre[0]
+    spread = np.linalg.svd(source, compute_uv=False)
+    if len(spread) < 2 or spread[1] <= _FLAT * spread[0]:
         raise S2DCError(
-            "The confident pairs decide no rotation.",
+            "The confident pairs lie on one line, so they decide no rotation.",
             "Choose scans that show the same region, or fit an affine map.",
         )
-    matrix: np.ndarray = np.asarray(found.params, dtype=np.float64)
+    rotation, _ = Rotation.align_vectors(target_mm - centre[1], source)
+    matrix = np.eye(4)
+    matrix[:3, :3] = rotation.as_matrix()
+    matrix[:3, 3] = centre[1] - matrix[:3, :3] @ centre[0]
     return matrix
 
 
@@ -195,7 +203,7 @@ def nearest_rigid(matrix: np.ndarray, points_mm: np.ndarray) -> np.ndarray:
     matrix : np.ndarray (4, 4)
         Takes (z, y, x, 1) in mm to mm.
     points_mm : np.ndarray (n, 3)
-        At least three that lie on no line.
+        Not all on one line.
 
     Returns
     -------
@@ -205,8 +213,10 @@ def nearest_rigid(matrix: np.ndarray, points_mm: np.ndarray) -> np.ndarray:
     Raises
     ------
     S2DCError
-        The points do not decide a rotation.
+        The points lie on one line.
     """
+    if not len(points_mm):
+        raise S2DCError("There are no confident pairs.", "Choose scans that show the same region.")
     return _rigid(points_mm, points_mm @ matrix[:3, :3].T + matrix[:3, 3])
 
 

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from napari_s2dc.engine.cli_scans import encoder_of, read_scan
+from napari_s2dc.engine.cli_scans import encoder_of, read_values, tell_mismatch
 from napari_s2dc.engine.embed_settings import EmbedSettings
 from napari_s2dc.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from napari_s2dc.engine.embedding import Embedding
     from napari_s2dc.method.encoder import SwinEncoder
     from napari_s2dc.volumes.volume import Volume
@@ -44,6 +46,11 @@ class EmbeddedScan:
     grid: Volume
     scan: Volume
 
+    @property
+    def own_affine(self) -> np.ndarray | None:
+        """Affine of the scan where another grid was embedded, else None."""
+        return None if self.grid is self.scan else self.scan.affine
+
 
 class EmbeddedScans:
     """Embeddings by path, all made by one encoder, which is read when it is first needed.
@@ -56,13 +63,15 @@ class EmbeddedScans:
         Settings.
     full : bool
         Whether large scans are embedded with all of their voxels, instead of on the grid of
-        :func:`napari_s2dc.volumes.coarser.grid_to_match`.
+        :func:`napari_s2dc.volumes.coarser.grid_to_match`: the first scan on the finest, the others
+        with voxels like it.
     """
 
     def __init__(self, encoder: str | None, settings: EmbedSettings, *, full: bool = True) -> None:
         self._option = encoder
         self.settings = settings
         self._full = full
+        self._side_mm: float | None = None
         self._network: SwinEncoder | None = None
 
     @property
@@ -86,19 +95,19 @@ class EmbeddedScans:
             embedding = load_embedding(path)
             grid = _own_grid(embedding)
             return EmbeddedScan(embedding, grid, grid)
-        return self.of_scan(self.scan(path))
+        return self.of_scan(read_values(path), path)
 
-    def of_scan(self, scan: Volume) -> EmbeddedScan:
-        """Embed a scan that was read already."""
-        from napari_s2dc.volumes.coarser import grid_to_match, on_grid
+    def of_scan(self, scan: Volume, path: Path) -> EmbeddedScan:
+        """Embed a scan; says on standard error when it is far from what the encoder knows."""
+        from napari_s2dc.volumes.coarser import grid_to_match, on_grid, side_mm
 
-        shape = scan.shape if self._full else grid_to_match(scan.shape, scan.spacing_mm)
+        shape = scan.shape
+        if not self._full:
+            shape = grid_to_match(scan.shape, scan.spacing_mm, self._side_mm)
         grid = on_grid(scan, shape)
+        self._side_mm = self._side_mm or side_mm(grid.spacing_mm)
+        tell_mismatch(grid, path, self.network)
         return EmbeddedScan(self._embed(grid), grid, scan)
-
-    def scan(self, path: Path) -> Volume:
-        """Read a scan; says on standard error when it is far from what the encoder knows."""
-        return read_scan(path, self.network)
 
     def _embed(self, volume: Volume) -> Embedding:
         """Embed a scan under a bar, or take its embedding from the cache."""

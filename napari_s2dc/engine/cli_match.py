@@ -73,7 +73,7 @@ def match_parser() -> ArgumentParser:
         help="File (.json), or folder for several B, for the map from mm of A to mm of B.",
     )
     parser.add_argument(
-        "--rigid", action="store_true", help="Fit rotation and translation only, not any affine."
+        "--rigid", action="store_true", help="A map that turns and shifts only, not any affine one."
     )
     parser.add_argument(
         "--self-check",
@@ -107,7 +107,8 @@ def add_matching_arguments(parser: ArgumentParser) -> None:
         "--full-resolution",
         action="store_true",
         help="Embed every voxel. Without it, a scan of more than 256 x 256 x 256 voxels is brought "
-        "to a coarser grid first, where an encoder sees farther and matches are surer.",
+        "to a coarser grid first, where an encoder sees farther and matches are surer, and the "
+        "other scans to voxels like its own. Files of features are what they are.",
     )
     parser.add_argument(
         "--temperature",
@@ -175,7 +176,9 @@ def run_match(
     """Match A with every B and return the exit code: 0, or 2 when none could be used."""
     settings = settings_of(stage, preset, device)
     matching = matching_of(temperature, unmatched_similarity, prior)
-    embedded = EmbeddedScans(encoder, settings, full=full_resolution)
+    # The voxels of files of features are what they are.
+    files = any(is_embedding_file(Path(name)) for name in (moving, *reference))
+    embedded = EmbeddedScans(encoder, settings, full=full_resolution or files)
     if self_check < 0 or (self_check == 0 and not reference):
         raise ConfigurationError(
             "There is no scan B to match with.", "Name one, or use --self-check 1."
@@ -237,7 +240,8 @@ def _match_all(
     for written in (targets, *(list(others.values()) for others in (plans, maps) if others)):
         refuse_to_replace(written, [moving])
     first = embedded.of(moving)
-    a, grid_a = first.embedding, first.grid
+    a, grid_a, own_a = first.embedding, first.grid, first.own_affine
+    del first  # the voxels of a large scan
     # Only a scan can be mirrored, a file of its features cannot.
     mirrored = None
     if not is_embedding_file(moving):
@@ -264,10 +268,7 @@ def _match_all(
             tell(f"{scan.path}: {sentence}")
         if plans is not None:
             save_plan(match, plans[scan.path])
-        pairs = result.pairs
-        if grid_a is not first.scan or grid_b is not second.scan:
-            pairs = pairs.in_voxels_of(first.scan.affine, second.scan.affine)
-        save_pairs(pairs, target)
+        save_pairs(result.pairs.in_voxels_of(own_a, second.own_affine), target)
         if maps is not None:
             if result.alignment is None:
                 raise S2DCError(
@@ -279,8 +280,13 @@ def _match_all(
         seconds = round(time.perf_counter() - started, 2)
         if not json:
             looks = ", in one pose" if match.matrix is not None else ""
+            if own_a is not None or second.own_affine is not None:
+                sizes = [" x ".join(map(str, one.shape)) for one in (grid_a, grid_b)]
+                looks += f", on {sizes[0]} and {sizes[1]} voxels"
             print(f"{target}: {_summary(a, b, result)}{looks}, {seconds:.1f} s")
         return {
+            "embedded_a_zyx": list(grid_a.shape),
+            "embedded_b_zyx": list(grid_b.shape),
             "pairs": len(result.pairs),
             "confident": result.confident,
             "aligned": match.matrix is not None,

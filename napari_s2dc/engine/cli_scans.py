@@ -135,15 +135,27 @@ def encoder_of(option: str | None) -> SwinEncoder:
 
 def read_scan(path: Path, encoder: SwinEncoder) -> Volume:
     """Read a scan and say on standard error when the encoder was trained on something else."""
-    from napari_s2dc.engine.encoders import mismatch
+    volume = read_values(path)
+    tell_mismatch(volume, path, encoder)
+    return volume
+
+
+def read_values(path: Path) -> Volume:
+    """Read a scan whose values can be used; VolumeError otherwise."""
     from napari_s2dc.volumes.io import check_values, read_volume
 
     volume = read_volume(path)
     check_values(volume)
+    return volume
+
+
+def tell_mismatch(volume: Volume, path: Path, encoder: SwinEncoder) -> None:
+    """Say on standard error when the encoder was trained on something else."""
+    from napari_s2dc.engine.encoders import mismatch
+
     warning = mismatch(volume, encoder)
     if warning:
         tell(f"{path}: {warning}")
-    return volume
 
 
 def scans_in(inputs: Sequence[str]) -> list[ScanFile]:

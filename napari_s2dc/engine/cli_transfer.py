@@ -14,6 +14,7 @@ from napari_s2dc.engine.cli_scans import (
     MAPS,
     ScanFile,
     add_shared_arguments,
+    read_values,
     refuse_to_replace,
     scans_in,
     settings_of,
@@ -263,10 +264,10 @@ def _read(path: Path, label_path: Path, embedded: EmbeddedScans) -> _Atlas:
             "Name the scan itself.",
         )
     labels = read_volume(label_path, labels=True)
-    scan = embedded.scan(path)
+    scan = read_values(path)
     require_same_grid(scan, labels)
     if not len(_labels_of(labels)):
         raise S2DCError(f"{label_path} holds no class other than background.")
-    own = embedded.of_scan(scan)
+    own = embedded.of_scan(scan, path)
     mirrored = finish_with_bar(embed_mirrored(own.grid, embedded.network, embedded.settings))
     return _Atlas(path, own.embedding, mirrored, own.grid, labels)

@@ -101,6 +101,7 @@ def refine_borders(
 def _at_voxels(grid: Tensor, embedding: Embedding, image: Volume) -> np.ndarray:
     """Interpolate values of tokens to the voxels of the scan; 0 outside what was embedded."""
     step = np.eye(4)
-    step[:3, 3] = embedding.offset_vox
-    values = to_voxels(grid, embedding.shape, embedding.stride)
+    # With a voxel more all round, so that the outermost of a finer scan have neighbours.
+    step[:3, 3] = np.asarray(embedding.offset_vox) - 1
+    values = np.pad(to_voxels(grid, embedding.shape, embedding.stride), 1, mode="edge")
     return resample_to(Volume(values, embedding.affine @ step, name=image.name), image).array

@@ -131,17 +131,20 @@ class Pairs:
             keep &= self.mutual
         return self.of(np.flatnonzero(keep)[:number])
 
-    def in_voxels_of(self, affine_a: np.ndarray, affine_b: np.ndarray) -> Pairs:
+    def in_voxels_of(self, affine_a: np.ndarray | None, affine_b: np.ndarray | None) -> Pairs:
         """Give the positions in voxels of other grids of the same scans.
 
         Parameters
         ----------
-        affine_a, affine_b : np.ndarray (4, 4)
-            (z, y, x) voxel of those grids to mm.
+        affine_a, affine_b : np.ndarray (4, 4), optional
+            (z, y, x) voxel of those grids to mm; None for the one that was matched.
         """
         voxels = [
-            np.linalg.solve(affine[:3, :3], (mm - affine[:3, 3]).T).T
-            for affine, mm in ((affine_a, self.mm_a), (affine_b, self.mm_b))
+            own if affine is None else np.linalg.solve(affine[:3, :3], (mm - affine[:3, 3]).T).T
+            for own, affine, mm in (
+                (self.voxel_a, affine_a, self.mm_a),
+                (self.voxel_b, affine_b, self.mm_b),
+            )
         ]
         return replace(self, voxel_a=voxels[0], voxel_b=voxels[1])
 

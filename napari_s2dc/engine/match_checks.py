@@ -11,6 +11,7 @@ from napari_s2dc.engine.alignment import (
     FEWEST_PAIRS,
     LEAST_CONFIDENCE,
     Alignment,
+    distances_mm,
     fit_alignment,
     nearest_rigid,
 )
@@ -124,8 +125,8 @@ def warnings_before(a: Embedding, b: Embedding, kinds: tuple[str, str] | None = 
             )
         if count > _MOST_TOKENS:
             sentences.append(
-                f"{scan.name} has {count} patches of tissue, each a small part of it: matches are "
-                "surer, and quicker, at a coarser resolution."
+                f"{scan.name} has {count} patches of tissue, each a small part of it: a match is "
+                "quicker, and mostly surer, at a coarser resolution or a later stage."
             )
     sizes = [_radius_mm(scan) for scan in (a, b)]
     if min(sizes) > 0 and min(counts) >= _FEWEST_TOKENS:
@@ -184,9 +185,9 @@ def align_match(
     Returns
     -------
     Alignment
-        Where the match was made round a map, that map, because a registration found it more
-        exactly than pairs of patches can; otherwise the one fitted to the pairs. A rigid map is
-        the nearest to that one at the pairs.
+        Where the match was made round a map, that map, which a registration found (views of one
+        scan: three to ten times as exact as one fitted to the same pairs); as rigid map, the
+        nearest to it at the pairs. Otherwise the one fitted to the pairs.
 
     Raises
     ------
@@ -202,8 +203,7 @@ def align_match(
 
 def _agreeing(matrix: np.ndarray, pairs: Pairs, b: Embedding) -> Alignment:
     """Say which pairs agree with a map that is known."""
-    known = Alignment(matrix, np.zeros(len(pairs), bool), float("nan"))
-    distance = np.linalg.norm(known.apply(pairs.mm_a) - pairs.mm_b, axis=1)
+    distance = distances_mm(matrix, pairs.mm_a, pairs.mm_b)
     inliers = distance <= _tolerance_mm(b)
     if inliers.sum() < FEWEST_PAIRS:
         raise S2DCError(

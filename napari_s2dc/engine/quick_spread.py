@@ -25,6 +25,11 @@ _CERTAINTY_OF_HEAD = 1e-4
 _CERTAINTY_OF_STROKES = 100.0
 _ITERATIONS = 100
 _WEIGHT_OF_STROKES = 0.3
+_RARE = 0.05
+"""Share of the voxels painted of a class that are darker than what counts as its intensities, and
+that are brighter."""
+_FEWEST_PAINTED = 20
+"""Below, a few painted voxels do not tell how dark and how bright a class is."""
 _MOST_EXAMPLES = 200_000
 
 
@@ -58,10 +63,11 @@ def learn_from_spread_strokes(
     Notes
     -----
     Random walks take the strokes as seeds and what the head finds as a weak prior, in cells of a
-    few voxels (:func:`napari_s2dc.engine.quick_scan.cell_sides`). The most likely class of every
-    cell is then learned like a label, and the strokes with it. A head that has seen strokes in one
-    slice knows little of the slices far from it; regions of like intensity carry the strokes there.
-    What benchmarks/README.md says of strokes led to this.
+    few voxels (:func:`napari_s2dc.engine.quick_scan.cell_sides`). Of the classes whose strokes show
+    the intensity of a cell, the most likely one is then learned like a label, and the strokes with
+    it: otherwise organs grow into the fat between them, where nobody painted background. A head
+    that has seen strokes in one slice knows little of the slices far from it; regions of like
+    intensity carry the strokes there. What benchmarks/README.md says of strokes led to this.
 
     Scans without strokes are left out, and of other scans what the head takes for a class that
     has no stroke there: the strokes of its neighbours would spread over it.
@@ -93,6 +99,7 @@ def learn_from_spread_strokes(
         known = torch.nonzero(~foreign[prior.argmax(0)].ravel())[:, 0]
         some = known[torch.randperm(len(known), generator=random)[: _MOST_EXAMPLES // len(scans)]]
         features.append(voxels.reshape(-1, voxels.shape[-1])[some])
+        found *= _shown(scan, torch.from_numpy(cells.image), truth, len(found))
         targets.append(found.argmax(0).ravel()[some])
     if not sum(map(len, targets)):
         return model
@@ -108,6 +115,31 @@ def learn_from_spread_strokes(
         tensors=tensors_of(head, projections),
         metadata={**model.metadata, "steps": steps, "loss": loss},
     )
+
+
+def _shown(scan: QuickScan, image: Tensor, targets: np.ndarray, outputs: int) -> Tensor:
+    """Whether strokes of a class show the intensity of a cell, (outputs, z, y, x).
+
+    Background, and classes of which little was painted, are taken to show all.
+
+    Parameters
+    ----------
+    scan : QuickScan
+        Scan.
+    image : Tensor (z, y, x)
+        Mean intensities of its cells.
+    targets : np.ndarray (Z, Y, X)
+        Of its voxels.
+    outputs : int
+        Classes and background.
+    """
+    shown = torch.ones((outputs, *image.shape), dtype=torch.bool)
+    for output in range(1, outputs):
+        own = scan.scaling(scan.volume.array[targets == output])
+        if len(own) >= _FEWEST_PAINTED:
+            low, high = np.quantile(own, (_RARE, 1 - _RARE))
+            shown[output] = (image >= float(low)) & (image <= float(high))
+    return shown
 
 
 def _seeds(targets: np.ndarray, sides: Sides, like: Tensor) -> Tensor:

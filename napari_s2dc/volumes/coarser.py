@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from napari_s2dc.volumes.preprocess import resample
 from napari_s2dc.volumes.volume import Volume
 
-__all__ = ["MOST_VOXELS", "coarser_grids", "grid_to_match", "on_grid"]
+__all__ = ["MOST_VOXELS", "coarser_grids", "grid_to_match", "on_grid", "side_mm"]
 
 Grid = tuple[int, int, int]
 
@@ -17,6 +17,8 @@ MOST_VOXELS = 2**24
 _WORTH_IT = 2**22
 """Voxels of a scan from which on coarser grids are offered."""
 _FEWEST = 2**18
+_SHORTEST = 32
+"""Voxels along an axis from which on it stays as it is: an encoder's smallest window."""
 _TIMES = (2, 3, 4, 6, 8, 12, 16, 24, 32)
 """Voxels of a coarser grid are as wide as so many of the scan's shortest sides."""
 
@@ -42,26 +44,45 @@ def coarser_grids(shape: Sequence[int], spacing_mm: Sequence[float]) -> list[Gri
     for times in _TIMES:
         side = times * min(spacing_mm)
         z, y, x = (
-            max(1, round(length * spacing / max(spacing, side)))
+            max(min(length, _SHORTEST), round(length * spacing / max(spacing, side)))
             for length, spacing in zip(shape, spacing_mm, strict=True)
         )
         if math.prod((z, y, x)) < _FEWEST:
             break
-        grids.append((z, y, x))
+        if (z, y, x) not in (tuple(shape), *grids):
+            grids.append((z, y, x))
     return grids
 
 
-def grid_to_match(shape: Sequence[int], spacing_mm: Sequence[float]) -> Grid:
-    """Choose the finest grid of at most :data:`MOST_VOXELS` voxels, the scan's own if it is.
+def grid_to_match(
+    shape: Sequence[int], spacing_mm: Sequence[float], like_mm: float | None = None
+) -> Grid:
+    """Choose a grid of at most :data:`MOST_VOXELS` voxels, or the coarsest that is offered.
 
     Parameters
     ----------
     shape, spacing_mm
         As for :func:`coarser_grids`.
+    like_mm : float, optional
+        Side of the other scan's voxels, see :func:`side_mm`: the grid with the nearest to that is
+        chosen, since a patch is found more surely among patches of its size. Left out, the finest.
     """
     z, y, x = shape
     grids = [(z, y, x), *coarser_grids(shape, spacing_mm)]
-    return next((grid for grid in grids if math.prod(grid) <= MOST_VOXELS), grids[-1])
+    few = [grid for grid in grids if math.prod(grid) <= MOST_VOXELS] or grids[-1:]
+    if like_mm is None:
+        return few[0]
+    whole = math.prod(shape) * side_mm(spacing_mm) ** 3
+
+    def apart(grid: Grid) -> float:
+        return abs(math.log((whole / math.prod(grid)) ** (1 / 3) / like_mm))
+
+    return min(few, key=apart)
+
+
+def side_mm(spacing_mm: Sequence[float]) -> float:
+    """Side in mm of a cube that is as large as a voxel."""
+    return math.prod(spacing_mm) ** (1 / 3)
 
 
 def on_grid(volume: Volume, grid: Grid) -> Volume:

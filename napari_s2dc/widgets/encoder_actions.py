@@ -66,6 +66,7 @@ class EncoderActions(QObject):
         header.encoder_chosen.connect(self.load_encoder)
         header.details_wanted.connect(self._show_details)
         header.settings_changed.connect(self.update_plan)
+        header.level.currentIndexChanged.connect(self._warn_of_mismatch)
         header.volume_changed.connect(self._on_volume)
         tab.region_changed.connect(self._on_region)
         session.encoder_changed.connect(self._on_encoder)
@@ -183,7 +184,8 @@ class EncoderActions(QObject):
         self._header.show_details(f"Encoder {encoder.name}", "\n".join(lines))
 
     def _on_volume(self, layer: Layer | None) -> None:
-        self._header.show_levels(resolutions_of(layer))
+        made = layer is not None and not getattr(layer, "multiscale", False)
+        self._header.show_levels(resolutions_of(layer), made=made)
         problem = problem_of(layer)
         self._tab.show_ready("" if layer is None else str(layer.name), problem)
         self.update_plan()
@@ -270,7 +272,7 @@ class EncoderActions(QObject):
         else:  # looks through all labels of a layer
             self._jobs.run("plan", "Planning", look, self._tab.plan.setText, quiet=True)
 
-    def _warn_of_mismatch(self) -> None:
+    def _warn_of_mismatch(self, _: object = None) -> None:
         """Compare scan and encoder in a thread, since it looks at the scan's values."""
         source, encoder = self.source(), self._session.encoder
         self._header.show_warning("")

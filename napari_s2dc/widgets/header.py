@@ -86,8 +86,9 @@ class Header(QWidget):
         self.volume.layer_changed.connect(self.volume_changed)
         self.level = narrow(QComboBox())
         self.level.setToolTip(
-            "Resolution that is worked at, in voxels: a level of a multi-resolution image, or a "
-            "large scan brought to a coarser grid, where the encoder sees farther"
+            "Resolution that is worked at, in voxels: a level of a multi-resolution image; or a "
+            "coarser grid for embedding a large scan, where the encoder sees farther and matches "
+            "are surer (Segment keeps the scan's own voxels)"
         )
         self.level.currentIndexChanged.connect(self.settings_changed)
 
@@ -108,7 +109,7 @@ class Header(QWidget):
         self.form.addRow("Values", self.preset)
         self.form.addRow("Device", self.device)
         self.form.addRow(self.warning)
-        self.show_levels([])
+        self.show_levels([], made=False)
 
     def show_encoders(self, choices: Sequence[tuple[str, str, str]]) -> None:
         """List encoders as (name, path, description); the first becomes the chosen one."""
@@ -152,12 +153,16 @@ class Header(QWidget):
         self.device.setCurrentIndex(max(0, self.device.findData(before)))
         self.device.blockSignals(blocked)
 
-    def show_levels(self, shapes: Sequence[Sequence[int]]) -> None:
-        """Offer the resolutions of a scan, (z, y, x) voxels each; a single one hides the row."""
+    def show_levels(self, shapes: Sequence[Sequence[int]], *, made: bool) -> None:
+        """Offer the resolutions of a scan, (z, y, x) voxels each; a single one hides the row.
+
+        The choice is the number of a level of the layer, or the voxels of a grid that is `made`.
+        """
         blocked = self.level.blockSignals(True)
         self.level.clear()
         for number, shape in enumerate(shapes):
-            self.level.addItem(" × ".join(str(int(size)) for size in shape), number)
+            choice = tuple(shape) if made and number else number
+            self.level.addItem(" × ".join(str(int(size)) for size in shape), choice)
         self.level.blockSignals(blocked)
         self.form.setRowVisible(self.level, len(shapes) > 1)
 

@@ -10,10 +10,9 @@ from qtpy.QtCore import QObject
 
 from napari_s2dc.widgets.layers import plain
 from napari_s2dc.widgets.match_actions import MatchActions
-from napari_s2dc.widgets.match_places import finest_step
 from napari_s2dc.widgets.match_tab import MatchTab
 from napari_s2dc.widgets.session import AppliedMap, Session
-from napari_s2dc.widgets.volumes_of_layers import world_matrix
+from napari_s2dc.widgets.volumes_of_layers import step_of, world_matrix
 
 __all__ = ["MapActions"]
 
@@ -105,8 +104,8 @@ class MapActions(QObject):
         before = np.array(layer.affine.affine_matrix)
         a, b = scans.match.a, scans.match.b
         # From the world to mm of A, by the map to mm of B, and back to the world.
-        to_world_a = world_matrix(layer) @ finest_step(scans.embedded)
-        to_world_b = world_matrix(scans.reference) @ finest_step(scans.partner)
+        to_world_a = world_matrix(layer) @ step_of(scans.embedded.source.factors)
+        to_world_b = world_matrix(scans.reference) @ step_of(scans.partner.source.factors)
         matrix = to_world_b @ np.linalg.inv(b.affine) @ found.alignment.matrix
         layer.affine = matrix @ a.affine @ np.linalg.inv(to_world_a) @ before
         after = np.array(layer.affine.affine_matrix)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from napari_s2dc.engine.match import Match, Pairs
     from napari_s2dc.widgets.session import Embedded
 
-__all__ = ["MatchedScans", "Side", "finest_step"]
+__all__ = ["MatchedScans", "Side"]
 
 _GAP = 0.05
 """Between the two scans, as a share of the moving one's width."""
@@ -120,20 +120,16 @@ class MatchedScans:
     @property
     def _factors_of_copy(self) -> tuple[float, ...]:
         """Voxels of the copy of B per embedded voxel."""
-        if self.reference is None or self.partner is None:
+        if self.partner is None or self.partner.source.grid is None:
             return 1.0, 1.0, 1.0
-        source = self.partner.source
-        ratios = zip(source.factors, source.stored.factors, strict=True)
-        return tuple(embedded / stored for embedded, stored in ratios)
+        return self.partner.source.factors
 
     def in_stored_voxels(self, pairs: Pairs) -> Pairs:
         """Give pairs in voxels that the layers hold, where they were embedded on coarser grids."""
-        if self.partner is None:
-            return pairs
-        sources = self.embedded.source, self.partner.source
-        if all(source.grid is None for source in sources):
-            return pairs
-        return pairs.in_voxels_of(*(source.stored.affine for source in sources))
+        # A random view lies on the grid of A.
+        sources = self.embedded.source, (self.partner or self.embedded).source
+        own = [None if one.grid is None else one.stored.affine for one in sources]
+        return pairs.in_voxels_of(own[0], own[1])
 
     def copy_of_b(self, *, apart: bool) -> tuple[Layer, Any, dict[str, Any]]:
         """Give what shows B as a layer of our own.
@@ -179,11 +175,3 @@ class MatchedScans:
         width = first[1, 2] - first[0, 2]
         shift[2] = first[1, 2] + _GAP * width - second[0, 2]
         return shift
-
-
-def finest_step(embedded: Embedded) -> np.ndarray:
-    """Matrix (4, 4) from embedded voxels to voxels of the layer's finest level."""
-    factors = np.asarray(embedded.source.factors)
-    step = np.diag([*factors, 1.0])
-    step[:3, 3] = (factors - 1) / 2
-    return step

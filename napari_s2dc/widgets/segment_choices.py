@@ -118,7 +118,7 @@ class SegmentChoices(QObject):
             return None
         embedded = self._session.embedded(image)
         return Task(
-            scan=source,
+            scan=source.stored,  # labels lie on the voxels of the scan
             labels=finest(labels),
             labels_name=str(labels.name),
             names=names_of(labels),

@@ -10,10 +10,10 @@ from qtpy.QtCore import QObject
 
 from napari_s2dc.widgets.layers import token_geometry
 from napari_s2dc.widgets.match_actions import MatchActions
-from napari_s2dc.widgets.match_places import MatchedScans, finest_step
+from napari_s2dc.widgets.match_places import MatchedScans
 from napari_s2dc.widgets.match_tab import MatchTab
 from napari_s2dc.widgets.session import Session
-from napari_s2dc.widgets.volumes_of_layers import world_matrix
+from napari_s2dc.widgets.volumes_of_layers import step_of, world_matrix
 from napari_s2dc.widgets.workers import Jobs
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class TransferActions(QObject):
             self._tell(f"{problem}.")
             return
         # Where the finest level lay when the scan was embedded, wherever it is shown by now.
-        place = scans.embedded.source.affine @ np.linalg.inv(finest_step(scans.embedded))
+        place = scans.embedded.source.affine @ np.linalg.inv(step_of(scans.embedded.source.factors))
         data = _finest(labels)
         name = str(labels.name)
         moving, target, match = scans.embedded.source, scans.partner.source.stored, scans.match

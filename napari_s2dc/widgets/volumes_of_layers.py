@@ -21,6 +21,7 @@ __all__ = [
     "problem_of",
     "resolutions_of",
     "snapshot",
+    "step_of",
     "volume_from_layer",
     "world_matrix",
 ]
@@ -80,8 +81,8 @@ class LayerSnapshot:
         """What the layer holds of it: the whole scan where the level is made when it is read."""
         if self.grid is None:
             return self
-        affine = self.affine @ np.linalg.inv(_step(self.factors))
-        return replace(self, affine=affine, level=0, factors=(1.0, 1.0, 1.0), grid=None)
+        affine = self.affine @ np.linalg.inv(step_of(self.factors))
+        return replace(self, affine=affine, factors=(1.0, 1.0, 1.0), grid=None)
 
     def load(self) -> Volume:
         """Read the voxels; may take long, so call it in a worker.
@@ -204,15 +205,16 @@ def problem_of(layer: Layer | None) -> str:
     return ""
 
 
-def snapshot(layer: Layer, level: int = 0) -> LayerSnapshot:
+def snapshot(layer: Layer, level: int | tuple[int, int, int] = 0) -> LayerSnapshot:
     """Note what a worker needs of a layer, without reading voxels.
 
     Parameters
     ----------
     layer : napari layer
         Any layer.
-    level : int
-        Resolution level, one of :func:`resolutions_of` the layer.
+    level : int or tuple of int
+        Resolution level of a multiscale layer; or voxels (z, y, x) of a coarser grid that another
+        is brought to, such as one of :func:`resolutions_of`.
 
     Raises
     ------
@@ -225,12 +227,12 @@ def snapshot(layer: Layer, level: int = 0) -> LayerSnapshot:
     if layer.rgb:
         raise VolumeError(f"Layer {name} is a colour image; a scan has one value per voxel.")
     levels = list(layer.data) if layer.multiscale else [layer.data]
-    made = level > 0 and not layer.multiscale
-    grids = resolutions_of(layer) if made else [data.shape for data in levels]
-    if not 0 <= level < len(grids):
-        raise VolumeError(f"Layer {name} has no resolution level {level}.")
-    data = levels[0 if made else level]
-    shape = tuple(int(size) for size in grids[level])
+    made = level if isinstance(level, tuple) else None
+    number = 0 if isinstance(level, tuple) else level
+    if not 0 <= number < len(levels):
+        raise VolumeError(f"Layer {name} has no resolution level {number}.")
+    data = levels[number]
+    shape = tuple(int(size) for size in data.shape)
     if len(shape) != 3:
         hint = (
             "Open a volume."
@@ -244,21 +246,26 @@ def snapshot(layer: Layer, level: int = 0) -> LayerSnapshot:
         raise VolumeError(f"Layer {name} is one slice of shape {shape}, not a 3D scan.")
     if np.dtype(data.dtype).kind not in "biuf":
         raise VolumeError(f"Layer {name} holds values of type {data.dtype}, not plain numbers.")
+    if made is not None and any(new > old for new, old in zip(made, shape, strict=True)):
+        raise VolumeError(
+            f"Layer {name} has fewer voxels than the resolution that was chosen.",
+            "Choose the resolution again.",
+        )
     finest = [float(size) for size in levels[0].shape]
-    z, y, x = (whole / part for whole, part in zip(finest, shape, strict=True))
+    z, y, x = (whole / part for whole, part in zip(finest, made or shape, strict=True))
     known = layer.metadata.get("s2dc", {})
     path = known.get("path")
     return LayerSnapshot(
         data=data,
         affine=_affine_mm(layer, (z, y, x)),
         name=str(name),
-        level=level,
+        level=number,
         factors=(z, y, x),
-        original=known.get("original") if level == 0 or made else None,
+        original=known.get("original") if number == 0 else None,
         path=None if path is None else Path(path),
         modality=known.get("modality"),
         overview=levels[-1] if len(levels) > 1 else None,
-        grid=(shape[0], shape[1], shape[2]) if made else None,
+        grid=made,
     )
 
 
@@ -295,10 +302,10 @@ def _affine_mm(layer: Layer, factors: tuple[float, float, float]) -> np.ndarray:
             matrix = stored.copy()
     else:
         matrix[:3] *= np.asarray([_mm_per_unit(unit) for unit in layer.units])[:, None]
-    return matrix @ _step(factors)
+    return matrix @ step_of(factors)
 
 
-def _step(factors: tuple[float, float, float]) -> np.ndarray:
+def step_of(factors: tuple[float, float, float]) -> np.ndarray:
     """Voxel i of a coarse level covers level 0 voxels [i * factor, (i + 1) * factor)."""
     step = np.diag([*factors, 1.0])
     step[:3, 3] = (np.asarray(factors) - 1) / 2

@@ -84,10 +84,13 @@ def test_the_nearest_rigid_map_of_a_rigid_one_is_itself() -> None:
     assert nearest_rigid(stretched, points)[:3, :3] == pytest.approx(turn[:3, :3], abs=1e-9)
 
 
-@pytest.mark.parametrize("number", [0, 2, 5])
+@pytest.mark.parametrize("number", [1, 2, 5])
 def test_points_of_one_line_decide_no_rotation(number: int) -> None:
+    line = np.arange(number)[:, None] * [1.0, 2.0, 3.0]
     with pytest.raises(S2DCError, match="decide no rotation"):
-        nearest_rigid(np.eye(4), np.ones((number, 3)))
+        nearest_rigid(np.eye(4), line)
+    with pytest.raises(S2DCError, match="no confident pairs"):
+        nearest_rigid(np.eye(4), line[:0])
 
 
 @pytest.mark.parametrize("kind", ["affine", "rigid"])

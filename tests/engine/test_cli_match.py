@@ -93,7 +93,8 @@ def test_scans_are_matched_in_one_pose_unless_told_otherwise(
 @pytest.fixture
 def coarse_from_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the small torsos count as large."""
-    for name, value in (("MOST_VOXELS", 20_000), ("_WORTH_IT", 1000), ("_FEWEST", 100)):
+    small = {"MOST_VOXELS": 20_000, "_WORTH_IT": 1000, "_FEWEST": 100, "_SHORTEST": 1}
+    for name, value in small.items():
         monkeypatch.setattr(f"napari_s2dc.volumes.coarser.{name}", value)
 
 
@@ -101,11 +102,12 @@ def coarse_from_here(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_large_scans_are_matched_coarsely_and_pairs_lie_in_their_own_voxels(
     scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    numbers = []
+    numbers, sizes = [], []
     for more in ([], ["--full-resolution"]):
         out = tmp_path / "pairs.csv"
         arguments = ["match", image(scans, 1), image(scans, 1), "--out", str(out), "--stage", "1"]
-        assert run(*arguments, *more, encoder=str(bundled_encoder())) == 0
+        assert run(*arguments, *more, "--json", encoder=str(bundled_encoder())) == 0
+        sizes.append(json.loads(capsys.readouterr().out)["scans"][0]["embedded_b_zyx"])
         rows = np.genfromtxt(out, delimiter=",", names=True)
         vox, mm = (
             np.stack([rows[f"a_{unit}_{axis}"] for axis in "zyx"], 1) for unit in ("vox", "mm")
@@ -115,7 +117,15 @@ def test_large_scans_are_matched_coarsely_and_pairs_lie_in_their_own_voxels(
         numbers.append(len(rows))
         assert vox.max() > 32  # 48 voxels along y and x, half as many on the coarse grid
     assert numbers[0] < numbers[1] / 4
+    assert sizes == [[16, 24, 24], [32, 48, 48]]
+    features = tmp_path / "torso.safetensors"
+    encoder = str(bundled_encoder())
+    assert run("embed", image(scans, 1), "--out", str(features), encoder=encoder) == 0
+    arguments = ["match", str(features), image(scans, 1), "--out", str(tmp_path / "more.csv")]
     capsys.readouterr()
+    assert run(*arguments, "--json", encoder=encoder) == 0
+    one = json.loads(capsys.readouterr().out)["scans"][0]
+    assert one["embedded_a_zyx"] == one["embedded_b_zyx"] == [32, 48, 48]
 
 
 def test_match_takes_files_of_features_and_folders_and_skips_bad_ones(

@@ -91,6 +91,25 @@ def test_one_token_matches_and_is_said(tokens: int, words: str) -> None:
         assert found.alignment is None
 
 
+def test_very_many_patches_are_said_and_need_not_all_be_sure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one = embedding()
+    number = int(one.foreground.sum())
+    moved_far = moved(one, (0, 1, 0))
+    noisy = replace(moved_far, features=embedding(seed=9).features.clone())
+    noisy.features[:, :4, :5, :3] = moved_far.features[:, :4, :5, :3]  # few are left to match
+    match = match_embeddings(one, noisy)
+    found = assess(match)
+    assert 20 < found.confident < 0.15 * number
+    assert any("found a confident partner" in sentence for sentence in found.warnings)
+    monkeypatch.setattr("napari_s2dc.engine.match_checks._MOST_TOKENS", found.confident * 2)
+    found = assess(match)
+    assert found.agreed
+    assert all(f"{number} patches of tissue" in sentence for sentence in found.warnings)
+    assert len(found.warnings) == 2  # both scans
+
+
 def test_an_empty_mask_is_one_sentence() -> None:
     with pytest.raises(S2DCError, match="no foreground to match"):
         match_embeddings(embedding(), with_tissue(embedding(), 0))

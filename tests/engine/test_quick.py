@@ -16,7 +16,7 @@ from napari_s2dc.engine.embed import EmbedSettings, embed_volume
 from napari_s2dc.engine.embedding import to_voxels
 from napari_s2dc.engine.fewshot import on_training_grid, train_model
 from napari_s2dc.engine.fewshot_settings import FewshotSettings, QuickSettings, SegmentSettings
-from napari_s2dc.engine.labelled_scans import LabelledScan, classes_in
+from napari_s2dc.engine.labelled_scans import UNLABELLED, LabelledScan, classes_in
 from napari_s2dc.engine.progress import Progress, TrainingProgress, finish
 from napari_s2dc.engine.quick import train_quick
 from napari_s2dc.engine.quick_features import VoxelFeatures, project
@@ -409,6 +409,23 @@ def test_what_has_no_stroke_in_a_scan_is_not_learned_from_it(
     assert (found == third).sum() > 100
     assert not (left == third).any()
     assert (left != third).sum() == (found != third).sum()
+
+
+def test_classes_do_not_spread_to_intensities_that_their_strokes_do_not_show(
+    scan: QuickScan, labelled: LabelledScan
+) -> None:
+    cells = finish(scan.cells())
+    targets = np.full(scan.volume.shape, UNLABELLED)
+    values = scan.scaling(scan.volume.array)
+    grey = np.argwhere((values > 0.4) & (values < 0.6))
+    targets[tuple(grey[:100].T)] = 1
+    targets[tuple(grey[100:105].T)] = 2  # so few say little
+    shown = quick_spread._shown(scan, torch.from_numpy(cells.image), targets, 3)
+    assert shown[0].all()
+    assert shown[2].all()
+    inside = cells.image[shown[1].numpy()]
+    assert 0 < len(inside) < cells.image.size / 2
+    assert 0.4 < inside.min() < inside.max() < 0.6
 
 
 def test_complete_labels_do_not_spread(scan: QuickScan, model: SegmentationModel) -> None:

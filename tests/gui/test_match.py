@@ -361,6 +361,7 @@ def test_large_scans_are_matched_on_the_grid_that_was_chosen(
     for name in ("_WORTH_IT", "_FEWEST"):
         monkeypatch.setattr(f"napari_s2dc.volumes.coarser.{name}", 1000)
     monkeypatch.setattr("napari_s2dc.volumes.coarser._TIMES", (1.3,))
+    monkeypatch.setattr("napari_s2dc.volumes.coarser._SHORTEST", 1)
     grid = (25, 37, 37)
     factors = np.divide(SHAPE, grid)
     header = workbench.header
@@ -390,6 +391,9 @@ def test_large_scans_are_matched_on_the_grid_that_was_chosen(
     own = np.stack([rows[f"a_vox_{axis}"] for axis in "zyx"], 1)
     np.testing.assert_allclose(own, scans.pairs.voxel_a * factors + (factors - 1) / 2, atol=1e-3)
     labels = add_labels(viewer, scan)
+    workbench.segment_tab.labels.choose(labels)
+    task = workbench.segmenting.choices.task()
+    assert task.scan.shape == SHAPE  # whose voxels the labels lie on
     tab.labels.choose(labels)
     assert tab.transfer_button.isEnabled()
     tab.transfer_button.click()

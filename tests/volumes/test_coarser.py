@@ -33,6 +33,20 @@ def test_a_clinical_ct_is_matched_on_a_grid_of_a_few_million_voxels() -> None:
     assert sides == pytest.approx(np.full(3, 3 * 0.59), rel=0.01)
 
 
+def test_thin_scans_keep_their_slices() -> None:
+    assert {grid[0] for grid in coarser_grids((20, 3000, 3000), (1.0, 1.0, 1.0))} == {20}
+    assert {grid[0] for grid in coarser_grids((2, 4096, 4096), (1.0, 1.0, 1.0))} == {2}
+
+
+def test_scans_are_matched_with_voxels_like_those_of_the_other() -> None:
+    side = coarser.side_mm((3.0, 3.0, 3.0))
+    assert side == pytest.approx(3.0)
+    assert grid_to_match((400, 512, 512), (0.75, 0.75, 0.75), side) == (100, 128, 128)
+    # Nothing can be made finer than it is, and no large scan stays large.
+    assert grid_to_match((112, 101, 122), (3.0, 3.0, 3.0), 0.7) == (112, 101, 122)
+    assert prod(grid_to_match((400, 512, 512), (0.75, 0.75, 0.75), 0.7)) <= coarser.MOST_VOXELS
+
+
 def test_a_coarser_grid_shows_the_same_places() -> None:
     places = np.stack(np.meshgrid(*map(np.arange, (24, 30, 33)), indexing="ij"), -1)
     affine = np.array([[0, 0, 2.0, 5], [0, 3.0, 0, 6], [4.0, 0, 0, 7], [0, 0, 0, 1]])
