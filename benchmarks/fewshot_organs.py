@@ -16,7 +16,7 @@ from benchmarks.fewshot_strokes import LENGTH_VOX, STROKES, largest, strokes_on
 from benchmarks.fewshot_volumes import read_scan, spread_over_seeds
 from benchmarks.fewshot_ways import WAYS, Case, LabelledScan
 from benchmarks.report import table
-from napari_s2dc.engine.encoders import weights_hash
+from napari_s2dc.engine.encoders import name_of, weights_hash
 from napari_s2dc.engine.evaluate import evaluate_labels
 from napari_s2dc.method.encoder import SwinEncoder
 from napari_s2dc.volumes.foreground import foreground_mask
@@ -128,12 +128,12 @@ def organs_section(
         Processes, each with one thread.
     """
     names = json.loads((folder / "dataset.json").read_text())["labels"]
-    digest = weights_hash(SwinEncoder.from_checkpoint(encoder))
+    network = SwinEncoder.from_checkpoint(encoder)
     parts = []
     for kind, where in (("", "in one slice"), (EVERYWHERE, "in the slice of every organ")):
         _, painted, organs = painted_scan(folder, SEEDS[0], background_everywhere=bool(kind))
         wanted = [Run(folder.name + kind, way, STROKES, seed) for way in ways for seed in SEEDS]
-        results = results_of(wanted, OrgansWork(folder, encoder), runs, digest, jobs)
+        results = results_of(wanted, OrgansWork(folder, encoder), runs, weights_hash(network), jobs)
         voxels = int(np.count_nonzero(painted.labels.array >= 0))
         parts += [
             f"{STROKES} strokes of the background {where}; {voxels} painted voxels in all with "
@@ -144,8 +144,8 @@ def organs_section(
         f"{painted.image.name}, {' × '.join(map(str, painted.image.shape))} voxels: {STROKES} "
         f"strokes of each of the {ORGANS} largest organs, in the axial slice that shows most of "
         f"it, drawn by a script as curves of {LENGTH_VOX[0]} to {LENGTH_VOX[1]} voxels where there "
-        "is room. Dice on all other voxels, mean ± standard deviation over "
-        f"{len(SEEDS)} draws of the strokes. The labels are TotalSegmentator's, not a person's. "
+        f"is room. Encoder: {name_of(network)}. Dice on all other voxels, mean ± standard deviation "
+        f"over {len(SEEDS)} draws of the strokes. The labels are TotalSegmentator's, not a person's. "
         "Seconds are processor time of one thread."
     )
     return "\n\n".join([text, *parts])
