@@ -144,8 +144,9 @@ def organs_section(
         f"{painted.image.name}, {' × '.join(map(str, painted.image.shape))} voxels: {STROKES} "
         f"strokes of each of the {ORGANS} largest organs, in the axial slice that shows most of "
         f"it, drawn by a script as curves of {LENGTH_VOX[0]} to {LENGTH_VOX[1]} voxels where there "
-        f"is room. Encoder: {name_of(network)}. Dice on all other voxels, mean ± standard deviation "
-        f"over {len(SEEDS)} draws of the strokes. The labels are TotalSegmentator's, not a person's. "
+        f"is room. Encoder: {name_of(network)}. Dice on all other voxels, mean ± standard "
+        f"deviation over {len(SEEDS)} draws of the strokes. The labels are TotalSegmentator's, not "
+        "a person's. "
         "Seconds are processor time of one thread."
     )
     return "\n\n".join([text, *parts])
