@@ -95,6 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--write", action="store_true", help="put it into docs/benchmarks.md")
     options = parser.parse_args(arguments)
+    # A path outside of the project says nothing to others.
+    ct = "CT/encoder.safetensors" if options.ct.is_absolute() else options.ct
     for name in options.parts:
         facts = (
             f"{machine(torch.device('cpu'))} Runs finished earlier are read from their files: the "
@@ -103,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command = (
             "    python -m benchmarks.fewshot DATA --mouse MOUSE/encoder.safetensors "
             "--mouse-coarse COARSE/encoder.safetensors --hippocampus "
-            f"HIPPOCAMPUS/encoder.safetensors --ct CT/encoder.safetensors --parts {name} --write"
+            f"HIPPOCAMPUS/encoder.safetensors --ct {ct} --parts {name} --write"
         )
         section = "\n\n".join([f"## Few labels, {name}", facts, PARTS[name](options), command])
         print(section, flush=True)

@@ -189,9 +189,12 @@ def report(options: argparse.Namespace) -> str:
     import torch
 
     from benchmarks.report import machine, table
+    from napari_s2dc.engine.match import MatchSettings
 
     description = machine(torch.device("cpu"))
     matched = matches()
+    most = (MatchSettings().memory_bytes / MatchSettings().bytes_per_pair) ** 0.5
+    whole = [row for row in matched if row["size"] <= most]
     if options.write:
         draw(
             {
@@ -227,9 +230,9 @@ def report(options: argparse.Namespace) -> str:
             f"power {exponent(several, of='memory_mb'):.2f} from scans of several windows on.",
             table(header, rows),
             features_sentence(),
-            f"Matching, by patches in each scan (seconds with the power {exponent(matched):.2f}, "
-            f"memory from {matched[1]['size']:.0f} on with "
-            f"{exponent(matched[1:], of='memory_mb'):.2f}; a whole plan has the square of them):",
+            f"Matching, by patches in each scan, up to {whole[-1]['size']:.0f} by whole plans "
+            f"(seconds with the power {exponent(whole):.2f}, memory from {whole[1]['size']:.0f} on "
+            f"with {exponent(whole[1:], of='memory_mb'):.2f}), beyond coarse to fine:",
             table(
                 ["patches", "seconds", "memory above the start, MB"],
                 [

@@ -21,13 +21,13 @@ __all__ = [
 ]
 
 LEAST_CONFIDENCE = 0.2
-"""Pairs below this do not take part in a map."""
+"""Pairs below this count neither for nor against a map."""
 
 FEWEST_PAIRS = 8
 """Below, no map is fitted."""
 _MOST_PAIRS = 1000
 """Pairs at most that a map is looked for with; scikit-image's affine fit takes memory with the
-square of them, 7 GB for 10,000. All that agree then make the map exact."""
+square of them, 15 GB for 10,000. All that agree then make the map exact."""
 _FLAT = 1e-3
 
 
@@ -153,6 +153,11 @@ def fit_alignment(
     if len(some) < len(source_mm):
         inliers = distances_mm(matrix, source_mm, target_mm) <= tolerance_mm
         agreeing = source_mm[inliers], target_mm[inliers]
+        if kind == "affine" and min(map(_thickness, agreeing)) < _FLAT:
+            raise S2DCError(
+                "The pairs that agree lie in one plane, so no affine map can be fitted to them.",
+                "Embed at an earlier stage, whose patches are smaller, or fit a rigid map.",
+            )
         matrix = _rigid(*agreeing) if kind == "rigid" else _affine(*agreeing)
         inliers = distances_mm(matrix, source_mm, target_mm) <= tolerance_mm
     distance = distances_mm(matrix, source_mm[inliers], target_mm[inliers])
@@ -171,7 +176,7 @@ def _affine(source_mm: np.ndarray, target_mm: np.ndarray) -> np.ndarray:
     centre = source_mm.mean(0)
     places = np.column_stack([source_mm - centre, np.ones(len(source_mm))])
     matrix = np.eye(4)
-    matrix[:3] = np.linalg.lstsq(places, target_mm)[0].T
+    matrix[:3] = np.linalg.lstsq(places, target_mm, rcond=None)[0].T
     matrix[:3, 3] -= matrix[:3, :3] @ centre
     return matrix
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 from napari_s2dc.engine.cli_scans import encoder_of, read_values, tell_mismatch
 from napari_s2dc.engine.embed_settings import EmbedSettings
 from napari_s2dc.errors import ConfigurationError
+from napari_s2dc.volumes.coarser import grid_to_match, on_grid, side_mm
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,6 +74,7 @@ class EmbeddedScans:
         self.settings = settings
         self._full = full
         self._side_mm: float | None = None
+        self._most: int | None = None
         self._network: SwinEncoder | None = None
 
     @property
@@ -80,6 +83,13 @@ class EmbeddedScans:
         if self._network is None:
             self._network = encoder_of(self._option)
         return self._network
+
+    def like(self, path: Path) -> None:
+        """Embed scans with voxels like those of a file of features, however many there are."""
+        from napari_s2dc.engine.embedding_file import load_embedding
+
+        self._side_mm = side_mm(load_embedding(path).spacing_mm)
+        self._most = sys.maxsize
 
     def of(self, path: Path) -> EmbeddedScan:
         """Read and embed a scan, or read a file of features.
@@ -99,11 +109,9 @@ class EmbeddedScans:
 
     def of_scan(self, scan: Volume, path: Path) -> EmbeddedScan:
         """Embed a scan; says on standard error when it is far from what the encoder knows."""
-        from napari_s2dc.volumes.coarser import grid_to_match, on_grid, side_mm
-
         shape = scan.shape
         if not self._full:
-            shape = grid_to_match(scan.shape, scan.spacing_mm, self._side_mm)
+            shape = grid_to_match(scan.shape, scan.spacing_mm, self._side_mm, self._most)
         grid = on_grid(scan, shape)
         self._side_mm = self._side_mm or side_mm(grid.spacing_mm)
         tell_mismatch(grid, path, self.network)

@@ -107,8 +107,9 @@ def add_matching_arguments(parser: ArgumentParser) -> None:
         "--full-resolution",
         action="store_true",
         help="Embed every voxel. Without it, a scan of more than 256 x 256 x 256 voxels is brought "
-        "to a coarser grid first, where an encoder sees farther and matches are surer, and the "
-        "other scans to voxels like its own. Files of features are what they are.",
+        "to a coarser grid first, where an encoder sees farther: a match is surer and quicker, its "
+        "pairs less exact. Other scans of four million voxels and more come to the grid whose "
+        "voxels are most like those of the first, or of a file of features.",
     )
     parser.add_argument(
         "--temperature",
@@ -176,9 +177,10 @@ def run_match(
     """Match A with every B and return the exit code: 0, or 2 when none could be used."""
     settings = settings_of(stage, preset, device)
     matching = matching_of(temperature, unmatched_similarity, prior)
-    # The voxels of files of features are what they are.
-    files = any(is_embedding_file(Path(name)) for name in (moving, *reference))
-    embedded = EmbeddedScans(encoder, settings, full=full_resolution or files)
+    embedded = EmbeddedScans(encoder, settings, full=full_resolution)
+    files = [Path(name) for name in (moving, *reference) if is_embedding_file(Path(name))]
+    if files:
+        embedded.like(files[0])
     if self_check < 0 or (self_check == 0 and not reference):
         raise ConfigurationError(
             "There is no scan B to match with.", "Name one, or use --self-check 1."
@@ -364,7 +366,13 @@ def _check_itself(
     accuracy = mean_of([float(row["accuracy"] or 0) for row in rows])
     median_mm = mean_of([float(row["median_mm"] or 0) for row in rows])
     if as_json:
-        facts = {"scan": str(path), "accuracy": accuracy, "median_mm": median_mm, "views": rows}
+        facts = {
+            "scan": str(path),
+            "embedded_zyx": list(volume.shape),
+            "accuracy": accuracy,
+            "median_mm": median_mm,
+            "views": rows,
+        }
         print(json.dumps(facts, indent=2))
     elif views > 1:
         print(f"Mean of {views} views: {100 * accuracy:.1f} % right, {median_mm:.2f} mm median.")

@@ -210,6 +210,7 @@ def run_transfer(
                 f"{sure:.2f}, {seconds:.1f} s"
             )
         return {
+            "embedded_zyx": list(target_scan.grid.shape),
             "atlases": len(transfers),
             "classes": classes,
             "confidence": None if maps is None else str(maps[scan.path]),

@@ -126,7 +126,7 @@ def warnings_before(a: Embedding, b: Embedding, kinds: tuple[str, str] | None = 
         if count > _MOST_TOKENS:
             sentences.append(
                 f"{scan.name} has {count} patches of tissue, each a small part of it: a match is "
-                "quicker, and mostly surer, at a coarser resolution or a later stage."
+                "quicker and mostly surer, if less exact, at a coarser resolution or a later stage."
             )
     sizes = [_radius_mm(scan) for scan in (a, b)]
     if min(sizes) > 0 and min(counts) >= _FEWEST_TOKENS:
@@ -186,7 +186,7 @@ def align_match(
     -------
     Alignment
         Where the match was made round a map, that map, which a registration found (views of one
-        scan: three to ten times as exact as one fitted to the same pairs); as rigid map, the
+        scan: 3 to 12 times as exact as one fitted to the same pairs); as rigid map, the
         nearest to it at the pairs. Otherwise the one fitted to the pairs.
 
     Raises

@@ -28,6 +28,8 @@ _WEIGHT_OF_STROKES = 0.3
 _RARE = 0.05
 """Share of the voxels painted of a class that are darker than what counts as its intensities, and
 that are brighter."""
+_ROUNDING = 1e-3
+"""Of intensities from 0 to 1."""
 _FEWEST_PAINTED = 20
 """Below, a few painted voxels do not tell how dark and how bright a class is."""
 _MOST_EXAMPLES = 200_000
@@ -99,7 +101,9 @@ def learn_from_spread_strokes(
         known = torch.nonzero(~foreign[prior.argmax(0)].ravel())[:, 0]
         some = known[torch.randperm(len(known), generator=random)[: _MOST_EXAMPLES // len(scans)]]
         features.append(voxels.reshape(-1, voxels.shape[-1])[some])
-        found *= _shown(scan, torch.from_numpy(cells.image), truth, len(found))
+        found[foreign] = 0
+        if settings.background is not None:  # else what no class shows would be taught as such
+            found *= _shown(scan, torch.from_numpy(cells.image), truth, seeds)
         targets.append(found.argmax(0).ravel()[some])
     if not sum(map(len, targets)):
         return model
@@ -117,10 +121,11 @@ def learn_from_spread_strokes(
     )
 
 
-def _shown(scan: QuickScan, image: Tensor, targets: np.ndarray, outputs: int) -> Tensor:
+def _shown(scan: QuickScan, image: Tensor, targets: np.ndarray, seeds: Tensor) -> Tensor:
     """Whether strokes of a class show the intensity of a cell, (outputs, z, y, x).
 
-    Background, and classes of which little was painted, are taken to show all.
+    Background, and classes of which little was painted, are taken to show all, and strokes the
+    cells that they lie in.
 
     Parameters
     ----------
@@ -130,15 +135,19 @@ def _shown(scan: QuickScan, image: Tensor, targets: np.ndarray, outputs: int) ->
         Mean intensities of its cells.
     targets : np.ndarray (Z, Y, X)
         Of its voxels.
-    outputs : int
-        Classes and background.
+    seeds : Tensor (outputs, z, y, x)
+        Shares of them in cells.
     """
-    shown = torch.ones((outputs, *image.shape), dtype=torch.bool)
-    for output in range(1, outputs):
-        own = scan.scaling(scan.volume.array[targets == output])
-        if len(own) >= _FEWEST_PAINTED:
-            low, high = np.quantile(own, (_RARE, 1 - _RARE))
-            shown[output] = (image >= float(low)) & (image <= float(high))
+    shown = torch.ones(seeds.shape, dtype=torch.bool)
+    for output, seeded in enumerate(seeds > 0):
+        voxels = scan.scaling(scan.volume.array[targets == output])
+        if output == 0 or len(voxels) < _FEWEST_PAINTED:
+            continue
+        # Those of cells, too: a structure may be thinner than a cell.
+        ranges = [np.quantile(own, (_RARE, 1 - _RARE)) for own in (voxels, image[seeded].numpy())]
+        low, high = min(one[0] for one in ranges), max(one[1] for one in ranges)
+        within = (image >= float(low) - _ROUNDING) & (image <= float(high) + _ROUNDING)
+        shown[output] = within | seeded
     return shown
 
 

@@ -55,9 +55,14 @@ def coarser_grids(shape: Sequence[int], spacing_mm: Sequence[float]) -> list[Gri
 
 
 def grid_to_match(
-    shape: Sequence[int], spacing_mm: Sequence[float], like_mm: float | None = None
+    shape: Sequence[int],
+    spacing_mm: Sequence[float],
+    like_mm: float | None = None,
+    most: int | None = None,
 ) -> Grid:
-    """Choose a grid of at most :data:`MOST_VOXELS` voxels, or the coarsest that is offered.
+    """Choose a grid of not too many voxels, or the coarsest that is offered.
+
+    Scans of less than four million voxels keep their own.
 
     Parameters
     ----------
@@ -66,10 +71,13 @@ def grid_to_match(
     like_mm : float, optional
         Side of the other scan's voxels, see :func:`side_mm`: the grid with the nearest to that is
         chosen, since a patch is found more surely among patches of its size. Left out, the finest.
+    most : int, optional
+        Voxels of the grid; :data:`MOST_VOXELS` when left out.
     """
     z, y, x = shape
+    most = MOST_VOXELS if most is None else most
     grids = [(z, y, x), *coarser_grids(shape, spacing_mm)]
-    few = [grid for grid in grids if math.prod(grid) <= MOST_VOXELS] or grids[-1:]
+    few = [grid for grid in grids if math.prod(grid) <= most] or grids[-1:]
     if like_mm is None:
         return few[0]
     whole = math.prod(shape) * side_mm(spacing_mm) ** 3

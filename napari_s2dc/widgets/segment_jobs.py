@@ -157,7 +157,7 @@ class Ready:
         return (
             self.recipe == _recipe(task)
             and mine.data is other.data
-            and np.array_equal(mine.affine, other.affine)
+            and np.allclose(mine.affine, other.affine)
         )
 
 

@@ -14,10 +14,15 @@ import numpy as np
 import pytest
 
 from napari_s2dc.engine.cli import main
+from napari_s2dc.engine.embed import EmbedSettings, embed_volume
+from napari_s2dc.engine.embedding_file import save_embedding
 from napari_s2dc.engine.encoders import bundled_encoder
 from napari_s2dc.engine.match import Match
+from napari_s2dc.engine.progress import finish
 from napari_s2dc.engine.transfer import transfer_labels
 from napari_s2dc.errors import S2DCError
+from napari_s2dc.method.encoder import SwinEncoder
+from napari_s2dc.volumes.coarser import on_grid
 from napari_s2dc.volumes.io import find_volumes, read_volume, write_volume
 from napari_s2dc.volumes.phantom import phantom
 from napari_s2dc.volumes.volume import Volume
@@ -126,6 +131,12 @@ def test_large_scans_are_matched_coarsely_and_pairs_lie_in_their_own_voxels(
     assert run(*arguments, "--json", encoder=encoder) == 0
     one = json.loads(capsys.readouterr().out)["scans"][0]
     assert one["embedded_a_zyx"] == one["embedded_b_zyx"] == [32, 48, 48]
+    coarse = on_grid(read_volume(image(scans, 1)), (16, 24, 24))
+    network = SwinEncoder.from_checkpoint(bundled_encoder())
+    save_embedding(finish(embed_volume(coarse, network, EmbedSettings(device="cpu"))), features)
+    assert run(*arguments, "--json", encoder=encoder) == 0
+    one = json.loads(capsys.readouterr().out)["scans"][0]
+    assert one["embedded_a_zyx"] == one["embedded_b_zyx"] == [16, 24, 24]
 
 
 def test_match_takes_files_of_features_and_folders_and_skips_bad_ones(

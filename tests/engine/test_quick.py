@@ -420,12 +420,29 @@ def test_classes_do_not_spread_to_intensities_that_their_strokes_do_not_show(
     grey = np.argwhere((values > 0.4) & (values < 0.6))
     targets[tuple(grey[:100].T)] = 1
     targets[tuple(grey[100:105].T)] = 2  # so few say little
-    shown = quick_spread._shown(scan, torch.from_numpy(cells.image), targets, 3)
+    seeds = quick_spread._seeds(targets, cells.sides, torch.zeros((3, *cells.image.shape)))
+    shown = quick_spread._shown(scan, torch.from_numpy(cells.image), targets, seeds)
     assert shown[0].all()
     assert shown[2].all()
+    assert shown[1][seeds[1] > 0].all()
     inside = cells.image[shown[1].numpy()]
     assert 0 < len(inside) < cells.image.size / 2
-    assert 0.4 < inside.min() < inside.max() < 0.6
+    assert 0.4 - 1e-3 < inside.min() < inside.max() < 0.6 + 1e-3
+
+
+def test_structures_thinner_than_a_cell_keep_their_strokes(tiny: SwinEncoder) -> None:
+    array = np.full((40, 48, 56), 0.3, np.float32)
+    array[::4] += 0.01  # tissue must not be all alike
+    array[:, 20:23, 30:33] = 0.7
+    scan = finish(prepare_scan(Volume(array, np.eye(4), name="tube"), tiny, QUICK, device="cpu"))
+    targets = np.full(array.shape, UNLABELLED)
+    targets[::3, 21, 31] = 1
+    targets[::2, 22, 31] = 1
+    image = quick_scan.cell_means(torch.from_numpy(scan.scaling(array))[None], (6, 6, 6))[0]
+    seeds = quick_spread._seeds(targets, (6, 6, 6), torch.zeros((2, *image.shape)))
+    shown = quick_spread._shown(scan, image, targets, seeds)
+    assert shown[1][seeds[1] > 0].all()
+    assert shown[1].float().mean() < 0.5
 
 
 def test_complete_labels_do_not_spread(scan: QuickScan, model: SegmentationModel) -> None:
