@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from napari_s2dc.engine.cli_scans import encoder_of, read_values, tell_mismatch
 from napari_s2dc.engine.embed_settings import EmbedSettings
 from napari_s2dc.errors import ConfigurationError
-from napari_s2dc.volumes.coarser import grid_to_match, on_grid, side_mm
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,6 +86,7 @@ class EmbeddedScans:
     def like(self, path: Path) -> None:
         """Embed scans with voxels like those of a file of features, however many there are."""
         from napari_s2dc.engine.embedding_file import load_embedding
+        from napari_s2dc.volumes.coarser import side_mm
 
         self._side_mm = side_mm(load_embedding(path).spacing_mm)
         self._most = sys.maxsize
@@ -109,6 +109,8 @@ class EmbeddedScans:
 
     def of_scan(self, scan: Volume, path: Path) -> EmbeddedScan:
         """Embed a scan; says on standard error when it is far from what the encoder knows."""
+        from napari_s2dc.volumes.coarser import grid_to_match, on_grid, side_mm
+
         shape = scan.shape
         if not self._full:
             shape = grid_to_match(scan.shape, scan.spacing_mm, self._side_mm, self._most)
