@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from napari_s2dc.volumes.preprocess import resample
 from napari_s2dc.volumes.volume import Volume
 
-__all__ = ["MOST_VOXELS", "coarser_grids", "grid_to_match", "on_grid", "side_mm"]
+__all__ = ["MOST_VOXELS", "coarser_grids", "first_small", "grid_to_match", "on_grid", "side_mm"]
 
 Grid = tuple[int, int, int]
 
@@ -75,9 +75,8 @@ def grid_to_match(
         Voxels of the grid; :data:`MOST_VOXELS` when left out.
     """
     z, y, x = shape
-    most = MOST_VOXELS if most is None else most
     grids = [(z, y, x), *coarser_grids(shape, spacing_mm)]
-    few = [grid for grid in grids if math.prod(grid) <= most] or grids[-1:]
+    few = grids[first_small(grids, most) :]
     if like_mm is None:
         return few[0]
     whole = math.prod(shape) * side_mm(spacing_mm) ** 3
@@ -86,6 +85,26 @@ def grid_to_match(
         return abs(math.log((whole / math.prod(grid)) ** (1 / 3) / like_mm))
 
     return min(few, key=apart)
+
+
+def first_small(grids: Sequence[Sequence[int]], most: int | None = None) -> int:
+    """Say which of some grids, the finest first, is the first of not too many voxels.
+
+    Parameters
+    ----------
+    grids : sequence of (z, y, x)
+        A scan's own and coarser ones.
+    most : int, optional
+        Voxels of the grid; :data:`MOST_VOXELS` when left out.
+
+    Returns
+    -------
+    int
+        Its place among them, that of the last where all have more.
+    """
+    most = MOST_VOXELS if most is None else most
+    small = (place for place, grid in enumerate(grids) if math.prod(grid) <= most)
+    return next(small, len(grids) - 1)
 
 
 def side_mm(spacing_mm: Sequence[float]) -> float:

@@ -11,6 +11,7 @@ from qtpy.QtCore import QObject, QTimer, Signal
 
 from napari_s2dc.engine.embed_settings import EmbedSettings, Region
 from napari_s2dc.errors import S2DCError, VolumeError
+from napari_s2dc.volumes.coarser import first_small
 from napari_s2dc.widgets.embed_tab import IN_BOX, IN_VIEW, WHOLE, EmbedTab
 from napari_s2dc.widgets.header import Header
 from napari_s2dc.widgets.preferences import preferences
@@ -185,7 +186,9 @@ class EncoderActions(QObject):
 
     def _on_volume(self, layer: Layer | None) -> None:
         made = layer is not None and not getattr(layer, "multiscale", False)
-        self._header.show_levels(resolutions_of(layer), made=made)
+        shapes = resolutions_of(layer)
+        first = first_small(shapes) if made and shapes else 0
+        self._header.show_levels(shapes, made=made, first=first)
         problem = problem_of(layer)
         self._tab.show_ready("" if layer is None else str(layer.name), problem)
         self.update_plan()

@@ -153,16 +153,19 @@ class Header(QWidget):
         self.device.setCurrentIndex(max(0, self.device.findData(before)))
         self.device.blockSignals(blocked)
 
-    def show_levels(self, shapes: Sequence[Sequence[int]], *, made: bool) -> None:
+    def show_levels(self, shapes: Sequence[Sequence[int]], *, made: bool, first: int = 0) -> None:
         """Offer the resolutions of a scan, (z, y, x) voxels each; a single one hides the row.
 
-        The choice is the number of a level of the layer, or the voxels of a grid that is `made`.
+        The choice is the number of a level of the layer, or the voxels of a grid that is `made`;
+        to begin with it is the entry `first`.
         """
         blocked = self.level.blockSignals(True)
         self.level.clear()
         for number, shape in enumerate(shapes):
             choice = tuple(shape) if made and number else number
             self.level.addItem(" × ".join(str(int(size)) for size in shape), choice)
+        if shapes:
+            self.level.setCurrentIndex(first)
         self.level.blockSignals(blocked)
         self.form.setRowVisible(self.level, len(shapes) > 1)
 

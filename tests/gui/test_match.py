@@ -362,6 +362,7 @@ def test_large_scans_are_matched_on_the_grid_that_was_chosen(
         monkeypatch.setattr(f"napari_s2dc.volumes.coarser.{name}", 1000)
     monkeypatch.setattr("napari_s2dc.volumes.coarser._TIMES", (1.3,))
     monkeypatch.setattr("napari_s2dc.volumes.coarser._SHORTEST", 1)
+    monkeypatch.setattr("napari_s2dc.volumes.coarser.MOST_VOXELS", 40_000)
     grid = (25, 37, 37)
     factors = np.divide(SHAPE, grid)
     header = workbench.header
@@ -369,7 +370,7 @@ def test_large_scans_are_matched_on_the_grid_that_was_chosen(
         header.volume.choose(None)
         header.volume.choose(layer)  # offered anew, now that they count as large
         assert header.form.isRowVisible(header.level)
-        header.level.setCurrentIndex(1)
+        assert header.level.currentData() == grid  # so it begins, since the own one is too large
         embed(workbench, layer, qtbot)
     tab = workbench.match_tab
     tab.moving.choose(scan)

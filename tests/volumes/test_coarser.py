@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from napari_s2dc.volumes import coarser
-from napari_s2dc.volumes.coarser import coarser_grids, grid_to_match, on_grid
+from napari_s2dc.volumes.coarser import coarser_grids, first_small, grid_to_match, on_grid
 from napari_s2dc.volumes.volume import Volume
 
 
@@ -31,6 +31,13 @@ def test_a_clinical_ct_is_matched_on_a_grid_of_a_few_million_voxels() -> None:
     assert prod(shape) <= coarser.MOST_VOXELS
     sides = np.multiply((400, 512, 512), (0.84, 0.59, 0.71)) / shape
     assert sides == pytest.approx(np.full(3, 3 * 0.59), rel=0.01)
+
+
+def test_the_finest_small_grid_is_the_first_choice() -> None:
+    grids = [(400, 512, 512), (200, 256, 256), (133, 171, 171)]
+    assert first_small(grids) == 1
+    assert first_small(grids, most=10**9) == 0
+    assert first_small(grids, most=10) == 2
 
 
 def test_thin_scans_keep_their_slices() -> None:
