@@ -18,7 +18,7 @@ from napari_s2dc.engine.match import (
     foreground_index,
     match_embeddings,
     places_of,
-    scores_between,
+    scores_of,
 )
 from napari_s2dc.engine.progress import finish
 from napari_s2dc.engine.self_check import KnownView, SelfCheck, judge, known_view
@@ -36,7 +36,7 @@ def nearest(known: KnownView, settings: MatchSettings | None = None) -> Match:
     index_a, index_b = foreground_index(a), foreground_index(b)
     settings = settings or MatchSettings(prior=None)
     places = places_of(a, b, index_a, index_b, settings)
-    scores = scores_between(a.unit()[index_a], b.unit()[index_b], places, settings)
+    scores = scores_of(a.unit()[index_a] @ b.unit()[index_b].mT, places, settings)
     best = scores.argmax(1, keepdim=True)
     mass = torch.zeros(len(index_a), len(index_b)).scatter_(1, best, 1.0)
     return Match(a, b, index_a, index_b, None, mass)

@@ -121,7 +121,14 @@ def add_matching_arguments(parser: ArgumentParser) -> None:
         "--unmatched-similarity",
         type=float | None,
         default=None,
-        help="Cosine similarity below which a patch would rather stay without a partner.",
+        help="Similarity below which a patch would rather stay without a partner.",
+    )
+    parser.add_argument(
+        "--neighbours",
+        type=float | None,
+        default=None,
+        help="How much the similarity of the patches beside two patches counts, from 0 to 1; "
+        "0: only their own.",
     )
     parser.add_argument(
         "--prior",
@@ -133,7 +140,10 @@ def add_matching_arguments(parser: ArgumentParser) -> None:
 
 
 def matching_of(
-    temperature: float | None, unmatched_similarity: float | None, prior: str | None
+    temperature: float | None,
+    unmatched_similarity: float | None,
+    neighbours: float | None,
+    prior: str | None,
 ) -> MatchSettings:
     """Make settings of the options; ConfigurationError when one is out of range."""
     from napari_s2dc.engine.match import MatchSettings
@@ -143,6 +153,8 @@ def matching_of(
         given["temperature"] = temperature
     if unmatched_similarity is not None:
         given["unmatched_similarity"] = unmatched_similarity
+    if neighbours is not None:
+        given["neighbours"] = neighbours
     if prior is not None:
         try:
             given["prior"] = None if prior == _ANYWHERE else float(prior)
@@ -167,6 +179,7 @@ def run_match(
     full_resolution: bool,
     temperature: float | None,
     unmatched_similarity: float | None,
+    neighbours: float | None,
     prior: str | None,
     encoder: str | None,
     stage: int | None,
@@ -176,7 +189,7 @@ def run_match(
 ) -> int:
     """Match A with every B and return the exit code: 0, or 2 when none could be used."""
     settings = settings_of(stage, preset, device)
-    matching = matching_of(temperature, unmatched_similarity, prior)
+    matching = matching_of(temperature, unmatched_similarity, neighbours, prior)
     embedded = EmbeddedScans(encoder, settings, full=full_resolution)
     files = [Path(name) for name in (moving, *reference) if is_embedding_file(Path(name))]
     if files:

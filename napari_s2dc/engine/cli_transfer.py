@@ -109,6 +109,7 @@ def run_transfer(
     full_resolution: bool,
     temperature: float | None,
     unmatched_similarity: float | None,
+    neighbours: float | None,
     prior: str | None,
     encoder: str | None,
     stage: int | None,
@@ -127,7 +128,7 @@ def run_transfer(
     from napari_s2dc.volumes.segments import segment_fields_of
     from napari_s2dc.volumes.writing import write_volume
 
-    matching = matching_of(temperature, unmatched_similarity, prior)
+    matching = matching_of(temperature, unmatched_similarity, neighbours, prior)
     embedded = EmbeddedScans(encoder, settings_of(stage, preset, device), full=full_resolution)
     found = scans_in(scans)
     targets = targets_of(found, out, MAPS, _ENDING)

@@ -17,7 +17,9 @@ from napari_s2dc.engine.match import (
     foreground_index,
     match_embeddings,
     places_of,
+    scores_of,
 )
+from napari_s2dc.engine.neighbours import neighbourhoods
 
 __all__ = ["coarse_to_fine", "sparse_plan"]
 
@@ -83,7 +85,7 @@ def coarse_to_fine(
     coarse = match_embeddings(coarse_a, coarse_b, settings, matrix=matrix)
     index_a, index_b = foreground_index(a), foreground_index(b)
     places = places_of(a, b, index_a, index_b, settings, matrix)
-    unit_a, unit_b = a.unit()[index_a], b.unit()[index_b]
+    near = neighbourhoods(a, b, index_a, index_b, settings.neighbours, matrix)
     rows = _children(a, coarse_a)[coarse.index_a]
     candidate_bytes = len(index_a) * _FACTOR**3 * _BYTES_PER_CANDIDATE
     partners = max(1, min(_PARTNERS, settings.memory_bytes // candidate_bytes))
@@ -96,10 +98,9 @@ def coarse_to_fine(
     scores = torch.full(candidates.shape, -torch.inf)
     for start in range(0, len(rows), _CELLS_AT_ONCE):
         row, column = rows[start : start + _CELLS_AT_ONCE], columns[start : start + _CELLS_AT_ONCE]
-        found = unit_a[row.clamp(min=0)] @ unit_b[column.clamp(min=0)].mT / settings.temperature
-        if places is not None:
-            far = torch.cdist(places[0][row.clamp(min=0)], places[1][column.clamp(min=0)])
-            found -= far.square() / 2
+        of_a, of_b = row.clamp(min=0), column.clamp(min=0)
+        there = None if places is None else (places[0][of_a], places[1][of_b])
+        found = scores_of(near.similarity(of_a, of_b), there, settings)
         found = found.masked_fill((column < 0)[:, None], -torch.inf)
         cell, within = torch.nonzero(row >= 0).unbind(1)
         candidates[row[cell, within]] = column[cell].clamp(min=0)

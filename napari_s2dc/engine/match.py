@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from napari_s2dc.engine.embedding import Embedding
+from napari_s2dc.engine.neighbours import neighbourhoods
 from napari_s2dc.errors import ConfigurationError, S2DCError
 from napari_s2dc.method.transport import LARGEST_SPREAD, assignment
 
@@ -36,8 +37,11 @@ class MatchSettings:
     ----------
     temperature : float
         Divides cosine similarities; lower is more decided.
+    neighbours : float
+        How much the similarity of the patches beside two patches counts, see
+        :func:`napari_s2dc.engine.neighbours.neighbourhoods`; 0: only their own.
     unmatched_similarity : float
-        Cosine similarity below which a patch would rather stay without a partner.
+        Similarity below which a patch would rather stay without a partner.
     prior : float or None
         How far from its own place, after centring, a partner is expected: standard deviation as a
         share of the larger scan's root mean square radius. None: anywhere.
@@ -53,6 +57,7 @@ class MatchSettings:
     """
 
     temperature: float = 0.02
+    neighbours: float = 0.5
     unmatched_similarity: float = 0.7
     prior: float | None = 0.6
     aligned_prior: float | None = 1.0
@@ -74,6 +79,8 @@ class MatchSettings:
     def __post_init__(self) -> None:
         if not 0 < self.temperature < math.inf:
             raise ConfigurationError("The temperature of matching must be above 0, and finite.")
+        if not 0 <= self.neighbours <= 1:
+            raise ConfigurationError("The weight of neighbours in matching must be from 0 to 1.")
         if not math.isfinite(self.unmatched_similarity):
             raise ConfigurationError("The similarity of unmatched patches must be finite.")
         for prior in (self.prior, self.aligned_prior):
@@ -304,27 +311,24 @@ def foreground_index(embedding: Embedding) -> Tensor:
     return index
 
 
-def scores_between(
-    features_a: Tensor,
-    features_b: Tensor,
-    places: tuple[Tensor, Tensor] | None,
-    settings: MatchSettings,
+def scores_of(
+    similarity: Tensor, places: tuple[Tensor, Tensor] | None, settings: MatchSettings
 ) -> Tensor:
-    """Scores (n, m): cosine similarity over temperature, less the spatial prior.
+    """Scores (..., r, c): similarity over temperature, less the spatial prior.
 
     Parameters
     ----------
-    features_a, features_b : Tensor (n, C) and (m, C)
-        L2-normalised features.
-    places : (Tensor (n, 3), Tensor (m, 3)) or None
+    similarity : Tensor (..., r, c)
+        Overwritten.
+    places : (Tensor (..., r, 3), Tensor (..., c, 3)) or None
         As :func:`places_of` gives them.
     settings : MatchSettings
         Temperature.
     """
-    scores = features_a @ features_b.mT / settings.temperature
+    scores = similarity.div_(settings.temperature)
     if places is not None:
         # The logarithm of a Gaussian; its constant is the same for all.
-        scores -= torch.cdist(*places).square() / 2
+        scores -= torch.cdist(*places).square_().div_(2)
     return scores
 
 
@@ -339,7 +343,7 @@ def plan_of(scores: Tensor, settings: MatchSettings) -> Tensor:
     Parameters
     ----------
     scores : Tensor (n, m)
-        As of :func:`scores_between`.
+        As of :func:`scores_of`.
     settings : MatchSettings
         Dustbin and accuracy.
     """
@@ -449,5 +453,6 @@ def match_embeddings(
     if len(index_a) * len(index_b) * settings.bytes_per_pair > settings.memory_bytes:
         return coarse_to_fine(a, b, settings, matrix)
     places = places_of(a, b, index_a, index_b, settings, matrix)
-    scores = scores_between(a.unit()[index_a], b.unit()[index_b], places, settings)
+    near = neighbourhoods(a, b, index_a, index_b, settings.neighbours, matrix)
+    scores = scores_of(near.similarity(), places, settings)
     return Match(a, b, index_a, index_b, None, plan_of(scores, settings), matrix)

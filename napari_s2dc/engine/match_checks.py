@@ -43,15 +43,16 @@ _MOST_TOKENS = 40_000
 voxels 5 % were, of the same with half as many along each axis 62 %."""
 _UNIT_FACTOR = 4.0
 _SIZE_FACTOR = 8.0
-# Measured with encoders of 35 minutes' training: 39 to 81 % of the patches of two mouse brains, two
-# thoraces or two torsos; 7 to 28 % of a torso with a thorax, a phantom or a mouse brain.
+# Measured with the bundled encoder: 45 to 91 % of the patches of two mouse brains, two thoraces or
+# two phantoms; 1 to 10 % of a torso with a thorax, a phantom or a mouse brain.
 _FEW_CONFIDENT = 0.15
-# Measured in the same way: 0.57 to 0.99 of the confident pairs of scans that show one region, 0.13
-# to 0.33 of the others.
+# Measured in the same way: 0.84 to 1.00 of the confident pairs of scans that show one region, 0 to
+# 0.60 of the others, which have few.
 _LEAST_AGREEMENT = 0.45
-# Measured in the same way: 1.47 to 1.92 for mirrored scans of one subject and mirrored torsos of
-# another, 0.5 to 0.93 for scans that are not mirrored. A mirrored brain or thorax of another
-# subject has 1.07 to 1.09, too little to tell.
+# Measured in the same way: 1.57 to 2.01 for mirrored scans of one subject, 1.17 to 1.56 for mirrored
+# phantoms of another, 0.5 to 0.86 for what is not mirrored. Mirrored brains and thoraces of another
+# subject have 0.75 to 1.16, too little to tell; so much alike are their sides that brains that lie
+# askew to each other have up to 1.34 though neither is mirrored.
 _MIRROR_GAIN = 1.15
 _KINDS = {"ct": "CT", "mr": "MR", "pet": "PET"}
 

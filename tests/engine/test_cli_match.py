@@ -27,6 +27,8 @@ from napari_s2dc.volumes.io import find_volumes, read_volume, write_volume
 from napari_s2dc.volumes.phantom import phantom
 from napari_s2dc.volumes.volume import Volume
 
+BUNDLED = str(bundled_encoder())
+
 
 @pytest.fixture(scope="module")
 def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -268,7 +270,7 @@ def test_labels_are_carried_to_every_voxel_of_a_large_scan(scans: Path, tmp_path
 
 
 def test_transfer_fuses_atlases_and_takes_folders(
-    scans: Path, checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     atlases = [
         part
@@ -277,7 +279,7 @@ def test_transfer_fuses_atlases_and_takes_folders(
     ]
     out = tmp_path / "out"
     folder = str(scans / "images")
-    assert run("transfer", folder, *atlases, "--out", str(out), encoder=checkpoint) == 0
+    assert run("transfer", folder, *atlases, "--out", str(out), encoder=BUNDLED) == 0
     assert "from 2 atlases" in capsys.readouterr().out
     names = sorted(path.name for path in find_volumes(out))
     assert names == ["torso1.labels.nii.gz", "torso2.labels.nii.gz"]
@@ -342,7 +344,7 @@ def test_an_input_is_never_replaced(
 
 
 def test_transfer_says_what_is_doubtful_and_follows_its_options(
-    scans: Path, checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     original = nibabel.load(image(scans, 1))
     flipped = nibabel.Nifti1Image(np.asarray(original.dataobj)[::-1], original.affine)
@@ -352,13 +354,13 @@ def test_transfer_says_what_is_doubtful_and_follows_its_options(
     for options in ([], ["--refine", "pairs"], ["--refine", "none"], ["--sharpen-borders"]):
         out = tmp_path / "out.nii.gz"
         arguments = [*atlas, image(scans, 2), "--out", str(out), *options]
-        assert run("transfer", *arguments, encoder=checkpoint) == 0
+        assert run("transfer", *arguments, encoder=BUNDLED) == 0
         assert "left and right swapped" not in capsys.readouterr().err
         found.append(np.asarray(nibabel.load(out).dataobj).tobytes())
     assert len(set(found)) == 4
     target = str(tmp_path / "flipped.nii.gz")
     arguments = [*atlas, target, "--out", str(tmp_path / "mirrored.nii.gz")]
-    assert run("transfer", *arguments, encoder=checkpoint) == 0
+    assert run("transfer", *arguments, encoder=BUNDLED) == 0
     assert "left and right swapped" in capsys.readouterr().err
 
 

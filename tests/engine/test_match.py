@@ -54,7 +54,8 @@ def test_marginals_hold_and_no_gradient_is_kept(other: str, plans: list[torch.Te
     two.features.requires_grad_()
     match = match_embeddings(one, two)
     assert not match.mass.requires_grad
-    assert off_by(plans[0]) < 1e-4
+    # Nearly nothing flows but into the dustbin, which iterations settle slowly.
+    assert off_by(plans[0]) < (1e-4 if other == "moved" else 1e-3)
 
 
 @pytest.mark.parametrize("temperature", [0.02, 0.005, 0.002])
@@ -70,7 +71,8 @@ def test_unrelated_patches_have_no_partner_however_low_the_temperature(
         )
         for rest in (unit[1:20], unit[20:39])
     )
-    match = match_embeddings(one, two, MatchSettings(temperature=temperature, prior=None))
+    settings = MatchSettings(temperature=temperature, prior=None, neighbours=0.0)
+    match = match_embeddings(one, two, settings)
     assert match.mass[0, 0] > 0.9
     assert match.mass[1:].sum(1).max() < 1e-3
     assert match.unmatched()[0].flatten()[1:].min() > 1 - 1e-3
@@ -123,6 +125,7 @@ def test_scans_that_cannot_be_matched() -> None:
     ("name", "values"),
     [
         ("temperature", (0.0, -1.0, np.nan, np.inf)),
+        ("neighbours", (-0.1, 1.1, np.nan)),
         ("unmatched_similarity", (np.nan, np.inf, -np.inf)),
         ("prior", (0.0, np.nan, np.inf)),
     ],

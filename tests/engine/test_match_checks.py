@@ -118,7 +118,7 @@ def test_an_empty_mask_is_one_sentence() -> None:
 @pytest.mark.parametrize(("channels", "words"), [(24, "agree on a map"), (400, "Only 0 of 1728")])
 def test_disjoint_content_is_said(channels: int, words: str) -> None:
     one, other = (embedding((12, 12, 12), channels=channels, seed=seed) for seed in (0, 5))
-    settings = MatchSettings(temperature=0.05, unmatched_similarity=0.3, prior=None)
+    settings = MatchSettings(temperature=0.05, unmatched_similarity=0.3, prior=None, neighbours=0.0)
     found = assess(match_embeddings(one, other, settings))
     (sentence,) = found.warnings
     assert words in sentence
