@@ -111,6 +111,13 @@ class SegmentSettings:
     largest_component: bool = False
     """Keep the largest connected part of every class only."""
 
+    def __post_init__(self) -> None:
+        """Refuse windows with gaps between them, or that never get on, by ConfigurationError."""
+        if not 0 <= self.overlap < 1:
+            raise ConfigurationError(
+                f"segment.overlap is {self.overlap:g}, but must be at least 0 and below 1."
+            )
+
 
 @dataclass(frozen=True)
 class FewshotSettings:
@@ -170,7 +177,7 @@ def settings_from(content: Any, where: str) -> FewshotSettings:
     Raises
     ------
     ConfigurationError
-        A setting is unknown or of the wrong type.
+        A setting is unknown, of the wrong type, or makes no sense.
     """
     from jsonargparse import ArgumentError, ArgumentParser
 

@@ -32,3 +32,11 @@ def test_what_is_left_out_has_its_default() -> None:
 def test_what_cannot_be_used_is_one_sentence(content: Any) -> None:
     with pytest.raises(ConfigurationError, match="The file"):
         settings_from(content, "The file")
+
+
+@pytest.mark.parametrize("overlap", [-1.5, 1.0, 1.5, float("nan")])
+def test_windows_that_leave_gaps_are_refused(overlap: float) -> None:
+    with pytest.raises(ConfigurationError, match="at least 0 and below 1") as error:
+        settings_from({"segment": {"overlap": overlap}}, "The file")
+    assert error.value.sentence.startswith(f"segment.overlap is {overlap:g},")
+    assert settings_from({"segment": {"overlap": 0.0}}, "The file").segment.overlap == 0.0
