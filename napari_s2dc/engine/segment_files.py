@@ -34,6 +34,9 @@ __all__ = [
 _UNCERTAINTY = "uncertainty map"
 _MAKER = "model "
 """Begins the name of every maker."""
+_SPACING_FACTOR = 1.5
+"""Beyond it on any axis, voxels count as unlike those of the training. On voxels of 3 x 3 x 6 mm, a
+model that learned at 3 mm agreed with its own result at 3 mm by a Dice of 0.49."""
 
 
 @dataclass(frozen=True)
@@ -211,4 +214,5 @@ def spacing_of_training(model: SegmentationModel) -> tuple[float, ...] | None:
 
 def unlike_training(volume: Volume, model: SegmentationModel) -> str:
     """Say in a sentence when a scan is far from those that a model was trained on; else ""."""
-    return difference(volume, model.preset, spacing_of_training(model), "the model")
+    spacing = spacing_of_training(model)
+    return difference(volume, model.preset, spacing, "the model", _SPACING_FACTOR)

@@ -18,11 +18,12 @@ from napari_s2dc.engine import segment
 from napari_s2dc.engine.cli import main
 from napari_s2dc.engine.progress import finish
 from napari_s2dc.engine.segment import segment_volume
-from napari_s2dc.engine.segment_files import SegmentationFiles, maker_name
+from napari_s2dc.engine.segment_files import SegmentationFiles, maker_name, unlike_training
 from napari_s2dc.engine.segmentation_model import SegmentationModel
 from napari_s2dc.volumes.io import read_volume
 from napari_s2dc.volumes.results import maker_of, result_in
 from napari_s2dc.volumes.segments import segments_in
+from napari_s2dc.volumes.volume import Volume
 
 
 @pytest.fixture(scope="module")
@@ -254,6 +255,15 @@ def test_a_scan_of_another_kind_is_told(
     told = capsys.readouterr().err
     assert "is MR and the model was trained on CT" in told
     assert "voxels of 9 × 9 × 9 mm and the model was trained at 4 × 4 × 4 mm" in told
+
+
+@pytest.mark.parametrize(("sides", "told"), [((4, 4, 8), True), ((4, 4, 5), False)])
+def test_voxels_twice_as_long_are_told(
+    sides: tuple[float, float, float], told: bool, model: Path
+) -> None:
+    scan = Volume(np.zeros((4, 4, 4), np.float32), np.diag([*sides, 1.0]), modality="ct")
+    warning = unlike_training(scan, SegmentationModel.load(model))
+    assert ("voxels of 4 × 4 × 8 mm" in warning) == bool(warning) == told
 
 
 @pytest.mark.parametrize(
