@@ -15,6 +15,7 @@ __all__ = [
     "QuickSettings",
     "SegmentSettings",
     "SegmentationClass",
+    "note_on_background",
     "settings_from",
     "write_settings",
 ]
@@ -106,8 +107,10 @@ class SegmentSettings:
     overlap: float = 0.25
     """Least share of a window that the next one covers again (fine-tuned networks)."""
     flips: bool = False
-    """Average over the scan and its mirror images along z, y and x; the uncertainty is then that of
-    the mean. Only sensible where no two classes are mirror images of each other."""
+    """Average over the scan and its mirror images along z, y and x; the uncertainty is then the
+    entropy of the mean probabilities, H(mean p) = mean H(p) + mutual information, whose second part
+    is how far the mirror images disagree. Only sensible where no two classes are mirror images of
+    each other."""
     largest_component: bool = False
     """Keep the largest connected part of every class only."""
 
@@ -147,6 +150,17 @@ class FewshotSettings:
     """Settings of mode ``finetune``."""
     segment: SegmentSettings = field(default_factory=SegmentSettings)
     """How scans are segmented with the model."""
+
+
+def note_on_background(settings: FewshotSettings) -> str:
+    """Say in a sentence what happens where no class means background; "" where one does."""
+    if settings.zero == "background" or settings.background is not None:
+        return ""
+    return "No class means background, so " + (
+        "what looks like unlabelled voxels may become background."
+        if settings.mode == "quick"
+        else "every voxel will become one of the classes."
+    )
 
 
 def write_settings(settings: FewshotSettings, path: Path) -> None:
