@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as json_text
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from napari_s2dc.engine.cli_scans import (
     refuse_to_replace,
     require_preset,
 )
-from napari_s2dc.engine.console import INTERRUPTED, NotedInterrupt, tell
+from napari_s2dc.engine.console import INTERRUPTED, NotedInterrupt, counted, tell
 from napari_s2dc.errors import ConfigurationError, S2DCError
 
 if TYPE_CHECKING:
@@ -132,8 +132,10 @@ def run_finetune(
     network = encoder_of(encoder)
     scans, others = ([_read(one, network) for one in part] for part in (files, judges))
     classes = _classes(files, scans, labels, settings)
+    voxels = _voxels_of(scans)
     if not json:
-        _print_classes(classes, scans)
+        _print_classes(classes, voxels)
+    _tell_doubts(classes, voxels, settings)
     started = time.perf_counter()
     with NotedInterrupt() as interrupt:
         steps = train_model(
@@ -195,7 +197,8 @@ def _choose(
         asked = f"--shots {shots}" if shots else "one scan to learn from"
         aside = f" and --held-out {held_out}" if held_out else ""
         raise ConfigurationError(
-            f"There are {len(order)} scans with labels, too few for {asked}{aside}.",
+            f"There {'is' if len(order) == 1 else 'are'} "
+            f"{counted(len(order), 'scan', 'scans')} with labels, too few for {asked}{aside}.",
             "Ask for fewer, or add label maps.",
         )
     return order[: shots or rest], order[rest:]
@@ -280,13 +283,31 @@ def _judge(
     return {name: None if mean != mean else mean for name, mean in means.items()}
 
 
-def _print_classes(classes: Sequence[SegmentationClass], scans: Sequence[LabelledScan]) -> None:
+def _voxels_of(scans: Sequence[LabelledScan]) -> dict[int, int]:
+    """Count the voxels of every label over all scans."""
     from napari_s2dc.engine.labelled_scans import voxels_of_labels
 
     voxels: dict[int, int] = {}
     for scan in scans:
         for label, count in voxels_of_labels(scan.labels.array).items():
             voxels[label] = voxels.get(label, 0) + count
+    return voxels
+
+
+def _tell_doubts(
+    classes: Sequence[SegmentationClass], voxels: Mapping[int, int], settings: FewshotSettings
+) -> None:
+    """Say on standard error what a model of these labels will hardly do well."""
+    from napari_s2dc.engine.fewshot_settings import note_on_background
+
+    if note := note_on_background(settings):
+        tell(note)
+    for one in classes:
+        if voxels[one.label] == 1:
+            tell(f"Label {one.label} ({one.name}) has a single voxel, too little to learn it from.")
+
+
+def _print_classes(classes: Sequence[SegmentationClass], voxels: Mapping[int, int]) -> None:
     width = max(len("name"), *(len(one.name) for one in classes))
     print(f"  label  {'name':<{width}}      voxels")
     for one in classes:
@@ -294,18 +315,20 @@ def _print_classes(classes: Sequence[SegmentationClass], scans: Sequence[Labelle
 
 
 def _print_result(facts: dict[str, Any]) -> None:
-    words = [f"{len(facts['classes'])} classes from {len(facts['scans'])} scans"]
+    classes = counted(len(facts["classes"]), "class", "classes")
+    words = [f"{classes} from {counted(len(facts['scans']), 'scan', 'scans')}"]
     if facts["unlabelled_scans"]:
         words[0] += f" and labels carried to {len(facts['unlabelled_scans'])} more"
     if facts["steps"] is not None:
-        words.append(f"{facts['steps']} steps")
+        words.append(counted(facts["steps"], "step", "steps"))
     if facts["loss"] is not None:
         words.append(f"loss {facts['loss']:.3f}")
     print(f"{facts['model']} ({facts['kind']}): {', '.join(words)}, {facts['seconds']:.1f} s")
     judged = facts["metrics"].get("held_out")
     if judged and judged["dice"] is not None:
         distance = "-" if judged["hd95_mm"] is None else f"{judged['hd95_mm']:.2f} mm"
+        aside = counted(len(facts["held_out"]), "scan", "scans")
         print(
-            f"Mean of {len(facts['held_out'])} scans set aside: Dice {judged['dice']:.3f}, "
+            f"Mean of {aside} set aside: Dice {judged['dice']:.3f}, "
             f"HD95 {distance}, surface Dice {judged['surface_dice']:.3f}"
         )

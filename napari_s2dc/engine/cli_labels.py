@@ -127,8 +127,10 @@ def labelled_files(images: str, labels: str) -> list[LabelledFile]:
     Raises
     ------
     S2DCError
-        No scan has labels, or one label map is given for several scans.
+        A file or folder is not there, no scan has labels, or one label map is given for several
+        scans.
     """
+    _require_there([images, labels])
     scans = scans_in([images])
     if not Path(labels).is_dir():
         if len(scans) > 1:
@@ -154,6 +156,12 @@ def labelled_files(images: str, labels: str) -> list[LabelledFile]:
     return sorted(found, key=lambda one: one.name)
 
 
+def _require_there(paths: Sequence[str]) -> None:
+    for path in paths:
+        if not Path(path).exists():
+            raise S2DCError(f"{path} does not exist.", "Name a file, or a folder that holds some.")
+
+
 def unlabelled_files(inputs: Sequence[str], known: Collection[Path]) -> list[Path]:
     """List the scans of files and folders but those that are known.
 
@@ -170,9 +178,7 @@ def unlabelled_files(inputs: Sequence[str], known: Collection[Path]) -> list[Pat
     S2DCError
         A file or folder is not there, a folder holds no scan, or none is left.
     """
-    for path in inputs:
-        if not Path(path).exists():
-            raise S2DCError(f"{path} does not exist.", "Name scans or a folder that holds some.")
+    _require_there(inputs)
     left_out = {path.resolve() for path in known}
     left_out |= {path.parent for path in left_out if _may_be_dicom(path)}
     names = {_without_ending(path.name) for path in known}

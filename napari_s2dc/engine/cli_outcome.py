@@ -92,6 +92,7 @@ def try_scan(scan: ScanFile, target: Path, work: Work, *, alone: bool = False) -
         if alone:
             raise
         reason = reason_of(error)
-        tell(f"skipped {scan.path}: {reason}")
+        # Most reasons begin with the file.
+        tell(f"skipped {scan.path}: {reason.removeprefix(f'{scan.path} ')}")
         return {"scan": str(scan.path), "reason": reason}
     return {"scan": str(scan.path), "out": str(target), **facts}

@@ -52,7 +52,13 @@ def segment_parser() -> ArgumentParser:
         type=str,
         required=True,
         help="Label map to write (.nii, .nii.gz, .nrrd) for one scan, on its own grid; a folder "
-        "for several. What the same model has written there before is kept.",
+        "for several. What the same model has written there before is kept, and so is what no "
+        "model has written.",
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="Replace label maps that no model has written, too, such as corrected ones.",
     )
     parser.add_argument(
         "--format",
@@ -93,6 +99,7 @@ def run_segment(
     scans: list[str],
     model: str,
     out: str,
+    overwrite: bool,
     format: Literal["nii.gz", "nrrd"],
     uncertainty: bool,
     flips: bool | None,
@@ -118,7 +125,7 @@ def run_segment(
     files = [SegmentationFiles(target, uncertainty) for target in targets]
     refuse_to_replace([path for one in files for path in one.paths], [one.path for one in found])
     made_by = maker_name(network, settings)
-    work = _Work(network, settings, made_by, device, uncertainty, quiet=json)
+    work = _Work(network, settings, made_by, device, uncertainty, overwrite, quiet=json)
     outcome = _over_scans(found, targets, work, device, devices)
     kept = sum(facts["kept"] for facts in outcome.done)
     if kept:
@@ -170,6 +177,7 @@ class _Work:
     made_by: str
     device: str
     uncertainty: bool
+    overwrite: bool
     quiet: bool
 
     def __call__(self, scan: ScanFile, target: Path) -> dict[str, Any]:
@@ -177,9 +185,16 @@ class _Work:
         from napari_s2dc.engine.segment_files import SegmentationFiles, segment_file
 
         files = SegmentationFiles(target, self.uncertainty)
-        facts: dict[str, Any] = finish_with_bar(
-            segment_file(scan.path, files, self.model, self.settings, self.made_by, self.device)
+        steps = segment_file(
+            scan.path,
+            files,
+            self.model,
+            self.settings,
+            self.made_by,
+            self.device,
+            overwrite=self.overwrite,
         )
+        facts: dict[str, Any] = finish_with_bar(steps)
         facts["uncertainty"] = str(files.uncertainty) if self.uncertainty else None
         if facts["kept"]:
             return facts

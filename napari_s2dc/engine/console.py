@@ -57,6 +57,11 @@ def tell(text: str) -> None:
     print(f"s2dc: {text}", file=sys.stderr, flush=True)
 
 
+def counted(number: int, one: str, several: str) -> str:
+    """Give a number and what it counts, such as ``1 scan`` or ``2 scans``."""
+    return f"{number} {one if number == 1 else several}"
+
+
 class NotedInterrupt:
     """Ctrl-C in a ``with`` block: the first is noted, a second one interrupts at once.
 

@@ -51,7 +51,7 @@ _MISSING = (
     "Install napari-s2dc again, or name a checkpoint file.",
 )
 _LONGEST_HEADER = 10_000_000
-# Spacing counts as far from the training's beyond this factor on any axis.
+# Of encoders, which see scans of many spacings in their training.
 _SPACING_FACTOR = 2.0
 _KINDS = {"ct": "CT", "mr": "MR", "pet": "PET"}
 
@@ -262,7 +262,13 @@ def mismatch(volume: Volume, encoder: SwinEncoder) -> str:
     return difference(volume, _preset(metadata), metadata.get("spacing_mm"), "the encoder")
 
 
-def difference(volume: Volume, preset: str, spacing_mm: Any, learner: str) -> str:
+def difference(
+    volume: Volume,
+    preset: str,
+    spacing_mm: Any,
+    learner: str,
+    factor: float = _SPACING_FACTOR,
+) -> str:
     """Say when a scan is far from those that something was trained on.
 
     Parameters
@@ -275,6 +281,8 @@ def difference(volume: Volume, preset: str, spacing_mm: Any, learner: str) -> st
         Spacing (z, y, x) of its scans; anything else where it is not known.
     learner : str
         What was trained, such as ``"the encoder"``.
+    factor : float
+        Spacing counts as far beyond this factor on any axis.
 
     Returns
     -------
@@ -294,7 +302,7 @@ def difference(volume: Volume, preset: str, spacing_mm: Any, learner: str) -> st
             ]
         except (TypeError, ValueError, ZeroDivisionError):
             ratios = []
-        if any(not 1 / _SPACING_FACTOR <= ratio <= _SPACING_FACTOR for ratio in ratios):
+        if any(not 1 / factor <= ratio <= factor for ratio in ratios):
             parts.append(
                 f"has voxels of {_sides(volume.spacing_mm)} mm and {learner} was trained at "
                 f"{_sides(spacing_mm)} mm"

@@ -11,7 +11,15 @@ import numpy as np
 from napari_s2dc.errors import ConfigurationError, S2DCError
 from napari_s2dc.volumes.volume import Volume
 
-__all__ = ["ClassScore", "Evaluation", "evaluate_labels", "mean_of", "require_tolerance"]
+__all__ = [
+    "ClassScore",
+    "Evaluation",
+    "evaluate_labels",
+    "mean_of",
+    "require_labels",
+    "require_same_grid",
+    "require_tolerance",
+]
 
 _SAME_PLACE_MM = 1e-3
 
@@ -118,7 +126,8 @@ def evaluate_labels(
     Raises
     ------
     S2DCError
-        The grids differ, neither holds a class, or the tolerance is no distance.
+        Values are no labels, the grids differ, neither holds a class, or the tolerance is no
+        distance.
 
     Notes
     -----
@@ -126,6 +135,8 @@ def evaluate_labels(
     by area between voxels, as DeepMind's ``surface-distance`` has it), class by class within the
     box that holds both, so that many classes of a large scan do not need its memory many times.
     """
+    for volume in (found, reference):
+        require_labels(volume)
     require_same_grid(found, reference)
     if tolerance_mm is None:
         tolerance_mm = max(reference.spacing_mm)
@@ -178,6 +189,22 @@ def require_same_grid(one: Volume, other: Volume) -> None:
         raise S2DCError(
             f"{_where(one)} and {_where(other)} lie up to {away:.3g} mm apart.",
             "Both must lie on one grid: resample one to the grid of the other.",
+        )
+
+
+def require_labels(volume: Volume) -> None:
+    """Refuse a volume that is no label map.
+
+    Raises
+    ------
+    S2DCError
+        Its values are no integers of at least 0.
+    """
+    array = volume.array
+    if array.dtype.kind not in "iub" or (array.dtype.kind == "i" and array.min(initial=0) < 0):
+        raise S2DCError(
+            f"{_where(volume)} holds values that are no labels.",
+            "Labels are whole numbers of at least 0.",
         )
 
 

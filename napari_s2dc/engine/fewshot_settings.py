@@ -15,6 +15,7 @@ __all__ = [
     "QuickSettings",
     "SegmentSettings",
     "SegmentationClass",
+    "note_on_background",
     "settings_from",
     "write_settings",
 ]
@@ -106,10 +107,19 @@ class SegmentSettings:
     overlap: float = 0.25
     """Least share of a window that the next one covers again (fine-tuned networks)."""
     flips: bool = False
-    """Average over the scan and its mirror images along z, y and x; the uncertainty is then that of
-    the mean. Only sensible where no two classes are mirror images of each other."""
+    """Average over the scan and its mirror images along z, y and x; the uncertainty is then the
+    entropy of the mean probabilities, H(mean p) = mean H(p) + mutual information, whose second part
+    is how far the mirror images disagree. Only sensible where no two classes are mirror images of
+    each other."""
     largest_component: bool = False
     """Keep the largest connected part of every class only."""
+
+    def __post_init__(self) -> None:
+        """Refuse windows with gaps between them, or that never get on, by ConfigurationError."""
+        if not 0 <= self.overlap < 1:
+            raise ConfigurationError(
+                f"segment.overlap is {self.overlap:g}, but must be at least 0 and below 1."
+            )
 
 
 @dataclass(frozen=True)
@@ -142,6 +152,17 @@ class FewshotSettings:
     """How scans are segmented with the model."""
 
 
+def note_on_background(settings: FewshotSettings) -> str:
+    """Say in a sentence what happens where no class means background; "" where one does."""
+    if settings.zero == "background" or settings.background is not None:
+        return ""
+    return "No class means background, so " + (
+        "what looks like unlabelled voxels may become background."
+        if settings.mode == "quick"
+        else "every voxel will become one of the classes."
+    )
+
+
 def write_settings(settings: FewshotSettings, path: Path) -> None:
     """Write settings as YAML that ``s2dc finetune --config`` reads.
 
@@ -170,7 +191,7 @@ def settings_from(content: Any, where: str) -> FewshotSettings:
     Raises
     ------
     ConfigurationError
-        A setting is unknown or of the wrong type.
+        A setting is unknown, of the wrong type, or makes no sense.
     """
     from jsonargparse import ArgumentError, ArgumentParser
 

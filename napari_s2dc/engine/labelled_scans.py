@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from napari_s2dc.engine.evaluate import require_same_grid
+from napari_s2dc.engine.evaluate import require_labels, require_same_grid
 from napari_s2dc.engine.fewshot_settings import FewshotSettings, SegmentationClass
 from napari_s2dc.errors import ConfigurationError, S2DCError
 from napari_s2dc.volumes.volume import Volume
@@ -52,12 +52,7 @@ class LabelledScan:
 
     def __post_init__(self) -> None:
         require_same_grid(self.image, self.labels)
-        array = self.labels.array
-        if array.dtype.kind not in "iub" or (array.dtype.kind == "i" and array.min() < 0):
-            raise S2DCError(
-                f"{self.labels.path or self.labels.name} holds values that are no labels.",
-                "Labels are whole numbers of at least 0.",
-            )
+        require_labels(self.labels)
 
 
 def facts_of(image: Volume) -> dict[str, Any]:

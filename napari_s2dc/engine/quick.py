@@ -42,9 +42,10 @@ def check_quick(settings: FewshotSettings) -> None:
             raise ConfigurationError(
                 f"quick.{name} is {getattr(quick, name)}, but must be at least {lowest}."
             )
-    if not quick.stages or not all(0 <= width < math.inf for width in quick.smoothing_vox):
+    widths = quick.smoothing_vox
+    if not quick.stages or not widths or not all(0 <= width < math.inf for width in widths):
         raise ConfigurationError(
-            "Quick needs at least one stage, and smoothing by widths of 0 voxels or more.",
+            "Quick needs at least one stage, and one width of smoothing, of 0 voxels or more.",
             "Mend quick.stages or quick.smoothing_vox.",
         )
 

@@ -11,9 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from napari_s2dc.engine.embedding import Embedding
-from napari_s2dc.engine.quick_scan import BLOCK_VOX, Box, Cells, QuickScan, middles_of
+from napari_s2dc.engine.quick_scan import (
+    BLOCK_VOX,
+    Box,
+    Cells,
+    QuickScan,
+    intensity_channels,
+    middles_of,
+)
 
-__all__ = ["Projection", "VoxelFeatures", "project"]
+__all__ = ["Projection", "VoxelFeatures", "features_of_voxel", "project"]
 
 _PLACE_WEIGHT = 6.0
 _FARTHEST = 4.0
@@ -68,6 +75,11 @@ def project(embeddings: Sequence[Embedding], components: int) -> Projection:
     # A single token, or equal ones, have no directions; dividing would enlarge rounding errors.
     share = 1 / spread if spread > _LEAST_SPREAD * mean.norm() else 0.0
     return Projection(mean, (directions * signs * share).float())
+
+
+def features_of_voxel(smoothing_vox: Sequence[float], projections: Sequence[Projection]) -> int:
+    """Count the features of a voxel: intensities, place along each axis, and components."""
+    return intensity_channels(smoothing_vox) + 3 + sum(one.basis.shape[1] for one in projections)
 
 
 class VoxelFeatures:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from napari_s2dc.engine.progress import Steps, TrainingProgress
-from napari_s2dc.engine.quick_features import Projection
+from napari_s2dc.engine.quick_features import Projection, features_of_voxel
 from napari_s2dc.engine.segmentation_model import SegmentationModel
 from napari_s2dc.errors import S2DCError
 
@@ -59,12 +59,27 @@ class QuickHead(nn.Module):
 
 
 def head_of(model: SegmentationModel) -> tuple[QuickHead, list[Projection]]:
-    """Build the head of a model, and the projections of tokens that it was trained with."""
+    """Build the head of a model, and the projections of tokens that it was trained with.
+
+    Raises
+    ------
+    KeyError, ValueError or RuntimeError
+        The tensors of the model are no such head, or one for other features or classes.
+    """
     tensors = dict(model.tensors)
     projections: list[Projection] = []
     while (mean := tensors.pop(f"mean.{len(projections)}", None)) is not None:
         projections.append(Projection(mean, tensors.pop(f"basis.{len(projections)}")))
-    hidden, inputs = tensors["first.weight"].shape
+    channels = dict(enumerate(model.encoder.stage_channels))
+    wanted = [(channels[stage],) for stage in model.metadata["stages"]]
+    if (
+        not [one.mean.shape for one in projections]
+        == wanted
+        == [one.basis.shape[:-1] for one in projections]
+    ):
+        raise ValueError("the projections are not those of the stages of the encoder")
+    hidden = len(tensors["first.weight"])
+    inputs = features_of_voxel(model.metadata["smoothing_vox"], projections)
     head = QuickHead(inputs, hidden, model.outputs)
     head.load_state_dict(tensors)
     return head.eval(), projections

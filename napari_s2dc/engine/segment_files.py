@@ -16,6 +16,7 @@ from napari_s2dc.engine.labelled_scans import voxels_of_labels
 from napari_s2dc.engine.progress import Steps
 from napari_s2dc.engine.segment import Segmentation
 from napari_s2dc.engine.segmentation_model import SegmentationModel
+from napari_s2dc.errors import SCAN_ERRORS, S2DCError
 from napari_s2dc.volumes.io import check_values, read_volume
 from napari_s2dc.volumes.results import maker_of
 from napari_s2dc.volumes.segments import segment_fields
@@ -31,6 +32,11 @@ __all__ = [
 ]
 
 _UNCERTAINTY = "uncertainty map"
+_MAKER = "model "
+"""Begins the name of every maker."""
+_SPACING_FACTOR = 1.5
+"""Beyond it on any axis, voxels count as unlike those of the training. On voxels of 3 x 3 x 6 mm, a
+model that learned at 3 mm agreed with its own result at 3 mm by a Dice of 0.49."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,12 @@ class SegmentationFiles:
         """All files, the label map last: it is written last."""
         return (self.uncertainty, self.labels) if self.with_uncertainty else (self.labels,)
 
+    @property
+    def made_otherwise(self) -> Path | None:
+        """A file that is there and that no model has written: drawn, corrected, or unreadable."""
+        there = (path for path in self.paths if path.exists())
+        return next((path for path in there if not maker_of(path).startswith(_MAKER)), None)
+
     def are_there(self, scan: Path, maker: str) -> bool:
         """Whether an earlier run has written them all, since the scan was last changed.
 
@@ -77,7 +89,7 @@ class SegmentationFiles:
         newest = scan.stat().st_mtime if scan.is_file() else 0.0
         return all(
             maker_of(path) == maker and path.stat().st_mtime >= newest for path in self.paths
-        )
+        ) and all(map(_is_whole, self.paths))
 
     def write(
         self, found: Segmentation, scan: Volume, model: SegmentationModel, maker: str
@@ -102,9 +114,22 @@ class SegmentationFiles:
         )
 
 
+def _is_whole(path: Path) -> bool:
+    """Whether a map that says what it is has all its voxels; a copy may have been cut short.
+
+    It is read to its end, because a compressed file does not show its length otherwise. That takes
+    0.2 s for labels of 512 x 512 x 300 voxels and 0.6 s for uncertainties; segmenting, minutes.
+    """
+    try:
+        read_volume(path)
+    except SCAN_ERRORS:
+        return False
+    return True
+
+
 def maker_name(model: SegmentationModel, segment: SegmentSettings) -> str:
     """Name a model and how it is used, for the header of what it made."""
-    return f"model {model.fingerprint(segment)[:16]}"
+    return f"{_MAKER}{model.fingerprint(segment)[:16]}"
 
 
 def segment_file(
@@ -114,6 +139,8 @@ def segment_file(
     settings: SegmentSettings,
     maker: str,
     device: str,
+    *,
+    overwrite: bool = False,
 ) -> Steps[dict[str, Any]]:
     """Segment a scan in a file and write what was found, unless that is there already.
 
@@ -131,6 +158,8 @@ def segment_file(
         Both, as of :func:`maker_name`.
     device : str
         ``auto``, ``cpu``, ``cuda`` or ``mps``.
+    overwrite : bool
+        Whether files that no model has written are replaced.
 
     Yields
     ------
@@ -146,8 +175,14 @@ def segment_file(
     Raises
     ------
     S2DCError
-        The scan cannot be used, or a file cannot be written.
+        The scan cannot be used, a file cannot be written, or one is there that no model wrote.
     """
+    other = None if overwrite else files.made_otherwise
+    if other is not None:
+        raise S2DCError(
+            f"{other} was not made by s2dc segment, or was changed since: kept.",
+            "Write to another folder, or replace it by s2dc segment --overwrite.",
+        )
     if files.are_there(scan, maker):
         return {"kept": True}
     started = time.perf_counter()
@@ -179,4 +214,5 @@ def spacing_of_training(model: SegmentationModel) -> tuple[float, ...] | None:
 
 def unlike_training(volume: Volume, model: SegmentationModel) -> str:
     """Say in a sentence when a scan is far from those that a model was trained on; else ""."""
-    return difference(volume, model.preset, spacing_of_training(model), "the model")
+    spacing = spacing_of_training(model)
+    return difference(volume, model.preset, spacing, "the model", _SPACING_FACTOR)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from torch import Tensor
 from napari_s2dc import __version__
 from napari_s2dc.engine.encoders import weights_hash
 from napari_s2dc.engine.fewshot_settings import SegmentationClass, SegmentSettings
-from napari_s2dc.errors import S2DCError
+from napari_s2dc.errors import ConfigurationError, S2DCError
 from napari_s2dc.files import reading_tensors, write_tensors
 from napari_s2dc.method.encoder import DERIVED_SUFFIX, EncoderConfig, SwinEncoder
 from napari_s2dc.volumes.preprocess import PRESETS
@@ -125,17 +126,24 @@ class SegmentationModel:
         Raises
         ------
         ModelFileError
-            The file is missing, damaged, of a later format, or holds something else.
+            The file is missing, damaged, of a later format, or holds something else, such as a head
+            that does not fit its encoder or its classes.
         """
+        path = Path(path)
         with reading_tensors(
-            Path(path),
+            path,
             _KEY,
             _FORMAT,
             "segmentation model",
             "'s2dc finetune' or the Segment tab",
             ModelFileError,
         ) as (facts, tensors):
-            return _assemble(facts, tensors)
+            try:
+                model = _assemble(facts, tensors)
+            except ConfigurationError as error:
+                raise ModelFileError(f"{path}: {error.sentence}", error.hint) from error
+            _require_usable(model)
+            return model
 
 
 def _assemble(facts: dict[str, Any], tensors: dict[str, Tensor]) -> SegmentationModel:
@@ -160,10 +168,36 @@ def _assemble(facts: dict[str, Any], tensors: dict[str, Tensor]) -> Segmentation
         preset=str(facts["preset"]),
         spacing_mm=None if spacing is None else _three(spacing),
         segment=SegmentSettings(
-            **{one.name: facts["segment"][one.name] for one in fields(SegmentSettings)}
+            # One that came after the file was written has its default.
+            **{
+                one.name: facts["segment"][one.name]
+                for one in fields(SegmentSettings)
+                if one.name in facts["segment"]
+            }
         ),
         metadata=dict(facts["metadata"]),
     )
+
+
+def _require_usable(model: SegmentationModel) -> None:
+    """Refuse by ValueError, or as torch does, what could not segment a scan."""
+    labels = [one.label for one in model.classes]
+    if not labels or min(labels) < 1 or len(set(labels)) < len(labels):
+        raise ValueError("labels of classes are whole numbers of at least 1, each once")
+    if model.spacing_mm is not None and not all(0 < side < math.inf for side in model.spacing_mm):
+        raise ValueError("a spacing is more than 0 mm")
+    # Both import this module.
+    if model.kind == "quick":
+        from napari_s2dc.engine.quick_head import head_of
+
+        head_of(model)
+    else:
+        from napari_s2dc.engine.finetune_network import network_of
+
+        window = model.metadata["window_vox"]
+        if len(window) != 3 or any(side < 32 or side % 32 for side in window):
+            raise ValueError("sides of a window are multiples of 32")
+        network_of(model)
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -230,7 +230,7 @@ def check_values(volume: Volume) -> None:
     if not (np.isfinite(low) and np.isfinite(high)):
         count = int(array.size - np.isfinite(array).sum())
         raise VolumeError(
-            f"{what} holds {count} voxels that are NaN or infinite.",
+            f"{what} holds NaN or infinite values in {count} of {array.size} voxels.",
             "Replace them in the file, for example by the background value.",
         )
     if low == high:

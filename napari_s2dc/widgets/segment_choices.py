@@ -11,6 +11,7 @@ from napari_s2dc.engine.fewshot_settings import (
     FewshotSettings,
     FinetuneSettings,
     SegmentSettings,
+    note_on_background,
 )
 from napari_s2dc.widgets.encoder_actions import EncoderActions
 from napari_s2dc.widgets.header import Header
@@ -139,13 +140,7 @@ class SegmentChoices(QObject):
             words = f"Train {trained} on {labels.name}"
             more = "" if self.unlabelled is None else f" and the scans in {self.unlabelled.name}"
             does = f"{words}{more}, and segment {image.name}"
-            strokes = self._tab.zero.currentData() == UNLABELLED
-            if strokes and self._tab.background.currentData() is None:
-                note = "No class means background, so " + (
-                    "what looks like unlabelled voxels may become background."
-                    if self.is_quick
-                    else "every voxel will become one of the classes."
-                )
+            note = note_on_background(self.settings())
         self._tab.show_ready(words, does, problem, note)
         self.changed.emit()
 

@@ -82,6 +82,7 @@ def test_a_folder_becomes_a_folder_and_bad_files_are_skipped(
     (skipped,) = facts["skipped"]
     assert skipped["scan"] == str(folder / "broken.nii.gz")
     assert f"s2dc: skipped {folder / 'broken.nii.gz'}: " in captured.err
+    assert captured.err.count("broken.nii.gz") == 1
 
 
 def test_without_out_features_lie_beside_the_scan(folder: Path, checkpoint: Path) -> None:

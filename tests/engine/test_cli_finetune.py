@@ -69,11 +69,32 @@ def test_text_says_what_is_learned_and_how_it_went(
     labelled_folder: Path, checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "model.safetensors"
-    assert run(labelled_folder, out, checkpoint, *QUICK, "--shots", "2", "--held-out", "1") == 0
-    printed = capsys.readouterr().out
+    assert run(labelled_folder, out, checkpoint, *QUICK, "--shots", "1", "--held-out", "1") == 0
+    printed, told = capsys.readouterr()
     assert "first organ" in printed
-    assert f"{out} (quick): 2 classes from 2 scans, 12 steps, loss " in printed
-    assert "Mean of 1 scans set aside: Dice " in printed
+    assert f"{out} (quick): 2 classes from 1 scan, 12 steps, loss " in printed
+    assert "Mean of 1 scan set aside: Dice " in printed
+    assert "background" not in told
+    assert "single voxel" not in told
+
+
+def test_labels_that_teach_little_are_told(
+    labelled_folder: Path, checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scan, truth = (labelled_folder / kind / "torso1.nii.gz" for kind in ("imagesTr", "labelsTr"))
+    image = nibabel.load(truth)
+    labels = np.asarray(image.dataobj).astype(np.uint8)
+    labels.flat[0] = 9
+    nibabel.save(nibabel.Nifti1Image(labels, image.affine), tmp_path / "labels.nii.gz")
+    files = ["--images", str(scan), "--labels", str(tmp_path / "labels.nii.gz")]
+    options = ["--out", str(tmp_path / "m.safetensors"), "--encoder", checkpoint, *QUICK, "--json"]
+    assert main(["finetune", *files, *options, "--zero", "unlabelled"]) == 0
+    told = capsys.readouterr().err
+    assert "s2dc: Label 9 (class 9) has a single voxel, too little to learn it from.\n" in told
+    assert "s2dc: No class means background, so what looks like unlabelled" in told
+    assert told.count("s2dc: ") == 2
+    assert main(["finetune", *files, *options, "--zero", "unlabelled", "--background", "1"]) == 0
+    assert "No class means background" not in capsys.readouterr().err
 
 
 def test_shots_are_nested_and_what_is_set_aside_stays(

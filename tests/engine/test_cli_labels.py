@@ -64,6 +64,9 @@ def test_what_has_no_pair_is_one_sentence(tmp_path: Path) -> None:
     write(tmp_path / "images" / "b.nii")
     with pytest.raises(S2DCError, match="holds 2 scans"):
         labelled_files(images, str(truth))
+    for pair in ((str(tmp_path / "none"), str(truth)), (images, str(tmp_path / "none"))):
+        with pytest.raises(S2DCError, match="none does not exist"):
+            labelled_files(*pair)
 
 
 def test_a_label_map_is_told_from_another_file_of_its_name(tmp_path: Path) -> None:

@@ -12,15 +12,18 @@ import nibabel
 import numpy as np
 import pytest
 
+from napari_s2dc._reader import read_path
+from napari_s2dc._writer import write_layer
 from napari_s2dc.engine import segment
 from napari_s2dc.engine.cli import main
 from napari_s2dc.engine.progress import finish
 from napari_s2dc.engine.segment import segment_volume
-from napari_s2dc.engine.segment_files import SegmentationFiles, maker_name
+from napari_s2dc.engine.segment_files import SegmentationFiles, maker_name, unlike_training
 from napari_s2dc.engine.segmentation_model import SegmentationModel
 from napari_s2dc.volumes.io import read_volume
 from napari_s2dc.volumes.results import maker_of, result_in
 from napari_s2dc.volumes.segments import segments_in
+from napari_s2dc.volumes.volume import Volume
 
 
 @pytest.fixture(scope="module")
@@ -122,8 +125,9 @@ def test_a_half_done_folder_is_resumed(
     assert facts == {"one.nii.gz": False, "two.nii.gz": True}
     assert (out / "sub" / "two.labels.nii.gz").stat().st_mtime_ns == before.st_mtime_ns
 
-    # What the model would not have made like this is made again: a file of another program,
-    (out / "one.labels.nii.gz").write_bytes(b"half a file")
+    # What the model would not have made like this is made again: a file that was cut short,
+    content = (out / "one.labels.nii.gz").read_bytes()
+    (out / "one.labels.nii.gz").write_bytes(content[:500])
     assert run(scans, model, out, "--json") == 0
     assert kept(capsys) == {"one.nii.gz": False, "two.nii.gz": True}
     # of a scan that has changed since,
@@ -153,6 +157,50 @@ def test_results_of_another_model_are_replaced(
     assert run(scan, other, out, "--json") == 0
     assert kept(capsys) == {"one.nii.gz": False}
     assert maker_of(out) == maker_name(network, network.segment)
+
+
+def test_what_no_model_has_written_is_kept(
+    scans: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn = scans / "one.labels.nii.gz"
+    image = nibabel.load(scans / "one.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(np.ones(image.shape, np.uint8), image.affine), drawn)
+    before = drawn.read_bytes()
+    assert run(scans / "one.nii.gz", model, drawn) == 2  # the only scan
+    assert f"{drawn} was not made by s2dc segment" in capsys.readouterr().err
+    assert run(scans, model, scans) == 0
+    told = capsys.readouterr().err
+    assert f"skipped {scans / 'one.nii.gz'}: {drawn} was not made by s2dc segment" in told
+    assert "--overwrite" in told
+    assert drawn.read_bytes() == before
+    assert run(scans, model, scans, "--overwrite", "--json") == 0
+    assert kept(capsys) == {"one.nii.gz": False, "two.nii.gz": True}
+    assert result_in(drawn) == "label map"
+    # The map beside the labels is no less somebody's.
+    unsure = tmp_path / "out" / "one.uncertainty.nii.gz"
+    unsure.parent.mkdir()
+    unsure.write_bytes(b"notes of somebody")
+    assert run(scans, model, unsure.parent, "--uncertainty") == 0
+    assert f"{unsure} was not made by s2dc segment" in capsys.readouterr().err
+    assert [path.name for path in unsure.parent.iterdir() if path.is_file()] == [unsure.name]
+
+
+@pytest.mark.parametrize("name", ["one.labels.nii.gz", "one.seg.nrrd"])
+def test_a_result_that_was_corrected_in_napari_is_kept(
+    scans: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    out = tmp_path / name
+    assert run(scans / "one.nii.gz", model, out) == 0
+    [(labels, keywords, kind)] = read_path(str(out))
+    assert kind == "labels"
+    labels[0] = 7
+    write_layer(str(out), labels, {**keywords, "name": "corrected"})
+    assert maker_of(out) == result_in(out) == ""
+    corrected = out.read_bytes()
+    capsys.readouterr()
+    assert run(scans / "one.nii.gz", model, out) == 2
+    assert "or was changed since: kept" in capsys.readouterr().err
+    assert out.read_bytes() == corrected
 
 
 def test_ctrl_c_leaves_whole_files_and_the_next_run_goes_on(
@@ -207,6 +255,15 @@ def test_a_scan_of_another_kind_is_told(
     told = capsys.readouterr().err
     assert "is MR and the model was trained on CT" in told
     assert "voxels of 9 × 9 × 9 mm and the model was trained at 4 × 4 × 4 mm" in told
+
+
+@pytest.mark.parametrize(("sides", "told"), [((4, 4, 8), True), ((4, 4, 5), False)])
+def test_voxels_twice_as_long_are_told(
+    sides: tuple[float, float, float], told: bool, model: Path
+) -> None:
+    scan = Volume(np.zeros((4, 4, 4), np.float32), np.diag([*sides, 1.0]), modality="ct")
+    warning = unlike_training(scan, SegmentationModel.load(model))
+    assert ("voxels of 4 × 4 × 8 mm" in warning) == bool(warning) == told
 
 
 @pytest.mark.parametrize(

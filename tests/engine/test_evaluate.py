@@ -72,6 +72,16 @@ def test_what_cannot_be_compared_is_one_sentence() -> None:
         evaluate_labels(volume(cube((0, 0, 0)) * 0), volume(cube((0, 0, 0)) * 0))
 
 
+@pytest.mark.parametrize("place", [0, 1])
+def test_what_is_no_label_map_is_refused(place: int) -> None:
+    labels = cube((0, 0, 0)).astype(np.int16)
+    for wrong in (labels - 1024, labels.astype(np.float32)):
+        pair = [volume(labels), volume(labels)]
+        pair[place] = Volume(wrong, pair[place].affine, name="the scan")
+        with pytest.raises(S2DCError, match="the scan holds values that are no labels"):
+            evaluate_labels(*pair)
+
+
 @pytest.mark.parametrize(("axis", "side_mm"), [(0, 3.0), (1, 2.0), (2, 1.0)])
 def test_surfaces_within_the_tolerance_count_as_equal(axis: int, side_mm: float) -> None:
     shifted = [0, 0, 0]

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from napari_s2dc.engine.fewshot_settings import FewshotSettings, settings_from, write_settings
+from napari_s2dc.engine.fewshot_settings import (
+    FewshotSettings,
+    note_on_background,
+    settings_from,
+    write_settings,
+)
 from napari_s2dc.errors import ConfigurationError
 
 
@@ -32,3 +38,19 @@ def test_what_is_left_out_has_its_default() -> None:
 def test_what_cannot_be_used_is_one_sentence(content: Any) -> None:
     with pytest.raises(ConfigurationError, match="The file"):
         settings_from(content, "The file")
+
+
+@pytest.mark.parametrize("overlap", [-1.5, 1.0, 1.5, float("nan")])
+def test_windows_that_leave_gaps_are_refused(overlap: float) -> None:
+    with pytest.raises(ConfigurationError, match="at least 0 and below 1") as error:
+        settings_from({"segment": {"overlap": overlap}}, "The file")
+    assert error.value.sentence.startswith(f"segment.overlap is {overlap:g},")
+    assert settings_from({"segment": {"overlap": 0.0}}, "The file").segment.overlap == 0.0
+
+
+def test_where_nothing_is_background_a_sentence_says_what_follows() -> None:
+    strokes = FewshotSettings()
+    assert "may become background" in note_on_background(strokes)
+    assert "one of the classes" in note_on_background(replace(strokes, mode="finetune"))
+    assert note_on_background(replace(strokes, zero="background")) == ""
+    assert note_on_background(replace(strokes, background=0)) == ""

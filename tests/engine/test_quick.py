@@ -282,7 +282,14 @@ def test_a_class_that_vanishes_at_the_spacing_is_named(
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"stages": ()}, {"hidden": 0}, {"smoothing_vox": (-1.0,)}, {"steps": 0}]
+    "wrong",
+    [
+        {"stages": ()},
+        {"hidden": 0},
+        {"smoothing_vox": (-1.0,)},
+        {"steps": 0},
+        {"smoothing_vox": ()},
+    ],
 )
 def test_settings_out_of_range_are_refused(
     labelled: LabelledScan, scan: QuickScan, tiny: SwinEncoder, wrong: dict[str, Any]

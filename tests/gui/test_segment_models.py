@@ -137,6 +137,13 @@ def test_a_folder_is_segmented_and_bad_files_are_reported(
     box.folder_wanted.emit(str(scans), str(results))
     settled(workbench, qtbot)
     assert "1 of them were there already" in workbench.message.text()
+    nibabel.save(nibabel.Nifti1Image(labels.get_fdata().astype(np.uint8), labels.affine), result)
+    corrected = result.read_bytes()
+    box.folder_wanted.emit(str(scans), str(results))
+    settled(workbench, qtbot)
+    assert "0 of 2 scans" in workbench.message.text()
+    assert "one.labels.nii.gz was not made by s2dc segment" in workbench.message.text()
+    assert result.read_bytes() == corrected
 
 
 def test_scans_unlike_those_of_the_training_are_told(
