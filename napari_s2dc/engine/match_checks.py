@@ -49,10 +49,10 @@ _FEW_CONFIDENT = 0.15
 # Measured in the same way: 0.84 to 1.00 of the confident pairs of scans that show one region, 0 to
 # 0.60 of the others, which have few.
 _LEAST_AGREEMENT = 0.45
-# Measured in the same way: 1.57 to 2.01 for mirrored scans of one subject, 1.17 to 1.56 for mirrored
-# phantoms of another, 0.5 to 0.86 for what is not mirrored. Mirrored brains and thoraces of another
-# subject have 0.75 to 1.16, too little to tell; so much alike are their sides that brains that lie
-# askew to each other have up to 1.34 though neither is mirrored.
+# Measured in the same way: 1.57 to 2.01 for mirrored scans of one subject, 1.17 to 1.56 for
+# mirrored phantoms of another, 0.5 to 0.86 for what is not mirrored. Mirrored brains and thoraces
+# of another subject have 0.75 to 1.16, too little to tell; so much alike are their sides that
+# brains that lie askew to each other have up to 1.34 though neither is mirrored.
 _MIRROR_GAIN = 1.15
 _KINDS = {"ct": "CT", "mr": "MR", "pet": "PET"}
 
