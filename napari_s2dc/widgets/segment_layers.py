@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from napari_s2dc.widgets.layers import geometry_of, plain, token_geometry
+from napari_s2dc.widgets.layers import COMPLETE, geometry_of, plain, token_geometry
 from napari_s2dc.widgets.placement import move
 from napari_s2dc.widgets.volumes_of_layers import LayerSnapshot, world_matrix
 
@@ -139,10 +139,10 @@ class SegmentLayers:
     session : Session
         State of the viewer.
     given_away : callable
-        Called once a segmentation has become the user's own, because it was painted in.
+        Called with a segmentation once it has become the user's own, because it was painted in.
     """
 
-    def __init__(self, session: Session, given_away: Callable[[], None]) -> None:
+    def __init__(self, session: Session, given_away: Callable[[Labels], None]) -> None:
         self._session = session
         self._given_away = given_away
         self._overlays = session.overlays
@@ -244,7 +244,7 @@ class SegmentLayers:
             return layer
         layer = self._overlays.add(
             source, SEGMENTATION, "add_labels", labels, "segmentation", geometry,
-            metadata=dict(source.metadata), opacity=0.5, visible=source.visible,
+            metadata={**source.metadata, COMPLETE: True}, opacity=0.5, visible=source.visible,
         )  # fmt: skip
         self._dress(layer, classes)
         self._put_below(layer, below)
@@ -271,10 +271,15 @@ class SegmentLayers:
         layer.events.paint.disconnect(self._on_corrected)
         self._overlays.give_away(layer)
         layer.name = f"{layer.name} (corrected)"
-        self._given_away()
+        self._given_away(layer)
 
     def carry(self, source: Layer, array: np.ndarray, like: Labels) -> Labels:
         """Add labels that were resampled to the grid of a scan as a layer of the user's own."""
         return self._overlays.keep_labels(
-            source, f"{like.name} on its grid", array, geometry_of(source), like
+            source,
+            f"{like.name} on its grid",
+            array,
+            geometry_of(source),
+            like,
+            complete=COMPLETE in like.metadata,
         )

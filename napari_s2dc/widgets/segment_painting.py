@@ -61,8 +61,8 @@ class PaintingActions(QObject):
 
     changed = Signal()
     """Another labels layer, or its classes, or what they mean."""
-    touched = Signal()
-    """Voxels of the chosen layer have changed, this moment where they were painted."""
+    undone = Signal(object)
+    """A layer has other voxels than before without a stroke, such as after undo."""
     painted = Signal()
     """Other voxels are labelled than before, and the mouse has come to rest."""
 
@@ -240,7 +240,6 @@ class PaintingActions(QObject):
         layer = self._followed
         self._strokes[layer] = self._strokes.get(layer, 0) + 1
         self._rest.start()
-        self.touched.emit()
 
     def _on_drawn(self, _: object = None) -> None:
         """Count after undo, which tells of itself in no other way; not where a slice comes up."""
@@ -269,7 +268,7 @@ class PaintingActions(QObject):
             self._counted[layer] = strokes, counts
             strokes_before, before = known or (0, counts)
             if before != counts and strokes == strokes_before:  # undone, or painted unwatched
-                self.touched.emit()
+                self.undone.emit(layer)
             if before != counts or strokes != strokes_before:
                 self._settle()
                 self.painted.emit()
