@@ -75,8 +75,13 @@ def counted(labels: Any, name: str) -> dict[int, int]:
 
 
 def carried(
-    labels: Any, labels_place: np.ndarray, image_place: np.ndarray, shape: tuple[int, ...]
-) -> np.ndarray:
+    labels: Any,
+    labels_place: np.ndarray,
+    image_place: np.ndarray,
+    shape: tuple[int, ...],
+    *,
+    complete: bool,
+) -> tuple[np.ndarray, list[int]]:
     """Bring labels onto the grid of an image, by their places in the world.
 
     Parameters
@@ -87,20 +92,27 @@ def carried(
         Voxels to the world.
     shape : tuple of int
         Voxels (z, y, x) of the image.
+    complete : bool
+        Whether 0 is background; else it is unlabelled, and no stroke on the image is lost.
 
     Returns
     -------
-    np.ndarray
+    found : np.ndarray
         Nearest label; 0 beyond those that are given.
+    lost : list of int
+        Labels of which no voxel is left.
     """
+    from napari_s2dc.engine.labelled_scans import keep_strokes, voxels_of_labels
     from napari_s2dc.volumes.preprocess import resample_to
     from napari_s2dc.volumes.volume import Volume
 
     grid = Volume(np.broadcast_to(np.uint8(0), shape), image_place)
-    found: np.ndarray = resample_to(
-        Volume(np.asarray(labels), labels_place), grid, labels=True
-    ).array
-    return found
+    given = Volume(np.asarray(labels), labels_place)
+    found = resample_to(given, grid, labels=True)
+    if not complete:
+        found = keep_strokes(given, found)
+    left = voxels_of_labels(found.array)
+    return found.array, [label for label in voxels_of_labels(given.array) if label not in left]
 
 
 @dataclass
