@@ -161,7 +161,7 @@ class SegmentChoices(QObject):
             return "Press New, and paint a few strokes of every class"
         counts = self._painting.counts
         if counts is None:
-            return "The labels are being counted"
+            return self._painting.problem.rstrip(".") or "The labels are being counted"
         if not counts:
             return "Paint a few strokes of every class, the background too"
         if self._tab.zero.currentData() != UNLABELLED:

@@ -70,7 +70,10 @@ def counted(labels: Any, name: str) -> dict[int, int]:
 
     array = np.asarray(labels)
     if array.dtype.kind == "i" and array.size and array.min() < 0:
-        raise S2DCError(f"{name} holds negative values, which are no labels.")
+        raise S2DCError(
+            f"{name} holds negative values, which are no labels.",
+            "Set them to 0, or choose another layer.",
+        )
     return voxels_of_labels(array)
 
 
