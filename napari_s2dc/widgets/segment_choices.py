@@ -73,6 +73,14 @@ class SegmentChoices(QObject):
         return self._painting.labels
 
     @property
+    def encoder(self) -> str:
+        """The chosen encoder as ``s2dc finetune --encoder`` takes it: its name, or its file."""
+        from napari_s2dc.engine.encoders import encoder_named
+
+        name, path = self._header.encoder.currentText(), self._header.chosen_path
+        return name if path and encoder_named(name) == Path(path) else path
+
+    @property
     def device(self) -> str:
         """The chosen device."""
         return str(self._header.device.currentData())
