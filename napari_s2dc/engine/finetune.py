@@ -207,9 +207,9 @@ class FinetuneRun:
         )
         if not math.isfinite(loss) or not math.isfinite(float(norm)):
             self._optimizer.zero_grad()
-            kept = "; what was learned before is kept" if self._done else ""
+            rest = "; what was learned before is kept" if self._done else ""
             raise S2DCError(
-                f"The loss is no number any more at step {self._done + 1}{kept}.",
+                f"The loss is no number any more at step {self._done + 1}{rest}.",
                 "Train by s2dc finetune with a --finetune.learning_rate below "
                 f"{settings.learning_rate:g}.",
             )

@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SegmentLayers",
+    "colours_in",
     "colours_of",
     "finest",
     "grid_problem",
     "kept_colours",
     "name_class",
+    "names_in",
     "names_of",
     "plane_on_screen",
     "recolour_class",
@@ -78,7 +80,11 @@ def plane_on_screen(viewer: Any, image: Any, scan: LayerSnapshot) -> tuple[int, 
 # ------------------------------------------------------------------ classes of a Labels layer
 def names_of(layer: Labels) -> dict[int, str]:
     """Names of classes as the layer's features have them, where napari's status bar takes them."""
-    features = layer.features
+    return names_in(layer.features)
+
+
+def names_in(features: Any) -> dict[int, str]:
+    """Names of classes in the features table of a Labels layer."""
     if "name" not in features:
         return {}
     labels = features.get("index", features.index)
@@ -95,10 +101,14 @@ def name_class(layer: Labels, names: Mapping[int, str]) -> None:
 
 def colours_of(layer: Labels, labels: Iterable[int]) -> dict[int, Colour]:
     """Colours of classes by label: red, green and blue, 0 to 1."""
+    return colours_in(layer.colormap, labels)
+
+
+def colours_in(colormap: Any, labels: Iterable[int]) -> dict[int, Colour]:
+    """Colours of classes in the colormap of a Labels layer."""
     wanted = sorted(labels)
     if not wanted:
         return {}
-    colormap = layer.colormap
     if colormap.use_selection:  # the layer hides all but the selected class
         colormap = deepcopy(colormap)
         colormap.use_selection = False
