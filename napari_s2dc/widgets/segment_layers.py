@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 
@@ -156,6 +157,8 @@ class SegmentLayers:
         self._session = session
         self._given_away = given_away
         self._overlays = session.overlays
+        self._sources: WeakKeyDictionary[Any, ref[Any]] = WeakKeyDictionary()
+        self._corrected: WeakKeyDictionary[Any, ref[Any]] = WeakKeyDictionary()
 
     def new_labels(self, source: Layer) -> Labels:
         """Add an empty Labels layer to paint in, with a background and one class to begin with."""
@@ -168,6 +171,12 @@ class SegmentLayers:
         """Give the segmentation that a scan has, if the user has not removed it."""
         layer: Labels | None = self._overlays.find(source, SEGMENTATION)
         return layer
+
+    def latest_for(self, source: Layer) -> Labels | None:
+        """Give the segmentation that a scan has, or the last one that the user has corrected."""
+        corrected = self._corrected.get(plain(source))
+        layer: Labels | None = self.found_for(source) or (corrected() if corrected else None)
+        return layer if layer is not None and self._session.has(layer) else None
 
     def show(
         self,
@@ -258,6 +267,7 @@ class SegmentLayers:
         )  # fmt: skip
         self._dress(layer, classes)
         self._put_below(layer, below)
+        self._sources[plain(layer)] = ref(plain(source))
         layer.events.paint.connect(self._on_corrected)
         return layer
 
@@ -281,6 +291,9 @@ class SegmentLayers:
         layer.events.paint.disconnect(self._on_corrected)
         self._overlays.give_away(layer)
         layer.name = f"{layer.name} (corrected)"
+        source = self._sources[layer]()
+        if source is not None:
+            self._corrected[source] = ref(layer)
         self._given_away(layer)
 
     def carry(self, source: Layer, array: np.ndarray, like: Labels) -> Labels:

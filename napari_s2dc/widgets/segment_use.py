@@ -217,9 +217,14 @@ def places(
 
 
 def compare(
-    found: np.ndarray, reference: Any, affine: np.ndarray, partners: Mapping[int, int]
+    found: Any,
+    reference: Any,
+    affine: np.ndarray,
+    name: str,
+    names: Mapping[int, str],
+    names_there: Mapping[int, str],
 ) -> Evaluation:
-    """Compare a segmentation with a reference on its grid, over the classes that it knows.
+    """Compare labels with a reference on their grid, over the classes that they know.
 
     Parameters
     ----------
@@ -227,16 +232,32 @@ def compare(
         Integers.
     affine : np.ndarray (4, 4)
         Voxels to mm.
-    partners : mapping
-        Classes of the segmentation to those of the reference.
+    name : str
+        Of the labels that are judged.
+    names, names_there : mapping
+        Of the classes of both, by label.
     """
     from napari_s2dc.engine.evaluate import evaluate_labels
     from napari_s2dc.volumes.volume import Volume
 
-    array = np.asarray(reference)
-    truth = np.zeros(array.shape, found.dtype)
-    for label, partner in partners.items():
+    judged, array = np.asarray(found), np.asarray(reference)
+    truth = np.zeros(array.shape, judged.dtype)
+    for label, partner in _partners({*names, *counted(judged, name)}, names, names_there).items():
         truth[array == partner] = label
     return evaluate_labels(
-        Volume(found, affine, name="the segmentation"), Volume(truth, affine, name="the reference")
+        Volume(judged, affine, name=name), Volume(truth, affine, name="the reference")
     )
+
+
+def _partners(
+    labels: set[int], names: Mapping[int, str], names_there: Mapping[int, str]
+) -> dict[int, int]:
+    """Give the class of the reference for every class.
+
+    By name where the reference has all of them, so that liver is compared with liver whatever
+    their numbers are; else by number.
+    """
+    there = {name.casefold(): label for label, name in names_there.items()}
+    by_name = {label: there.get(names.get(label, "").casefold()) for label in labels - {0}}
+    found = {label: other for label, other in by_name.items() if other is not None}
+    return found if len(found) == len(by_name) else {label: label for label in by_name}

@@ -80,7 +80,7 @@ class Segmenting(QObject):
             session, tab, self.choices, self.training, self.painting, jobs, tell, self
         )
         self.evaluation = EvaluationActions(
-            tab, self.choices, self.training, self.layers, jobs, tell, self
+            session, tab, self.choices, self.training, self.layers, jobs, tell, self
         )
         self.autosave = AutosaveActions(session, tab, self.painting, jobs, tell, self)
 
