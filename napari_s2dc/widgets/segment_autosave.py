@@ -227,7 +227,9 @@ class AutosaveActions(QObject):
         )
         name_class(layer, facts.names)
         self.follow(layer)
-        self._tab.mode.setCurrentIndex(max(0, self._tab.mode.findData(facts.mode)))
+        mode = self._tab.mode.findData(facts.mode)
+        if mode >= 0:
+            self._tab.mode.setCurrentIndex(mode)
         self._painting.take(layer, Meaning(facts.zero, facts.background))
         # Until the next stroke the file is all there is, so this process takes it over.
         mine = autosave_folder() / own_name(next(_numbers))

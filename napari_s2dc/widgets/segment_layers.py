@@ -174,9 +174,11 @@ class SegmentLayers:
 
     def latest_for(self, source: Layer) -> Labels | None:
         """Give the segmentation that a scan has, or the last one that the user has corrected."""
-        corrected = self._corrected.get(plain(source))
-        layer: Labels | None = self.found_for(source) or (corrected() if corrected else None)
-        return layer if layer is not None and self._session.has(layer) else None
+        found, known = self.found_for(source), self._corrected.get(plain(source))
+        if found is not None or known is None:
+            return found
+        corrected: Labels | None = known()
+        return corrected if corrected is not None and self._session.has(corrected) else None
 
     def show(
         self,
