@@ -13,6 +13,7 @@ from napari_s2dc.volumes.foreground import sample_of
 from napari_s2dc.volumes.formats import format_of
 from napari_s2dc.volumes.io import is_label_path, read_volume
 from napari_s2dc.volumes.preprocess import PRESETS
+from napari_s2dc.volumes.segments import segments_in
 from napari_s2dc.volumes.volume import Volume
 
 __all__ = ["LayerData", "get_reader", "layer_data", "read_path"]
@@ -87,7 +88,7 @@ def layer_data(
     labels : bool
         Make a labels layer.
     names : dict, optional
-        Name of each label, shown in napari's status bar.
+        Name of each label, shown in napari's status bar; as a NRRD header has them when left out.
 
     Returns
     -------
@@ -112,7 +113,9 @@ def layer_data(
         },
     }
     if labels:
-        if names is not None:
+        if names is None:
+            names = {label: name for label, (name, _) in segments_in(volume).items()}
+        if names:
             keywords["features"] = {
                 "index": [0, *names],
                 "name": ["background", *names.values()],

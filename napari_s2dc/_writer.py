@@ -42,7 +42,7 @@ def write_layer(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
         The file written. A layer that was read from a file, or made on the grid of one, is
         written on that file's grid: same shape, affine and header geometry. Another layer gets
         its own scale, rotation and translation as affine, in mm. A copy shown side by side is
-        written like the layer that it shows.
+        written like the layer that it shows. NRRD takes names and colours of classes along.
 
     Raises
     ------
@@ -57,7 +57,23 @@ def write_layer(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
         volume = Volume.from_file_array(
             np.transpose(volume.array), volume.affine_ras[:, [2, 1, 0, 3]], name=volume.name
         )
-    return [str(write_volume(path, volume.array, volume))]
+    segments = _segments_of(volume.array, attributes) if path.lower().endswith(".nrrd") else None
+    return [str(write_volume(path, volume.array, volume, segments=segments))]
+
+
+def _segments_of(labels: np.ndarray, attributes: dict[str, Any]) -> dict[str, str] | None:
+    """Header fields with the classes of a Labels layer, None where they have no names."""
+    from napari_s2dc.engine.labelled_scans import voxels_of_labels
+    from napari_s2dc.volumes.segments import segment_fields
+    from napari_s2dc.widgets.segment_layers import colours_in, names_in
+
+    names = names_in(attributes.get("features", ()))
+    if not set(names) - {0}:
+        return None
+    colours = colours_in(attributes["colormap"], {*names, *voxels_of_labels(labels)} - {0})
+    return segment_fields(
+        (label, names.get(label) or f"class {label}", colour) for label, colour in colours.items()
+    )
 
 
 def volume_of(data: Any, attributes: dict[str, Any]) -> Volume:

@@ -10,6 +10,7 @@ from napari_s2dc._reader import read_path
 from napari_s2dc._writer import volume_of, write_layer
 from napari_s2dc.errors import VolumeError
 from napari_s2dc.volumes.io import read_volume
+from napari_s2dc.volumes.segments import segments_in
 from tests.volumes.files import AFFINES, content, write_nifti
 
 
@@ -36,6 +37,40 @@ def test_labels_drawn_on_a_scan_come_back_on_its_grid(
     assert scan.original is not None
     assert again.original.shape == scan.original.shape
     np.testing.assert_allclose(again.original.affine, scan.original.affine, atol=1e-4)
+
+
+@pytest.mark.parametrize("ending", [".nrrd", ".nii.gz"])
+def test_names_and_colours_of_classes_go_along_where_the_format_has_them(
+    tmp_path: Path, ending: str
+) -> None:
+    from napari.layers import Labels
+
+    array = np.zeros((3, 4, 5), np.uint16)
+    array[0, 0, :2] = 2, 300
+    layer = Labels(
+        array,
+        features={"index": [0, 2, 7], "name": ["background", "liver", "not painted"]},
+        colormap={2: "red", 7: "lime", 300: "blue", None: "gray"},
+        metadata={"s2dc": {"path": None}},
+    )
+    data, state, _ = layer.as_layer_data_tuple()
+    [written] = write_layer(str(tmp_path / f"out{ending}"), data, state)
+    found = {
+        2: ("liver", (1.0, 0.0, 0.0)),
+        7: ("not painted", (0.0, 1.0, 0.0)),
+        300: ("class 300", (0.0, 0.0, 1.0)),
+    }
+    assert segments_in(read_volume(written, labels=True)) == (found if ending == ".nrrd" else {})
+    if ending == ".nrrd":  # another time, with fewer classes
+        named = Path(written).rename(tmp_path / "out_seg.nrrd")
+        [(data, keywords, kind)] = read_path(str(named))
+        assert kind == "labels"
+        assert keywords["features"]["name"] == ["background", "liver", "not painted", "class 300"]
+        layer = Labels(data, **{**keywords, "features": {"index": [2], "name": ["spleen"]}})
+        data, state, _ = layer.as_layer_data_tuple()
+        [written] = write_layer(str(tmp_path / "again.nrrd"), data, state)
+        names = {label: name for label, (name, _) in segments_in(read_volume(written)).items()}
+        assert names == {2: "spleen", 300: "class 300"}
 
 
 def test_a_layer_without_a_file_gets_its_own_geometry(tmp_path: Path) -> None:

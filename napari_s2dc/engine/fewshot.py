@@ -7,8 +7,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from napari_s2dc import __version__
 from napari_s2dc.engine.carried_labels import CarriedLabels
 from napari_s2dc.engine.encoders import name_of, weights_hash
@@ -17,6 +15,7 @@ from napari_s2dc.engine.labelled_scans import (
     LabelledScan,
     classes_in,
     facts_of,
+    keep_strokes,
     voxels_of_labels,
 )
 from napari_s2dc.engine.progress import Steps, StopTraining
@@ -184,13 +183,7 @@ def on_training_grid(scan: LabelledScan, settings: FewshotSettings) -> LabelledS
     image = resample(scan.image, settings.spacing_mm)
     labels = resample(scan.labels, settings.spacing_mm, labels=True)
     if settings.zero == "unlabelled" and labels is not scan.labels:
-        # The nearest voxel of a larger one may lie beside a thin stroke.
-        array = labels.array.copy()
-        painted = np.argwhere(scan.labels.array)
-        places = np.rint(labels.to_vox(scan.labels.to_mm(painted))).astype(int)
-        places = places.clip(0, np.asarray(array.shape) - 1)
-        array[tuple(places.T)] = scan.labels.array[tuple(painted.T)]
-        labels = labels.with_array(array)
+        labels = keep_strokes(scan.labels, labels)
     return LabelledScan(image, labels)
 
 

@@ -163,8 +163,18 @@ def note_on_background(settings: FewshotSettings) -> str:
     )
 
 
-def write_settings(settings: FewshotSettings, path: Path) -> None:
+def write_settings(settings: FewshotSettings, path: Path, *, encoder: str = "") -> None:
     """Write settings as YAML that ``s2dc finetune --config`` reads.
+
+    Parameters
+    ----------
+    settings : FewshotSettings
+        What decides what is learned.
+    path : Path
+        File to write.
+    encoder : str
+        Checkpoint, run folder or name of the encoder that is begun with, unless another one is
+        named beside the file; "" for none.
 
     Raises
     ------
@@ -173,7 +183,8 @@ def write_settings(settings: FewshotSettings, path: Path) -> None:
     """
     import yaml
 
-    text = yaml.safe_dump(_plain(asdict(settings)), sort_keys=False)
+    begun_with = {"encoder": encoder} if encoder else {}
+    text = yaml.safe_dump({**begun_with, **_plain(asdict(settings))}, sort_keys=False)
     with replace_atomically(path) as temporary:
         temporary.write_text(text)
 

@@ -145,7 +145,8 @@ class FinetuneRun:
                 shape = " x ".join(map(str, self._source.shape))
                 raise S2DCError(
                     f"There is not enough memory to train on crops of {shape} voxels.",
-                    "Lower finetune.crop_vox or finetune.memory_gb, or close other programs.",
+                    "Close other programs, or train by s2dc finetune with a lower "
+                    "--finetune.crop_vox or --finetune.memory_gb.",
                 ) from error
             self._done += 1
             dice = self._judge() if self._is_judged() else None
@@ -206,10 +207,11 @@ class FinetuneRun:
         )
         if not math.isfinite(loss) or not math.isfinite(float(norm)):
             self._optimizer.zero_grad()
+            rest = "; what was learned before is kept" if self._done else ""
             raise S2DCError(
-                f"The loss is no number any more at step {self._done + 1}; what was learned before "
-                "is kept.",
-                f"Lower finetune.learning_rate, which is {settings.learning_rate:g}.",
+                f"The loss is no number any more at step {self._done + 1}{rest}.",
+                "Train by s2dc finetune with a --finetune.learning_rate below "
+                f"{settings.learning_rate:g}.",
             )
         self._optimizer.step()
         self._optimizer.zero_grad()

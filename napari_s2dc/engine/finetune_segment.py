@@ -113,7 +113,8 @@ def segment_with_network(
             raise
         raise S2DCError(
             "There is not enough memory to segment the scan.",
-            "Use a model trained with a smaller finetune.crop_vox, or close other programs.",
+            "Close other programs, or use a model trained by s2dc finetune with a lower "
+            "--finetune.crop_vox.",
         ) from error
     return planes.found, planes.uncertainty
 

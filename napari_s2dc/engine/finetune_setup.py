@@ -100,7 +100,7 @@ def crops_together(
     if crop_gb > budget_gb and settings.memory_gb:
         raise S2DCError(
             f"A crop of {' x '.join(map(str, shape))} voxels takes about {crop_gb:.1f} GB, but "
-            f"finetune.memory_gb is {budget_gb:g}.",
-            "Lower finetune.crop_vox, or allow more memory.",
+            f"--finetune.memory_gb is {budget_gb:g}.",
+            "Lower --finetune.crop_vox, or allow more memory.",
         )
     return max(1, int(budget_gb / crop_gb))

@@ -20,6 +20,7 @@ __all__ = [
     "LabelledScan",
     "classes_in",
     "facts_of",
+    "keep_strokes",
     "targets_of",
     "voxels_of_labels",
 ]
@@ -90,6 +91,33 @@ def voxels_of_labels(labels: np.ndarray) -> dict[int, int]:
             counts[label] = counts.get(label, 0) + number
     counts.pop(0, None)
     return dict(sorted(counts.items()))
+
+
+def keep_strokes(labels: Volume, resampled: Volume) -> Volume:
+    """Paint again what resampling has dropped of strokes.
+
+    The nearest voxel of a larger one may lie beside a thin stroke.
+
+    Parameters
+    ----------
+    labels : Volume
+        Integers; 0 is unlabelled.
+    resampled : Volume
+        The same on another grid.
+
+    Returns
+    -------
+    Volume
+        Every labelled voxel has labelled the one that it lies in; those outside of the grid, by
+        more than its rounding, are left out.
+    """
+    array = resampled.array.copy()
+    painted = np.argwhere(labels.array)
+    places = np.rint(resampled.to_vox(labels.to_mm(painted))).astype(int)
+    last = np.asarray(array.shape) - 1
+    inside = ((places >= -1) & (places <= last + 1)).all(axis=1)
+    array[tuple(places[inside].clip(0, last).T)] = labels.array[tuple(painted[inside].T)]
+    return resampled.with_array(array)
 
 
 def classes_in(

@@ -9,11 +9,17 @@ from typing import Any
 
 from napari_s2dc.volumes.volume import Volume
 
-__all__ = ["segment_fields", "segment_fields_of", "segments_in"]
+__all__ = ["is_segment_field", "segment_fields", "segment_fields_of", "segments_in"]
 
 Colour = tuple[float, float, float]
 
+_OF_ONE = re.compile(r"Segment\d+_")
 _NUMBERED = re.compile(r"Segment(\d+)_LabelValue")
+
+
+def is_segment_field(name: str) -> bool:
+    """Whether a field of a NRRD header says something of one class."""
+    return _OF_ONE.match(name) is not None
 
 
 def segment_fields(classes: Iterable[tuple[int, str, Colour]]) -> dict[str, str]:

@@ -13,6 +13,7 @@ from napari_s2dc.files import replace_atomically
 from napari_s2dc.volumes.formats import format_of
 from napari_s2dc.volumes.nrrd_file import NRRD_SPACES
 from napari_s2dc.volumes.results import mark_nifti, mark_nrrd
+from napari_s2dc.volumes.segments import is_segment_field
 from napari_s2dc.volumes.volume import OriginalGeometry, Volume, index_map
 
 __all__ = ["write_volume"]
@@ -144,6 +145,8 @@ def _write_nrrd(
         # Those describe the old file's bytes.
         for name in ("type", "encoding", "endian", "sizes", "data file", "line skip", "byte skip"):
             fields.pop(name, None)
+        if segments:  # the file's own are those of other labels
+            fields = {name: value for name, value in fields.items() if not is_segment_field(name)}
     else:
         array = array.reshape(grid.spatial_shape)
         lps = np.diag([*NRRD_SPACES["left-posterior-superior"], 1.0]) @ grid.affine

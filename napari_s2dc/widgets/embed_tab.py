@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from qtpy.QtCore import Qt, Signal
 from qtpy.QtWidgets import (
     QComboBox,
-    QFileDialog,
     QFormLayout,
     QHBoxLayout,
     QLabel,
@@ -22,6 +21,7 @@ from napari_s2dc.widgets.header import enable, narrow
 from napari_s2dc.widgets.layer_combo import LayerCombo
 from napari_s2dc.widgets.plots import Scatter
 from napari_s2dc.widgets.reasons import allow
+from napari_s2dc.widgets.save_dialog import ask_where_to_save
 from napari_s2dc.widgets.shortcuts import EMBED, key_hint
 
 if TYPE_CHECKING:
@@ -229,7 +229,7 @@ class EmbedTab(QWidget):
         self.colouring_changed.emit(what)
 
     def _ask_for_file(self) -> None:
-        path, _ = QFileDialog.getSaveFileName(
+        path = ask_where_to_save(
             self, "Save embedding", "embedding.safetensors", "Embedding (*.safetensors)"
         )
         if path:

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from napari.layers import Image, Labels, Layer, Points
     from napari.viewer import Viewer
 
-__all__ = ["Overlays", "geometry_of", "plain", "token_geometry"]
+__all__ = ["COMPLETE", "Overlays", "geometry_of", "plain", "token_geometry"]
+
+COMPLETE = "s2dc_complete"
+"""Key in the metadata of labels that were found for a whole scan: 0 is background there."""
 
 _MARK = "s2dc_overlay"
 """Key in the metadata of result layers."""
@@ -197,7 +200,14 @@ class Overlays:
         self._viewer.scene.camera.center = (*[0.0] * (3 - len(shown)), *shown)
 
     def keep_labels(
-        self, source: Layer, title: str, labels: np.ndarray, geometry: dict[str, Any], like: Labels
+        self,
+        source: Layer,
+        title: str,
+        labels: np.ndarray,
+        geometry: dict[str, Any],
+        like: Labels,
+        *,
+        complete: bool,
     ) -> Labels:
         """Add a Labels layer of the user's own over a source, with another one's classes.
 
@@ -213,12 +223,15 @@ class Overlays:
             Where they lie.
         like : napari Labels layer
             Names and colours of the classes.
+        complete : bool
+            Whether what has no class is background.
         """
+        mark = {COMPLETE: True} if complete else {}
         with self._selection_kept():
             return self._viewer.add_labels(
                 labels,
                 name=f"{source.name} – {title}",
-                metadata=dict(source.metadata),
+                metadata={**source.metadata, **mark},
                 features=like.features,
                 colormap=deepcopy(like.colormap),  # napari would share it: a click recolours both
                 **geometry,

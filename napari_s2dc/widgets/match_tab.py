@@ -9,7 +9,6 @@ from qtpy.QtWidgets import (
     QCheckBox,
     QComboBox,
     QDoubleSpinBox,
-    QFileDialog,
     QFormLayout,
     QGroupBox,
     QHBoxLayout,
@@ -25,6 +24,7 @@ from napari_s2dc.widgets.header import narrow
 from napari_s2dc.widgets.layer_combo import LayerCombo
 from napari_s2dc.widgets.pairs_box import PairsBox
 from napari_s2dc.widgets.reasons import allow
+from napari_s2dc.widgets.save_dialog import ask_where_to_save
 from napari_s2dc.widgets.shortcuts import MATCH, key_hint
 
 if TYPE_CHECKING:
@@ -268,7 +268,7 @@ class MatchTab(QWidget):
 
     def _ask(self, key: str) -> None:
         _, name, kinds = EXPORTS[key]
-        path, _ = QFileDialog.getSaveFileName(self, "Export", name, kinds)
+        path = ask_where_to_save(self, "Export", name, kinds)
         if path:
             self.export_wanted.emit(key, path)
 

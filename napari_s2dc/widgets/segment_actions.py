@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary, ref
 from qtpy.QtCore import QObject, QTimer, Signal
 
 from napari_s2dc.engine.progress import TrainingProgress
+from napari_s2dc.widgets.between_strokes import BetweenStrokes
 from napari_s2dc.widgets.layers import plain
 from napari_s2dc.widgets.segment_choices import SegmentChoices
 from napari_s2dc.widgets.segment_jobs import (
@@ -86,6 +87,7 @@ class SegmentActions(QObject):
         super().__init__(parent)
         self._session, self._tab, self._choices = session, tab, choices
         self._painting, self._layers, self._jobs, self._tell = painting, layers, jobs, tell
+        self._between_strokes = BetweenStrokes(self)
         self._model: SegmentationModel | None = None
         self._head: SegmentationModel | None = None  # of Quick; may have seen strokes only
         self._ready: WeakKeyDictionary[Any, Ready] = WeakKeyDictionary()
@@ -168,6 +170,12 @@ class SegmentActions(QObject):
         ready = self._ready.get(plain(image))
         plane = plane_on_screen(self._session.viewer, image, task.scan)
 
+        def show(learned: Learned) -> None:
+            if plane is not None and learned.plane is not None and self._session.has(image):
+                self._layers.show_plane(
+                    image, task.scan, plane, learned.plane, learned.model.classes, labels
+                )
+
         def done(learned: Learned) -> None:
             self._learning = False
             self._ready[plain(image)] = learned.ready
@@ -176,10 +184,7 @@ class SegmentActions(QObject):
             if quiet:  # too short for a curve
                 steps = model.metadata["steps"]
                 self._tab.plot.add(steps, steps, model.metadata["loss"], None)
-            if plane is not None and learned.plane is not None and self._session.has(image):
-                self._layers.show_plane(
-                    image, task.scan, plane, learned.plane, model.classes, labels
-                )
+            self._between_strokes.do(lambda: self._layers.found_for(image), lambda: show(learned))
             self._head = model
             if self._waiting == (image, labels) and self._catch_up():
                 return  # the volume is segmented when that is done
@@ -277,8 +282,7 @@ class SegmentActions(QObject):
             return
         chosen, device = self._as_chosen(model), self._choices.device
 
-        def done(result: tuple[Segmentation, int, str]) -> None:
-            found, count, warning = result
+        def show(found: Segmentation, count: int, warning: str) -> None:
             if not self._session.has(image):
                 self._tell(f"{scan.name} was removed, so its segmentation is not shown.")
                 return
@@ -292,7 +296,9 @@ class SegmentActions(QObject):
             _segmenting(image),
             f"Segmenting {scan.name}",
             lambda: segment(scan, chosen, device, ready),
-            done,
+            lambda result: self._between_strokes.do(
+                lambda: self._layers.found_for(image), lambda: show(*result)
+            ),
         )
 
 

@@ -1,4 +1,4 @@
-"""Keep strokes and classes in a file while they are painted, and offer them after a crash."""
+"""Keep labels and classes in files while they are painted, and offer them after a crash."""
 
 from __future__ import annotations
 
@@ -98,23 +98,35 @@ class AutosaveActions(QObject):
         self._soon.setSingleShot(True)
         self._soon.setInterval(_PAUSE_MS)
         self._soon.timeout.connect(self.keep)
-        painting.touched.connect(self._on_touched)
+        painting.undone.connect(self.mark)
         painting.changed.connect(self._on_changed)
+        tab.mode_changed.connect(self._on_changed)
         tab.restore_wanted.connect(self._restore)
         tab.discard_wanted.connect(self._discard)
 
     # ----------------------------------------------------------------------------- keeping
-    def _on_touched(self) -> None:
-        if self._painting.labels is not None:
-            self._due.add(self._painting.labels)
-            self._start()
+    def follow(self, layer: Labels) -> None:
+        """Keep what is painted in a layer from now on, whether or not the tab has chosen it."""
+        for emitter in (layer.events.paint, layer.events.data):
+            emitter.connect(self._on_painted)  # connecting twice connects once
+
+    def mark(self, layer: Labels) -> None:
+        """Keep a layer as it is now."""
+        self._due.add(plain(layer))
+        self._start()
+
+    def _on_painted(self, event: Any) -> None:
+        with suppress(RuntimeError):  # the workbench was closed, and its timer went with it
+            self.mark(event.source)
 
     def _on_changed(self) -> None:
-        """Keep classes that changed of labels that were painted."""
+        """Follow the chosen labels, and keep their classes once they were painted."""
         layer = self._painting.labels
+        if layer is None:
+            return
+        self.follow(layer)
         if layer in self._kept and _without_time(self._facts(layer)) != self._kept[layer]:
-            self._due.add(layer)
-            self._start()
+            self.mark(layer)
 
     def _start(self) -> None:
         # Not begun anew: who paints without a rest is kept too. A large file may take longer.
@@ -154,6 +166,7 @@ class AutosaveActions(QObject):
             background=meaning.background,
             image=str(known.get("path") or ""),
             affine=None if affine is None else np.asarray(affine, float).tolist(),
+            mode=str(self._tab.mode.currentData()),
         )
 
     # --------------------------------------------------------------------------- restoring
@@ -213,6 +226,10 @@ class AutosaveActions(QObject):
             )
         )
         name_class(layer, facts.names)
+        self.follow(layer)
+        mode = self._tab.mode.findData(facts.mode)
+        if mode >= 0:
+            self._tab.mode.setCurrentIndex(mode)
         self._painting.take(layer, Meaning(facts.zero, facts.background))
         # Until the next stroke the file is all there is, so this process takes it over.
         mine = autosave_folder() / own_name(next(_numbers))

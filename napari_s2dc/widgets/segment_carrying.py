@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from qtpy.QtCore import QObject
 
-from napari_s2dc.widgets.segment_layers import SegmentLayers, finest
+from napari_s2dc.widgets.segment_layers import SegmentLayers, finest, names_of
+from napari_s2dc.widgets.segment_meaning import BACKGROUND
 from napari_s2dc.widgets.segment_painting import PaintingActions
 from napari_s2dc.widgets.segment_tab import SegmentTab
 from napari_s2dc.widgets.segment_use import carried
@@ -65,16 +66,22 @@ class CarryingActions(QObject):
             return
         array, places = finest(labels), (world_matrix(labels), world_matrix(image))
         shape = tuple(finest(image).shape)
+        meaning, names = self._painting.meaning_of(labels), names_of(labels)
+        complete = meaning.zero == BACKGROUND
 
-        def done(found: np.ndarray) -> None:
+        def done(result: tuple[np.ndarray, list[int]]) -> None:
             if self._session.has(image) and self._session.has(labels):
-                meaning = self._painting.meaning_of(labels)
+                found, lost = result
                 self._painting.take(self._layers.carry(image, found, labels), meaning)
-                self._tell("The labels are resampled. Look whether they lie well, then train.")
+                gone = ", ".join(names.get(label) or f"class {label}" for label in lost)
+                self._tell(
+                    "The labels are resampled. Look whether they lie well, then train."
+                    + (f" No voxel of {gone} is left on the grid of {image.name}." if gone else "")
+                )
 
         self._jobs.run(
             "segment carry",
             f"Resampling {labels.name}",
-            lambda: carried(array, *places, shape),
+            lambda: carried(array, *places, shape, complete=complete),
             done,
         )

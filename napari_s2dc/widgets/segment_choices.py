@@ -74,6 +74,14 @@ class SegmentChoices(QObject):
         return self._painting.labels
 
     @property
+    def encoder(self) -> str:
+        """The chosen encoder as ``s2dc finetune --encoder`` takes it: its name, or its file."""
+        from napari_s2dc.engine.encoders import encoder_named
+
+        name, path = self._header.encoder.currentText(), self._header.chosen_path
+        return name if path and encoder_named(name) == Path(path) else path
+
+    @property
     def device(self) -> str:
         """The chosen device."""
         return str(self._header.device.currentData())
@@ -156,7 +164,7 @@ class SegmentChoices(QObject):
             return "Press New, and paint a few strokes of every class"
         counts = self._painting.counts
         if counts is None:
-            return "The labels are being counted"
+            return self._painting.problem.rstrip(".") or "The labels are being counted"
         if not counts:
             return "Paint a few strokes of every class, the background too"
         if self._tab.zero.currentData() != UNLABELLED:

@@ -292,6 +292,11 @@ class Tuning:
     stop: Event = field(default_factory=Event)
     best: Event = field(default_factory=Event)
 
+    @property
+    def has_learned(self) -> bool:
+        """Whether there is a model: a step was learned, however the training ended."""
+        return self.run is not None and self.run.steps_done > 0
+
     def model(self) -> SegmentationModel:
         """Give the best model so far."""
         from napari_s2dc.engine.fewshot import with_provenance

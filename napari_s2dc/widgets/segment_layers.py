@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 
-from napari_s2dc.widgets.layers import geometry_of, plain, token_geometry
+from napari_s2dc.widgets.layers import COMPLETE, geometry_of, plain, token_geometry
 from napari_s2dc.widgets.placement import move
 from napari_s2dc.widgets.volumes_of_layers import LayerSnapshot, world_matrix
 
@@ -21,11 +22,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SegmentLayers",
+    "colours_in",
     "colours_of",
     "finest",
     "grid_problem",
     "kept_colours",
     "name_class",
+    "names_in",
     "names_of",
     "plane_on_screen",
     "recolour_class",
@@ -78,7 +81,11 @@ def plane_on_screen(viewer: Any, image: Any, scan: LayerSnapshot) -> tuple[int, 
 # ------------------------------------------------------------------ classes of a Labels layer
 def names_of(layer: Labels) -> dict[int, str]:
     """Names of classes as the layer's features have them, where napari's status bar takes them."""
-    features = layer.features
+    return names_in(layer.features)
+
+
+def names_in(features: Any) -> dict[int, str]:
+    """Names of classes in the features table of a Labels layer."""
     if "name" not in features:
         return {}
     labels = features.get("index", features.index)
@@ -95,10 +102,14 @@ def name_class(layer: Labels, names: Mapping[int, str]) -> None:
 
 def colours_of(layer: Labels, labels: Iterable[int]) -> dict[int, Colour]:
     """Colours of classes by label: red, green and blue, 0 to 1."""
+    return colours_in(layer.colormap, labels)
+
+
+def colours_in(colormap: Any, labels: Iterable[int]) -> dict[int, Colour]:
+    """Colours of classes in the colormap of a Labels layer."""
     wanted = sorted(labels)
     if not wanted:
         return {}
-    colormap = layer.colormap
     if colormap.use_selection:  # the layer hides all but the selected class
         colormap = deepcopy(colormap)
         colormap.use_selection = False
@@ -139,13 +150,15 @@ class SegmentLayers:
     session : Session
         State of the viewer.
     given_away : callable
-        Called once a segmentation has become the user's own, because it was painted in.
+        Called with a segmentation once it has become the user's own, because it was painted in.
     """
 
-    def __init__(self, session: Session, given_away: Callable[[], None]) -> None:
+    def __init__(self, session: Session, given_away: Callable[[Labels], None]) -> None:
         self._session = session
         self._given_away = given_away
         self._overlays = session.overlays
+        self._sources: WeakKeyDictionary[Any, ref[Any]] = WeakKeyDictionary()
+        self._corrected: WeakKeyDictionary[Any, ref[Any]] = WeakKeyDictionary()
 
     def new_labels(self, source: Layer) -> Labels:
         """Add an empty Labels layer to paint in, with a background and one class to begin with."""
@@ -158,6 +171,14 @@ class SegmentLayers:
         """Give the segmentation that a scan has, if the user has not removed it."""
         layer: Labels | None = self._overlays.find(source, SEGMENTATION)
         return layer
+
+    def latest_for(self, source: Layer) -> Labels | None:
+        """Give the segmentation that a scan has, or the last one that the user has corrected."""
+        found, known = self.found_for(source), self._corrected.get(plain(source))
+        if found is not None or known is None:
+            return found
+        corrected: Labels | None = known()
+        return corrected if corrected is not None and self._session.has(corrected) else None
 
     def show(
         self,
@@ -244,10 +265,11 @@ class SegmentLayers:
             return layer
         layer = self._overlays.add(
             source, SEGMENTATION, "add_labels", labels, "segmentation", geometry,
-            metadata=dict(source.metadata), opacity=0.5, visible=source.visible,
+            metadata={**source.metadata, COMPLETE: True}, opacity=0.5, visible=source.visible,
         )  # fmt: skip
         self._dress(layer, classes)
         self._put_below(layer, below)
+        self._sources[plain(layer)] = ref(plain(source))
         layer.events.paint.connect(self._on_corrected)
         return layer
 
@@ -271,10 +293,18 @@ class SegmentLayers:
         layer.events.paint.disconnect(self._on_corrected)
         self._overlays.give_away(layer)
         layer.name = f"{layer.name} (corrected)"
-        self._given_away()
+        source = self._sources[layer]()
+        if source is not None:
+            self._corrected[source] = ref(layer)
+        self._given_away(layer)
 
     def carry(self, source: Layer, array: np.ndarray, like: Labels) -> Labels:
         """Add labels that were resampled to the grid of a scan as a layer of the user's own."""
         return self._overlays.keep_labels(
-            source, f"{like.name} on its grid", array, geometry_of(source), like
+            source,
+            f"{like.name} on its grid",
+            array,
+            geometry_of(source),
+            like,
+            complete=COMPLETE in like.metadata,
         )

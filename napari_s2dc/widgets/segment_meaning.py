@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from napari_s2dc.volumes.io import is_label_path
+from napari_s2dc.widgets.layers import COMPLETE
 from napari_s2dc.widgets.segment_layers import names_of
 
 if TYPE_CHECKING:
@@ -35,9 +36,11 @@ class Meaning:
 
 
 def likely_meaning(layer: Labels) -> Meaning:
-    """Say what labels mean as the name of their file and of their classes suggest."""
+    """Say what labels mean as their origin and the names of their classes suggest."""
     named = {name.casefold(): label for label, name in names_of(layer).items() if label}
     path = layer.metadata.get("s2dc", {}).get("path")
-    if "background" not in named and path and is_label_path(Path(path)):
-        return Meaning(BACKGROUND)  # files hold complete masks more often than strokes
+    # Files hold complete masks more often than strokes.
+    complete = COMPLETE in layer.metadata or bool(path and is_label_path(Path(path)))
+    if "background" not in named and complete:
+        return Meaning(BACKGROUND)
     return Meaning(UNLABELLED, named.get("background"))

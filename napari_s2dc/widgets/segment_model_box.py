@@ -20,6 +20,7 @@ from qtpy.QtWidgets import (
 
 from napari_s2dc.widgets.layers import plain
 from napari_s2dc.widgets.reasons import allow
+from napari_s2dc.widgets.save_dialog import ask_where_to_save
 
 if TYPE_CHECKING:
     from napari.layers import Layer
@@ -101,7 +102,7 @@ class ModelBox(QGroupBox):
             self.folder_wanted.emit(scans, results)
 
     def _ask_save(self) -> None:
-        path, _ = QFileDialog.getSaveFileName(self, "Save model", "model.safetensors", _MODELS)
+        path = ask_where_to_save(self, "Save model", "model.safetensors", _MODELS)
         if path:
             self.save_wanted.emit(path)
 
@@ -111,6 +112,6 @@ class ModelBox(QGroupBox):
             self.load_wanted.emit(path)
 
     def _ask_export(self) -> None:
-        path, _ = QFileDialog.getSaveFileName(self, "Export config", "finetune.yaml", _SETTINGS)
+        path = ask_where_to_save(self, "Export config", "finetune.yaml", _SETTINGS)
         if path:
             self.export_wanted.emit(path)

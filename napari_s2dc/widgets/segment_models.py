@@ -104,12 +104,9 @@ class ModelActions(QObject):
         model = self._segmenting.model
         if model is None:
             return
-        target = Path(path)
-        if target.suffix != ".safetensors":
-            target = target.with_name(f"{target.name}.safetensors")
         self._jobs.write(
             "Saving the model",
-            lambda: model.save(target),
+            lambda: model.save(path),
             lambda written: self._tell(f"Saved {written}."),
         )
 
@@ -129,13 +126,14 @@ class ModelActions(QObject):
 
     def _export(self, path: str) -> None:
         settings, target = self._choices.settings(), Path(path)
+        encoder = self._choices.encoder
         folder = self._choices.unlabelled
         more = "" if folder is None else f" and --unlabelled {folder}"
 
         def write() -> Path:
             from napari_s2dc.engine.fewshot_settings import write_settings
 
-            write_settings(settings, target)
+            write_settings(settings, target, encoder=encoder)
             return target
 
         self._jobs.write(

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary, ref
 import numpy as np
 from qtpy.QtCore import QObject, QTimer, Signal
 
+from napari_s2dc.errors import SCAN_ERRORS, reason_of
 from napari_s2dc.widgets.layer_combo import most_alike
 from napari_s2dc.widgets.layers import plain
 from napari_s2dc.widgets.reasons import allow
@@ -61,8 +62,8 @@ class PaintingActions(QObject):
 
     changed = Signal()
     """Another labels layer, or its classes, or what they mean."""
-    touched = Signal()
-    """Voxels of the chosen layer have changed, this moment where they were painted."""
+    undone = Signal(object)
+    """A layer has other voxels than before without a stroke, such as after undo."""
     painted = Signal()
     """Other voxels are labelled than before, and the mouse has come to rest."""
 
@@ -84,6 +85,7 @@ class PaintingActions(QObject):
         self._followed: Any | None = None
         self._strokes: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
         self._counted: WeakKeyDictionary[Any, tuple[int, dict[int, int]]] = WeakKeyDictionary()
+        self._refused: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
         self._place: tuple[Any, ...] = ()
         self._rest = QTimer(self)
         self._rest.setSingleShot(True)
@@ -110,6 +112,11 @@ class PaintingActions(QObject):
         """Voxels of every class of the chosen layer, None until they are counted."""
         known = None if self.labels is None else self._counted.get(self.labels)
         return None if known is None else known[1]
+
+    @property
+    def problem(self) -> str:
+        """Why the voxels of the chosen layer could not be counted; else empty."""
+        return "" if self.labels is None else self._refused.get(self.labels, "")
 
     def meaning_of(self, layer: Labels) -> Meaning:
         """Say what the labels of a layer mean: as chosen, or as its file and names suggest."""
@@ -240,7 +247,6 @@ class PaintingActions(QObject):
         layer = self._followed
         self._strokes[layer] = self._strokes.get(layer, 0) + 1
         self._rest.start()
-        self.touched.emit()
 
     def _on_drawn(self, _: object = None) -> None:
         """Count after undo, which tells of itself in no other way; not where a slice comes up."""
@@ -262,21 +268,33 @@ class PaintingActions(QObject):
             return
         data, name, strokes = finest(layer), str(layer.name), self._strokes.get(layer, 0)
 
-        def done(counts: dict[int, int]) -> None:
+        def count() -> dict[int, int] | str:
+            try:
+                return counted(data, name)
+            except SCAN_ERRORS as error:
+                return reason_of(error)
+
+        def done(counts: dict[int, int] | str) -> None:
             if self.labels is not layer:
                 return
+            if isinstance(counts, str):
+                self._refused[layer] = counts
+                self._counted.pop(layer, None)
+                self._show_classes()
+                return
+            self._refused.pop(layer, None)
             known = self._counted.get(layer)
             self._counted[layer] = strokes, counts
             strokes_before, before = known or (0, counts)
             if before != counts and strokes == strokes_before:  # undone, or painted unwatched
-                self.touched.emit()
+                self.undone.emit(layer)
             if before != counts or strokes != strokes_before:
                 self._settle()
                 self.painted.emit()
             if known is None or before != counts:
                 self._show_classes()
 
-        self._jobs.run(_COUNTING, f"Counting {name}", lambda: counted(data, name), done, quiet=True)
+        self._jobs.run(_COUNTING, f"Counting {name}", count, done, quiet=True)
 
     def _show_classes(self, _: object = None) -> None:
         """Show classes and meaning of the chosen layer; asks for nothing."""

@@ -41,6 +41,8 @@ class KeptLabels:
         File of the scan that was painted on, or "".
     affine : list of list of float, optional
         Of that file, (4, 4): voxel (z, y, x) to mm.
+    mode : str
+        Method of training that was chosen.
     saved : str
         When, in ISO format.
     """
@@ -53,6 +55,7 @@ class KeptLabels:
     background: int | None
     image: str = ""
     affine: list[list[float]] | None = None
+    mode: str = ""
     saved: str = field(default_factory=lambda: datetime.now().isoformat(timespec="seconds"))
 
     def write(self, labels: Any, path: Path) -> Path:

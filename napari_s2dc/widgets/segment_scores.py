@@ -33,7 +33,7 @@ _HEADINGS = ("class", "Dice", "HD95 (mm)")
 
 
 class ScoresBox(QGroupBox):
-    """Choice of a reference and the scores. Emits what the user wants and holds no logic.
+    """Choice of what is compared, and the scores. Emits what the user wants and holds no logic.
 
     Parameters
     ----------
@@ -47,6 +47,7 @@ class ScoresBox(QGroupBox):
         self, is_reference: Callable[[Layer], bool], parent: QWidget | None = None
     ) -> None:
         super().__init__("Evaluation", parent)
+        self.compared = LayerCombo(lambda _: True, "Segment the volume first")
         self.reference = LayerCombo(is_reference, "Choose a labels layer")
         self.compare_button = ElidingButton("Compare")
         self.compare_button.clicked.connect(self.compare_wanted)
@@ -65,7 +66,8 @@ class ScoresBox(QGroupBox):
         )
         form = QFormLayout()
         form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
-        form.addRow("Reference", self.reference)
+        form.addRow("Compare", self.compared)
+        form.addRow("with reference", self.reference)
         row = QHBoxLayout()
         row.addWidget(self.compare_button, 1)
         row.addWidget(self.copy_button)

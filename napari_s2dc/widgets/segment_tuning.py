@@ -83,7 +83,7 @@ class TuningActions(QObject):
     def _use_best(self) -> None:
         """Segment with the best model so far."""
         tuning = self._tuning
-        if tuning is None or tuning.run is None:
+        if tuning is None or not tuning.has_learned:
             return
         if self._runs:
             tuning.best.set()  # only the thread that trains may look at it
@@ -108,6 +108,6 @@ class TuningActions(QObject):
             self._show()
 
     def _show(self) -> None:
-        begun = self._tuning is not None and self._tuning.run is not None
+        begun = self._tuning is not None and self._tuning.has_learned
         taken = self._jobs.is_running(_BEST)
         self._tab.show_training(self._jobs.is_running(TRAINING), begun, taken)

@@ -70,13 +70,21 @@ def counted(labels: Any, name: str) -> dict[int, int]:
 
     array = np.asarray(labels)
     if array.dtype.kind == "i" and array.size and array.min() < 0:
-        raise S2DCError(f"{name} holds negative values, which are no labels.")
+        raise S2DCError(
+            f"{name} holds negative values, which are no labels.",
+            "Set them to 0, or choose another layer.",
+        )
     return voxels_of_labels(array)
 
 
 def carried(
-    labels: Any, labels_place: np.ndarray, image_place: np.ndarray, shape: tuple[int, ...]
-) -> np.ndarray:
+    labels: Any,
+    labels_place: np.ndarray,
+    image_place: np.ndarray,
+    shape: tuple[int, ...],
+    *,
+    complete: bool,
+) -> tuple[np.ndarray, list[int]]:
     """Bring labels onto the grid of an image, by their places in the world.
 
     Parameters
@@ -87,20 +95,27 @@ def carried(
         Voxels to the world.
     shape : tuple of int
         Voxels (z, y, x) of the image.
+    complete : bool
+        Whether 0 is background; else it is unlabelled, and no stroke on the image is lost.
 
     Returns
     -------
-    np.ndarray
+    found : np.ndarray
         Nearest label; 0 beyond those that are given.
+    lost : list of int
+        Labels of which no voxel is left.
     """
+    from napari_s2dc.engine.labelled_scans import keep_strokes, voxels_of_labels
     from napari_s2dc.volumes.preprocess import resample_to
     from napari_s2dc.volumes.volume import Volume
 
     grid = Volume(np.broadcast_to(np.uint8(0), shape), image_place)
-    found: np.ndarray = resample_to(
-        Volume(np.asarray(labels), labels_place), grid, labels=True
-    ).array
-    return found
+    given = Volume(np.asarray(labels), labels_place)
+    found = resample_to(given, grid, labels=True)
+    if not complete:
+        found = keep_strokes(given, found)
+    left = voxels_of_labels(found.array)
+    return found.array, [label for label in voxels_of_labels(given.array) if label not in left]
 
 
 @dataclass
@@ -202,9 +217,14 @@ def places(
 
 
 def compare(
-    found: np.ndarray, reference: Any, affine: np.ndarray, partners: Mapping[int, int]
+    found: Any,
+    reference: Any,
+    affine: np.ndarray,
+    name: str,
+    names: Mapping[int, str],
+    names_there: Mapping[int, str],
 ) -> Evaluation:
-    """Compare a segmentation with a reference on its grid, over the classes that it knows.
+    """Compare labels with a reference on their grid, over the classes that they know.
 
     Parameters
     ----------
@@ -212,16 +232,32 @@ def compare(
         Integers.
     affine : np.ndarray (4, 4)
         Voxels to mm.
-    partners : mapping
-        Classes of the segmentation to those of the reference.
+    name : str
+        Of the labels that are judged.
+    names, names_there : mapping
+        Of the classes of both, by label.
     """
     from napari_s2dc.engine.evaluate import evaluate_labels
     from napari_s2dc.volumes.volume import Volume
 
-    array = np.asarray(reference)
-    truth = np.zeros(array.shape, found.dtype)
-    for label, partner in partners.items():
+    judged, array = np.asarray(found), np.asarray(reference)
+    truth = np.zeros(array.shape, judged.dtype)
+    for label, partner in _partners({*names, *counted(judged, name)}, names, names_there).items():
         truth[array == partner] = label
     return evaluate_labels(
-        Volume(found, affine, name="the segmentation"), Volume(truth, affine, name="the reference")
+        Volume(judged, affine, name=name), Volume(truth, affine, name="the reference")
     )
+
+
+def _partners(
+    labels: set[int], names: Mapping[int, str], names_there: Mapping[int, str]
+) -> dict[int, int]:
+    """Give the class of the reference for every class.
+
+    By name where the reference has all of them, so that liver is compared with liver whatever
+    their numbers are; else by number.
+    """
+    there = {name.casefold(): label for label, name in names_there.items()}
+    by_name = {label: there.get(names.get(label, "").casefold()) for label in labels - {0}}
+    found = {label: other for label, other in by_name.items() if other is not None}
+    return found if len(found) == len(by_name) else {label: label for label in by_name}

@@ -24,7 +24,7 @@ from napari_s2dc.widgets.session import Session
 from napari_s2dc.widgets.workers import Jobs
 
 if TYPE_CHECKING:
-    from napari.layers import Layer
+    from napari.layers import Labels, Layer
 
 __all__ = ["Segmenting"]
 
@@ -62,8 +62,8 @@ class Segmenting(QObject):
         parent: QObject,
     ) -> None:
         super().__init__(parent)
-        self._tab = tab
-        self.layers = SegmentLayers(session, offer)
+        self._tab, self._renew = tab, offer
+        self.layers = SegmentLayers(session, self._on_corrected)
         self.painting = PaintingActions(
             session, tab, self.layers, jobs, lambda: header.volume.layer, tell, self
         )
@@ -80,7 +80,7 @@ class Segmenting(QObject):
             session, tab, self.choices, self.training, self.painting, jobs, tell, self
         )
         self.evaluation = EvaluationActions(
-            tab, self.choices, self.training, self.layers, jobs, tell, self
+            session, tab, self.choices, self.training, self.layers, jobs, tell, self
         )
         self.autosave = AutosaveActions(session, tab, self.painting, jobs, tell, self)
 
@@ -90,6 +90,12 @@ class Segmenting(QObject):
         self._tab.scores.reference.offer(layers)
         self._tab.models.offer_targets(scans)
         self.choices.update()
+
+    def _on_corrected(self, layer: Labels) -> None:
+        """Keep a segmentation that was painted in as any labels, and offer it as those."""
+        self.autosave.follow(layer)
+        self.autosave.mark(layer)
+        self._renew()
 
     def resume(self) -> None:
         """Follow the labels."""

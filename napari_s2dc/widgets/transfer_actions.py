@@ -131,7 +131,12 @@ class TransferActions(QObject):
         assert partner is not None
         geometry = token_geometry(reference, 1, (0, 0, 0), partner.source.stored.factors)
         carried = self._session.overlays.keep_labels(
-            reference, f"labels from {scans.moving.name}", found.labels.array, geometry, labels
+            reference,
+            f"labels from {scans.moving.name}",
+            found.labels.array,
+            geometry,
+            labels,
+            complete=True,
         )
         confidence = self._session.overlays.add(
             reference, "transfer confidence", "add_image", found.confidence,

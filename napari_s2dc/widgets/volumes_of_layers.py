@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LayerSnapshot",
+    "place_mm",
     "problem_of",
     "resolutions_of",
     "snapshot",
@@ -287,6 +288,11 @@ def world_matrix(layer: Layer) -> np.ndarray:
     for axis, unit in enumerate(np.eye(layer.ndim)):
         matrix[:-1, axis] = np.asarray(layer.data_to_world(tuple(unit))) - origin
     return matrix
+
+
+def place_mm(layer: Layer) -> np.ndarray:
+    """Matrix (4, 4) from voxels of the finest level of a 3D layer to mm."""
+    return _affine_mm(layer, (1.0, 1.0, 1.0))
 
 
 def _affine_mm(layer: Layer, factors: tuple[float, float, float]) -> np.ndarray:

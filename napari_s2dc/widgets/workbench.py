@@ -180,6 +180,9 @@ class Workbench(QWidget):
         active = self._viewer.layers.selection.active
         if title == "Match" and active is not None:
             self.matching.choose(active)
+        problem = self._problem_of_active()
+        if problem:
+            self.tell(problem)
 
     def main_action(self, title: str) -> None:
         """Do what the main button of a tab does, if it can be pressed (keyboard shortcut)."""
@@ -193,7 +196,13 @@ class Workbench(QWidget):
         if button.isEnabled():
             button.click()
         else:
-            self.tell(button.toolTip())
+            unusable = "" if self.header.volume.layer is not None else self._problem_of_active()
+            self.tell(unusable or button.toolTip())
+
+    def _problem_of_active(self) -> str:
+        """Why the active layer is no scan, where it is an image; else empty."""
+        active = self._viewer.layers.selection.active
+        return problem_of(active) if active is not None and type_of(active) == "image" else ""
 
     # --------------------------------------------------------------------- what is offered
     def _hits_tissue(self, point: ProbePoint) -> bool:

@@ -11,6 +11,7 @@ from napari_s2dc.engine.fewshot_settings import FewshotSettings
 from napari_s2dc.engine.labelled_scans import (
     LabelledScan,
     classes_in,
+    keep_strokes,
     targets_of,
     voxels_of_labels,
 )
@@ -87,3 +88,17 @@ def test_counting_makes_no_copy_of_the_scan() -> None:
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most < labels.nbytes
+
+
+def test_a_thin_stroke_is_kept_on_a_coarser_grid_and_none_is_moved_onto_it() -> None:
+    fine = np.zeros((8, 8, 8), np.uint8)
+    fine[2, 2, 2], fine[5, 5, 7], fine[0, 0, 0] = 1, 2, 3
+    place = np.diag([0.5, 0.5, 0.5, 1.0])
+    place[:3, 3] = -0.25
+    beyond = place.copy()
+    beyond[2, 3] += 2.5  # the stroke of class 2 lies two voxels beside the coarser grid
+    coarse = Volume(np.zeros((4, 4, 4), np.uint8), np.eye(4))
+    found = keep_strokes(Volume(fine, place), coarse).array
+    assert (found[1, 1, 1], found[2, 2, 3], found[0, 0, 0]) == (1, 2, 3)
+    assert np.count_nonzero(found) == 3
+    assert set(np.unique(keep_strokes(Volume(fine, beyond), coarse).array)) == {0, 1, 3}

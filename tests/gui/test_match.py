@@ -16,6 +16,7 @@ from napari_s2dc.widgets.layers import Overlays
 from napari_s2dc.widgets.pairs_box import BY_PLACE
 from napari_s2dc.widgets.placement import geometry_of, words_of
 from napari_s2dc.widgets.probe_mouse import ProbePoint
+from napari_s2dc.widgets.segment_meaning import Meaning, likely_meaning
 from napari_s2dc.widgets.workbench import Workbench
 from tests.gui.conftest import SHAPE, add_labels, embed, match, named
 
@@ -318,6 +319,7 @@ def test_labels_are_carried_with_names_and_colours(
     np.testing.assert_array_equal(carried.features["name"], labels.features["name"])
     np.testing.assert_array_equal(carried.get_color(1), labels.get_color(1))
     np.testing.assert_allclose(carried.data_to_world((3, 4, 5)), other.data_to_world((3, 4, 5)))
+    assert likely_meaning(carried) == Meaning("background")
     sure = named(viewer, "confidence of the labels")
     assert 0 <= sure.data.min() < sure.data.max() <= 1
     # Seen beside the moving scan for now, and on the reference once both are back.

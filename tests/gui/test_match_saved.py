@@ -24,7 +24,12 @@ def carry(workbench: Workbench, viewer: Any, scan: Any, other: Any) -> tuple[Any
     """The user's labels, and what is kept of them on the reference as after a transfer."""
     labels = add_labels(viewer, scan)
     carried = workbench.session.overlays.keep_labels(
-        other, "labels from torso 1", labels.data.copy(), geometry_of(other), labels
+        other,
+        "labels from torso 1",
+        labels.data.copy(),
+        geometry_of(other),
+        labels,
+        complete=True,
     )
     workbench.matching.layers.keep_carried(carried)
     return labels, carried

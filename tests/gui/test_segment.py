@@ -241,6 +241,32 @@ def test_labels_of_another_grid_are_resampled_only_when_asked(
     assert (other.data == coarse).all()
 
 
+def test_thin_strokes_survive_resampling_and_lost_classes_are_named(
+    workbench: Any, viewer: Any, scan: Any, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fine = np.zeros(tuple(side * 2 for side in SHAPE), np.uint8)
+    fine[8, :, 4], fine[9, :, 7], fine[3, 3, 3] = 1, 2, 3  # as thin as a brush of one voxel
+    fine[20:22, 20, 20] = 4, 5  # in one voxel of the scan
+    geometry = {**geometry_of(scan), "scale": np.asarray(scan.scale) / 2}
+    geometry["translate"] = np.asarray(scan.translate) - np.asarray(scan.scale) / 4
+    names = {"index": [1, 4], "name": ["background", "ureter"]}
+    other = viewer.add_labels(fine, name="fine", features=names, **geometry)
+    workbench.tabs.setCurrentIndex(3)
+    tab = workbench.segment_tab
+    tab.labels.choose(other)
+    qtbot.waitUntil(tab.train_button.isEnabled)
+    answer(workbench, True, monkeypatch)
+    tab.train_button.click()
+    settled(workbench, qtbot)
+    mine = tab.labels.layer
+    assert mine is not other
+    assert (mine.data[4, :, 2] == 1).all()
+    assert (mine.data[4, :, 3] == 2).all()
+    assert mine.data[1, 1, 1] == 3
+    assert np.count_nonzero(mine.data) == 2 * SHAPE[1] + 2
+    assert f"No voxel of ureter is left on the grid of {scan.name}." in workbench.message.text()
+
+
 def test_a_corrected_segmentation_is_left_alone(workbench: Any, viewer: Any, qtbot: Any) -> None:
     painted(workbench, qtbot)
     first = trained(workbench, qtbot)
@@ -365,3 +391,40 @@ def test_labels_are_learned_from_at_a_coarser_level(viewer: Any, qtbot: Any) -> 
     # From the middle of the first voxel to that of the last one, which are twice as large.
     inner = np.add(layer.extent.world, [[0.5], [-0.5]])
     np.testing.assert_allclose(found.extent.world, inner)
+
+
+def test_a_result_waits_for_the_stroke_in_the_segmentation_and_leaves_it_alone(
+    workbench: Any, scan: Any, qtbot: Any
+) -> None:
+    painted(workbench, qtbot)
+    first = trained(workbench, qtbot)
+    training, layers = workbench.segmenting.training, workbench.segmenting.layers
+    before = training.found_in(scan)
+    with first.block_history():  # as napari does from press to release
+        first.paint((20, 10, 10), LUNG)
+        drawn = first.data.copy()
+        workbench.segment_tab.train_button.click()
+        settled(workbench, qtbot)
+        qtbot.wait(100)
+        assert training.found_in(scan) is before
+        assert (first.data == drawn).all()
+    qtbot.waitUntil(lambda: training.found_in(scan) is not before)
+    assert first.name.endswith("(corrected)")
+    assert (first.data == drawn).all()
+    assert layers.found_for(scan) is not first
+    first.undo()
+    assert (first.data != drawn).any()
+
+
+def test_a_corrected_segmentation_is_a_complete_one(
+    workbench: Any, viewer: Any, qtbot: Any
+) -> None:
+    painted(workbench, qtbot)
+    found = trained(workbench, qtbot)
+    found.data_setitem((np.array([3]), np.array([4]), np.array([5])), MUSCLE)
+    tab = workbench.segment_tab
+    qtbot.waitUntil(lambda: found in tab.labels.layers)
+    tab.labels.choose(found)
+    assert tab.zero.currentData() == "background"
+    qtbot.waitUntil(tab.train_button.isEnabled)
+    assert tab.note.text() == ""

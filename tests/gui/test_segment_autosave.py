@@ -22,7 +22,7 @@ from napari_s2dc.widgets.segment_recovery import (
     read_labels,
 )
 from tests.gui.conftest import open_workbench
-from tests.gui.segmenting import LUNG, MUSCLE, painted, settled, stroke
+from tests.gui.segmenting import LUNG, MUSCLE, painted, settled, stroke, trained
 
 DEAD = own_name(0).split("-")[0] + "-4000000-1700000000-0.npz"
 """File of a process that is not there: Linux numbers them up to 4194304, at most."""
@@ -93,6 +93,78 @@ def test_strokes_and_classes_are_kept_and_come_back_after_a_crash(
     stroke(back, MUSCLE, plane=20)
     assert kept(again, folder, qtbot) == mine
     qtbot.waitUntil(lambda: bool((read_labels(mine)[20] == MUSCLE).any()))
+
+
+def kept_by_name(folder: Path) -> dict[str, tuple[KeptLabels, np.ndarray]]:
+    """Facts and voxels of all files, by the name of their layer."""
+    facts = {path: read_facts(path) for path in folder.iterdir()}
+    return {one.name: (one, read_labels(path)) for path, one in facts.items()}
+
+
+@pytest.mark.usefixtures("light_quick")
+def test_a_segmentation_that_was_painted_in_is_kept_and_comes_back(
+    workbench: Any, viewer: Any, qtbot: Any, folder: Path
+) -> None:
+    strokes = painted(workbench, qtbot)
+    found = trained(workbench, qtbot)
+    found.paint((20, 10, 10), LUNG)
+    written(workbench, qtbot)
+    found.paint((21, 11, 11), MUSCLE)  # it belongs to no scan any more
+    written(workbench, qtbot)
+    files = kept_by_name(folder)
+    assert set(files) == {strokes.name, found.name}
+    facts, labels = files[found.name]
+    np.testing.assert_array_equal(labels, found.data)
+    assert facts.zero == "background"
+    name, array = found.name, found.data.copy()
+
+    for number, path in enumerate(list(folder.iterdir())):
+        path.rename(folder / DEAD.replace("-0.npz", f"-{number}.npz"))
+    viewer.window.remove_dock_widget(workbench)
+    viewer.layers.clear()
+    again = open_workbench(viewer, qtbot)
+    qtbot.waitUntil(lambda: name in again.segment_tab.offer.text())
+    again.segment_tab.restore_button.click()
+    qtbot.waitUntil(lambda: "The labels are back" in again.message.text())
+    np.testing.assert_array_equal(viewer.layers[name].data, array)
+    again.segment_tab.labels.choose(viewer.layers[name])
+    assert again.segment_tab.zero.currentData() == "background"
+    written(again, qtbot)
+
+
+def test_strokes_are_kept_in_a_layer_that_is_not_chosen_and_while_the_panel_is_hidden(
+    workbench: Any, qtbot: Any, folder: Path
+) -> None:
+    tab = workbench.segment_tab
+    first = painted(workbench, qtbot)
+    tab.new_button.click()
+    assert tab.labels.layer is not first
+    stroke(first, LUNG, plane=20)
+    written(workbench, qtbot)
+    np.testing.assert_array_equal(kept_by_name(folder)[first.name][1], first.data)
+    workbench.hide()
+    stroke(first, MUSCLE, plane=21)
+    written(workbench, qtbot)
+    np.testing.assert_array_equal(kept_by_name(folder)[first.name][1], first.data)
+
+
+def test_the_method_comes_back_after_a_crash(
+    workbench: Any, viewer: Any, qtbot: Any, folder: Path
+) -> None:
+    painted(workbench, qtbot)
+    path = kept(workbench, folder, qtbot)
+    mode = workbench.segment_tab.mode
+    mode.setCurrentIndex(mode.findData("finetune"))
+    written(workbench, qtbot)
+    path.rename(folder / DEAD)
+    viewer.window.remove_dock_widget(workbench)
+    viewer.layers.clear()
+    again = open_workbench(viewer, qtbot)
+    qtbot.waitUntil(lambda: "did not end properly" in again.segment_tab.offer.text())
+    again.segment_tab.restore_button.click()
+    qtbot.waitUntil(lambda: "The labels are back" in again.message.text())
+    assert again.segment_tab.mode.currentData() == "finetune"
+    written(again, qtbot)
 
 
 def test_labels_that_nobody_painted_are_not_kept(

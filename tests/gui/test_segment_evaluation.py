@@ -88,3 +88,41 @@ def test_classes_are_paired_by_name_where_the_reference_has_all_of_them(
         settled(workbench, qtbot)
         tables.append(box.as_text())
     assert (tables[0] == tables[1]) == has_all
+
+
+def test_a_corrected_segmentation_is_compared_until_there_is_a_new_one(
+    workbench: Any, viewer: Any, scan: Any, qtbot: Any
+) -> None:
+    box = workbench.segment_tab.scores
+    strokes = painted(workbench, qtbot)
+    found = trained(workbench, qtbot)
+    reference = viewer.add_labels(truth(), name="truth", **geometry_of(scan))
+    box.reference.choose(reference)
+    assert box.compared.layer is found
+    found.data_setitem(tuple(np.argwhere(truth() == LUNG).T), LUNG)
+    wanted = f"Compare {scan.name} – segmentation (corrected) with truth"
+    qtbot.waitUntil(lambda: box.compare_button.text() == wanted)
+    box.compare_button.click()
+    settled(workbench, qtbot)
+    known = np.where(np.isin(truth(), (MUSCLE, LUNG)), truth(), 0)
+    place = world_matrix(scan)
+    scores = evaluate_labels(Volume(np.asarray(found.data), place), Volume(known, place))
+    assert box.as_text().splitlines()[-1].split("\t")[1] == f"{scores.mean_dice:.3f}"
+    second = trained(workbench, qtbot)
+    assert box.compared.layer is second
+    # What the user chooses stays chosen: any labels on the grid.
+    box.compared.choose(strokes)
+    box.compared.activated.emit(box.compared.currentIndex())
+    trained(workbench, qtbot)
+    assert box.compared.layer is strokes
+    box.compare_button.click()
+    settled(workbench, qtbot)
+    assert len(box.as_text().splitlines()) == 5  # three classes, and the one without a name
+    box.reference.choose(strokes)
+    assert "Choose another reference" in box.compare_button.toolTip()
+    viewer.layers.remove(strokes)
+    qtbot.waitUntil(lambda: box.compared.layer is second)
+    other = {**geometry_of(scan), "translate": np.asarray(scan.translate) + 1}
+    elsewhere = viewer.add_labels(truth(), name="elsewhere", **other)
+    assert elsewhere in box.reference.layers
+    assert elsewhere not in box.compared.layers

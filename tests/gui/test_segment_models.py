@@ -9,6 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from napari_s2dc.engine.cli import main
 from napari_s2dc.volumes.io import read_volume
@@ -36,7 +37,7 @@ def written(workbench: Any, path: Path, qtbot: Any) -> None:
 
 @pytest.mark.parametrize("mode", ["quick", "finetune"])
 def test_the_command_line_repeats_a_session(
-    mode: str, plugin: Any, checkpoint: Path, tmp_path: Path, qtbot: Any
+    mode: str, plugin: Any, tmp_path: Path, qtbot: Any
 ) -> None:
     scan = saved_phantom(tmp_path / "scan.nii.gz", 1)
     (layer,) = plugin.open(str(scan), plugin=PLUGIN)
@@ -53,11 +54,11 @@ def test_the_command_line_repeats_a_session(
     torch.set_num_threads(1)  # as in the thread that trained; more would round otherwise
     workbench.segment_tab.models.export_wanted.emit(str(config))
     written(workbench, config, qtbot)
+    assert yaml.safe_load(config.read_text())["encoder"] == "untrained"  # the one at hand, by name
     learned = main(
         [
             *("finetune", "--config", str(config), "--images", str(scan)),
-            *("--labels", str(tmp_path / "strokes.nii.gz"), "--encoder", str(checkpoint)),
-            *("--out", str(model)),
+            *("--labels", str(tmp_path / "strokes.nii.gz"), "--out", str(model)),
         ]
     )
     assert learned == 0
@@ -74,8 +75,8 @@ def test_a_model_is_saved_and_used_by_the_command_line(
     workbench = open_workbench(plugin, qtbot)
     painted(workbench, qtbot)
     found = trained(workbench, qtbot)
-    workbench.segment_tab.models.save_wanted.emit(str(tmp_path / "model"))
     model = tmp_path / "model.safetensors"
+    workbench.segment_tab.models.save_wanted.emit(str(model))
     written(workbench, model, qtbot)
     result = tmp_path / "result.nii.gz"
     assert main(["segment", str(scan), "--model", str(model), "--out", str(result)]) == 0
@@ -184,3 +185,13 @@ def test_what_is_no_model_is_refused_in_one_sentence(
     settled(workbench, qtbot)
     assert "pickle) are never read" in workbench.message.text()
     assert workbench.segmenting.training.model is None
+
+
+def test_an_opened_checkpoint_is_exported_by_its_path(
+    workbench: Any, checkpoint: Path, tmp_path: Path, qtbot: Any
+) -> None:
+    copy = tmp_path / "mine.safetensors"
+    copy.write_bytes(checkpoint.read_bytes())
+    workbench.encoders.load_encoder("untrained", str(copy))
+    qtbot.waitUntil(lambda: workbench.session.encoder.path == copy)
+    assert workbench.segmenting.choices.encoder == str(copy)

@@ -9,6 +9,7 @@ from qtpy.QtCore import Qt
 from qtpy.QtGui import QColor
 from qtpy.QtWidgets import QColorDialog, QLineEdit
 
+from napari_s2dc.widgets.placement import geometry_of
 from napari_s2dc.widgets.segment_layers import colours_of, names_of, recolour_class
 from tests.gui.conftest import add_labels, add_phantom
 from tests.gui.segmenting import LUNG, MUSCLE, painted, settled, stroke
@@ -72,8 +73,6 @@ def test_meaning_is_remembered_by_layer(workbench: Any, viewer: Any, scan: Any, 
 
 
 def test_labels_from_a_label_file_are_complete(workbench: Any, viewer: Any, scan: Any) -> None:
-    from napari_s2dc.widgets.placement import geometry_of
-
     layer = viewer.add_labels(
         np.ones(scan.data.shape, np.uint8),
         name="mask",
@@ -85,8 +84,6 @@ def test_labels_from_a_label_file_are_complete(workbench: Any, viewer: Any, scan
 
 
 def test_the_labels_of_the_scan_are_suggested(workbench: Any, viewer: Any, scan: Any) -> None:
-    from napari_s2dc.widgets.placement import geometry_of
-
     other = add_phantom(viewer, 2)
     layers = {
         name: viewer.add_labels(np.zeros(scan.data.shape, np.uint8), name=name, **geometry_of(scan))
@@ -192,3 +189,19 @@ def test_a_name_that_is_being_typed_is_not_taken_away(workbench: Any, qtbot: Any
     qtbot.keyClick(field, Qt.Key.Key_Return)
     qtbot.waitUntil(lambda: names_of(layer)[MUSCLE] == "muscle")
     assert table.rows[2].voxels == int((layer.data == LUNG).sum())
+
+
+def test_why_labels_cannot_be_counted_is_said(
+    workbench: Any, viewer: Any, scan: Any, qtbot: Any
+) -> None:
+    labels = np.zeros(scan.data.shape, np.int16)
+    labels[3, 4, 5] = -1
+    layer = viewer.add_labels(labels, name="wrong", **geometry_of(scan))
+    tab = workbench.segment_tab
+    workbench.tabs.setCurrentIndex(3)
+    tab.labels.choose(layer)
+    qtbot.waitUntil(lambda: "wrong holds negative values" in tab.note.text())
+    assert not tab.train_button.isEnabled()
+    stroke(layer, LUNG)
+    layer.data_setitem((np.array([3]), np.array([4]), np.array([5])), MUSCLE)
+    qtbot.waitUntil(tab.train_button.isEnabled)

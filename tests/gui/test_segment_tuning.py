@@ -26,19 +26,19 @@ class Run:
         self.scans, self.encoder, self.classes, self.settings = scans, encoder, classes, settings
         assert not held_out
         self.carried = carried
-        self.done = 0
+        self.steps_done = 0
         self.asked: list[int] = []
         self.fails = False
 
     def train(self) -> Iterator[TrainingProgress]:
-        while self.done < self.settings.finetune.steps:
+        while self.steps_done < self.settings.finetune.steps:
             assert LET.acquire(timeout=60)
             if self.fails:
                 raise S2DCError("The loss is no number any more.")
-            self.done += 1
-            dice = self.done / 100 if self.done % 3 == 0 else None
+            self.steps_done += 1
+            dice = self.steps_done / 100 if self.steps_done % 3 == 0 else None
             yield TrainingProgress(
-                self.done, self.settings.finetune.steps, "steps", 1 / self.done, dice
+                self.steps_done, self.settings.finetune.steps, "steps", 1 / self.steps_done, dice
             )
 
     def model(self) -> Any:
@@ -46,7 +46,7 @@ class Run:
         from napari_s2dc.engine.quick import train_quick
         from napari_s2dc.engine.quick_scan import prepare_scan
 
-        self.asked.append(self.done)
+        self.asked.append(self.steps_done)
         scan = self.scans[0]
         features = finish(prepare_scan(scan.image, self.encoder, self.settings.quick, device="cpu"))
         labelled = [(features, scan.labels.array)]
@@ -271,3 +271,27 @@ def test_an_error_keeps_what_was_learned(
     tab.best_button.click()
     settled(workbench, qtbot)
     assert workbench.segmenting.layers.found_for(scan) is not None
+
+
+def test_nothing_is_used_of_a_training_that_failed_before_its_first_step(
+    tuning: Any, workbench: Any, scan: Any, qtbot: Any
+) -> None:
+    tab, training = workbench.segment_tab, workbench.segmenting.training
+    let(workbench, 2, qtbot)
+    tab.stop_button.click()
+    LET.release()
+    settled(workbench, qtbot)
+    model = training._model
+    assert model is not None
+    tab.train_button.click()
+    qtbot.waitUntil(lambda: tuning._tuning.run is not None)
+    tuning._tuning.run.fails = True
+    LET.release()
+    settled(workbench, qtbot)
+    assert "no number any more" in workbench.message.text()
+    assert not tab.best_button.isEnabled()
+    assert not tab.continue_button.isEnabled()
+    tab.best_wanted.emit()
+    settled(workbench, qtbot)
+    assert tuning._tuning.run.asked == []
+    assert training._model is model

@@ -53,6 +53,27 @@ def test_layers_that_are_no_scan_are_not_offered(workbench: Workbench, viewer: A
     assert workbench.header.volume.count() == 1
 
 
+def test_why_the_active_layer_is_no_scan_is_said_when_it_is_asked_for(
+    viewer: Any, qtbot: Any
+) -> None:
+    layers = {
+        "has 2 dimensions": viewer.add_image(np.zeros((8, 9)), name="slice"),
+        "has 4 dimensions": viewer.add_image(np.zeros((2, 8, 9, 9)), name="series"),
+        "is a colour image": viewer.add_image(np.zeros((8, 9, 9, 3)), rgb=True, name="photo"),
+    }
+    workbench = open_workbench(viewer, qtbot)
+    for words, layer in layers.items():
+        viewer.layers.selection.active = layer
+        for ask in (workbench.show_tab, workbench.main_action):  # menu entry, shortcut
+            workbench.tell("")
+            ask("Segment")
+            assert f"Layer {layer.name} {words}" in workbench.message.text()
+    viewer.layers.selection.active = add_phantom(viewer, 1)
+    workbench.tell("")
+    workbench.show_tab("Segment")
+    assert workbench.message.text() == ""
+
+
 def test_names_and_removals_are_followed(
     workbench: Workbench, viewer: Any, scan: Any, qtbot: Any
 ) -> None:
