@@ -95,7 +95,8 @@ def one_sentence(path: Path) -> Iterator[None]:
     except MemoryError as error:
         raise VolumeError(f"{path} does not fit into memory.") from error
     except FileNotFoundError as error:
-        raise VolumeError(f"{path} or a file it refers to does not exist.") from error
+        what = "refers to a file that does not exist" if path.exists() else "does not exist"
+        raise VolumeError(f"{path} {what}.") from error
     except PermissionError as error:
         raise VolumeError(f"{path} cannot be read: permission denied.") from error
     except EOFError as error:

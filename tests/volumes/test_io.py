@@ -236,6 +236,15 @@ def truncated_nrrd(folder: Path) -> Path:
     return path
 
 
+def lonely_nrrd_header(folder: Path) -> Path:
+    path = folder / "lonely.nhdr"
+    path.write_text(
+        "NRRD0004\ntype: short\ndimension: 3\nsizes: 4 5 6\nspacings: 1 1 1\n"
+        "endian: little\nencoding: raw\ndata file: gone.raw\n\n"
+    )
+    return path
+
+
 def truncated_mha(folder: Path) -> Path:
     path = write_mha(folder / "cut.mha", content("int16"), np.eye(4))
     path.write_bytes(path.read_bytes()[:600])
@@ -340,6 +349,7 @@ BAD = {
     truncated_plain: "truncated",
     truncated_nrrd: "cannot be read",
     truncated_mha: "cannot be read",
+    lonely_nrrd_header: r"lonely\.nhdr refers to a file that does not exist",
     zero_spacing: "spacing",
     not_gzip: "not gzip-compressed",
     text_as_nifti: "not a NIfTI file",
@@ -357,7 +367,13 @@ BAD = {
     two_series: "2 DICOM series",
 }
 # Only the voxels are broken; their headers are whole.
-WHOLE_HEADER = (truncated_gzip, truncated_plain, truncated_nrrd, truncated_mha)
+WHOLE_HEADER = (
+    truncated_gzip,
+    truncated_plain,
+    truncated_nrrd,
+    truncated_mha,
+    lonely_nrrd_header,
+)
 
 
 @pytest.mark.parametrize("make", BAD, ids=lambda make: make.__name__)
