@@ -207,6 +207,15 @@ def colour_nrrd(folder: Path) -> Path:
     return path
 
 
+def vectors_without_directions(folder: Path) -> Path:
+    import nrrd
+
+    path = folder / "field.nrrd"
+    header = {"kinds": ["vector", "domain", "domain", "domain"], "spacings": [np.nan, 2, 3, 4]}
+    nrrd.write(str(path), np.zeros((3, 4, 5, 6), np.int16), header)
+    return path
+
+
 def colour_dicom(folder: Path) -> Path:
     from pydicom.data import get_testdata_file
 
@@ -344,6 +353,7 @@ BAD = {
     four_dimensional: "4 dimensions",
     colour_nifti: "3 values per voxel",
     colour_nrrd: "3 values per voxel",
+    vectors_without_directions: "3 values per voxel",
     colour_dicom: "RGB",
     truncated_gzip: "truncated",
     truncated_plain: "truncated",
