@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import colorsys
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ __all__ = [
     "LabelledScan",
     "classes_in",
     "facts_of",
+    "may_be_labels",
     "targets_of",
     "voxels_of_labels",
 ]
@@ -52,19 +52,23 @@ class LabelledScan:
 
     def __post_init__(self) -> None:
         require_same_grid(self.image, self.labels)
-        array = self.labels.array
-        if array.dtype.kind not in "iub" or (array.dtype.kind == "i" and array.min() < 0):
+        if not may_be_labels(self.labels.array):
             raise S2DCError(
                 f"{self.labels.path or self.labels.name} holds values that are no labels.",
                 "Labels are whole numbers of at least 0.",
             )
 
 
+def may_be_labels(array: np.ndarray) -> bool:
+    """Whether all values are whole numbers of at least 0."""
+    return array.dtype.kind in "ub" or (array.dtype.kind == "i" and bool(array.min() >= 0))
+
+
 def facts_of(image: Volume) -> dict[str, Any]:
     """Note which scan was learned from: its name, hash of its voxels and spacing in mm."""
     return {
         "name": image.name,
-        "hash": hashlib.sha256(np.ascontiguousarray(image.array).data).hexdigest()[:32],
+        "hash": image.voxels_hash(),
         "spacing_mm": list(image.spacing_mm),
     }
 
