@@ -307,11 +307,16 @@ def test_wrong_atlases_are_one_sentence(
     cut = tmp_path / "cut.nii.gz"
     original = nibabel.load(labels(scans, 1))
     nibabel.save(nibabel.Nifti1Image(np.asarray(original.dataobj)[:20], original.affine), cut)
+    counted = tmp_path / "counted.nii.gz"
+    many = np.arange(original.shape[0] * 48 * 32, dtype=np.int16).reshape(original.shape) % 1002
+    nibabel.save(nibabel.Nifti1Image(many, original.affine), counted)
     first = image(scans, 1)
     for atlas, words in (
         (first, "with a colon between them"),
         (f"{first}:nowhere.nii", "nowhere.nii does not exist"),
         (f"{first}:{cut}", "Both must lie on one grid"),
+        (f"{labels(scans, 1)}:{first}", f"{first} looks like a scan; write SCAN:LABELS in this"),
+        (f"{first}:{counted}", f"{counted} looks like a scan; write SCAN:LABELS in this"),
     ):
         arguments = ["--atlas", atlas, first, "--out", str(tmp_path / "x.nii.gz")]
         assert run("transfer", *arguments, encoder=checkpoint) == 2
