@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -191,9 +192,18 @@ def _check_pixdim(path: Path, image: Any) -> None:
         raise VolumeError(f"{path} states a voxel spacing of zero.")
 
 
+@functools.cache
+def _without_remarks() -> None:
+    """Drop nibabel's line on standard error about what `_check_pixdim` looks at."""
+    from nibabel.imageglobals import logger
+
+    logger.addFilter(lambda record: "pixdim[1,2,3] should be non-zero" not in record.getMessage())
+
+
 def _nifti_header(path: Path) -> FileHeader:
     import nibabel
 
+    _without_remarks()
     image: Any = nibabel.load(path)
     _check_pixdim(path, image)
     return _nibabel_header(image, "nifti")

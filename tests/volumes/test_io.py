@@ -400,6 +400,15 @@ def test_bad_input_gets_one_sentence_that_names_the_file(tmp_path: Path, make: A
             read_header(path)
 
 
+def test_nibabel_says_nothing_of_a_spacing_of_zero(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(VolumeError, match="spacing of zero"):
+        read_header(zero_spacing(tmp_path))
+    assert not caplog.records
+    assert capfd.readouterr().err == ""
+
+
 def test_permission_denied_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_nifti(tmp_path / "secret.nii", content("int16"), np.eye(4))
 
