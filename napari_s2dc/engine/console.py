@@ -124,15 +124,20 @@ def _option_names(parser: ArgumentParser) -> dict[str, str]:
 def _in_one_sentence(message: str, command: str, options: Mapping[str, str]) -> str:
     """Shorten what jsonargparse says of an option with a wrong value; else only join its lines."""
     whole = " ".join(message.split())
+
+    def option(name: str) -> str:
+        name = name.removeprefix(f"{command}.")
+        return options.get(name, name)
+
     found = _WRONG_VALUE.search(whole)
     kinds = [] if found is None else list(dict.fromkeys(_KIND.findall(found[2])))
     words = [_in_words(kind) for kind in kinds if kind != "<class 'NoneType'>"]
     if found is None or not words:
         if command and "required" in whole:
             whole = whole.replace(f" {command}.", " ")
+        whole = re.sub(r'Parser key "([\w.]+)"', lambda key: option(key[1]), whole)
         return f"{whole.rstrip('.')}."
-    name = found[1].removeprefix(f"{command}.")
-    return f"{options.get(name, name)} {found[3]}: {' or '.join(words)} is expected."
+    return f"{option(found[1])} {found[3]}: {' or '.join(words)} is expected."
 
 
 def _in_words(kind: str) -> str:
