@@ -218,7 +218,8 @@ def embed_cached(
             name=volume.name,
             affine=volume.affine,
             spacing_mm=volume.spacing_mm,
-            metadata=found.metadata | {"notice": ""},  # of the run that made it
+            # The notice is of the run that made it; voxels are not noted in files of before.
+            metadata=found.metadata | {"notice": "", "voxels": volume.voxels_hash()},
         )
     embedding = yield from embed_volume(volume, encoder, settings)
     # Smaller windows, for want of memory, are not what was asked for: the next time may do better.

@@ -25,7 +25,7 @@ from napari_s2dc.engine.cli_probe import (
 )
 from napari_s2dc.engine.cli_segment import SEGMENT_SUMMARY, run_segment, segment_parser
 from napari_s2dc.engine.cli_transfer import TRANSFER_SUMMARY, run_transfer, transfer_parser
-from napari_s2dc.engine.console import run_reporting_errors
+from napari_s2dc.engine.console import parse_arguments, run_reporting_errors
 from napari_s2dc.engine.export import (
     ENCODER_NAME,
     FORMATS,
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
-    settings = _parser().parse_args(points_as_values(arguments))
+    settings = parse_arguments(_parser(), points_as_values(arguments), PROGRAM)
     command = settings.subcommand
     keep_large_buffers()  # each command imports torch after this
     return _COMMANDS[command](**settings[command].as_dict())
@@ -64,7 +64,7 @@ def _parser() -> ArgumentParser:
     )
     commands = parser.add_subcommands(metavar="COMMAND")
 
-    summary = "Describe a checkpoint (layout, architecture, what fits) or the header of a scan."
+    summary = "Describe a checkpoint (what fits), a file of s2dc embed, or the header of a scan."
     info = ArgumentParser(description=summary)
     info.add_argument(
         "file",
@@ -124,6 +124,8 @@ def _parser() -> ArgumentParser:
 
 def _info(file: str, json: bool) -> int:
     path = Path(file)
+    if _is_embedding(path):
+        return _embedding_info(path, json)
     if _is_checkpoint(path):
         return _checkpoint_info(path, json)
     return _scan_info(path, json)
@@ -158,6 +160,49 @@ _COMMANDS: dict[str, Callable[..., int]] = {
     "evaluate": run_evaluate,
     "demo": _demo,
 }
+
+
+def _is_embedding(path: Path) -> bool:
+    from napari_s2dc.engine.cli_embedded import is_embedding_file
+
+    if not path.is_file() or not is_embedding_file(path):
+        return False
+    from napari_s2dc.engine.embedding_file import holds_embedding
+
+    return holds_embedding(path)
+
+
+def _embedding_info(path: Path, as_json: bool) -> int:
+    from napari_s2dc.engine.embedding_file import load_embedding
+
+    embedding = load_embedding(path)
+    channels = int(embedding.features.shape[0])
+    facts = {
+        "name": embedding.name,
+        "shape_zyx": list(embedding.shape),
+        "spacing_mm": list(embedding.spacing_mm),
+        "patches_zyx": list(embedding.grid),
+        "patch_side_vox": embedding.stride,
+        "channels": channels,
+        "metadata": embedding.metadata,
+    }
+    if as_json:
+        _print_json({"kind": "embedding", "path": str(path), **facts})
+        return 0
+    print(f"{path}: features of a scan, written by s2dc embed")
+    _print_table(
+        {
+            "scan": embedding.name,
+            "voxels (z, y, x)": " x ".join(map(str, embedding.shape)),
+            "spacing in mm": " x ".join(f"{side:.4g}" for side in embedding.spacing_mm),
+            "patches (z, y, x)": " x ".join(map(str, embedding.grid)),
+            "side of a patch": f"{embedding.stride} voxels",
+            "numbers per patch": channels,
+            "encoder": embedding.metadata.get("encoder", "not stated"),
+            "stage": embedding.metadata.get("stage", "not stated"),
+        }
+    )
+    return 0
 
 
 def _is_checkpoint(path: Path) -> bool:

@@ -17,6 +17,7 @@ from napari_s2dc.engine.cli_scans import (
     targets_of,
 )
 from napari_s2dc.engine.console import tell
+from napari_s2dc.engine.random_order import require_seed
 from napari_s2dc.errors import ConfigurationError, S2DCError
 
 if TYPE_CHECKING:
@@ -194,7 +195,11 @@ def run_match(
     files = [Path(name) for name in (moving, *reference) if is_embedding_file(Path(name))]
     if files:
         embedded.like(files[0])
-    if self_check < 0 or (self_check == 0 and not reference):
+    if self_check < 0:
+        raise ConfigurationError(f"--self-check must be at least 1, not {self_check}.")
+    if seed is not None:
+        require_seed(seed)
+    if self_check == 0 and not reference:
         raise ConfigurationError(
             "There is no scan B to match with.", "Name one, or use --self-check 1."
         )

@@ -19,6 +19,8 @@ from napari_s2dc.engine.cli_scans import (
     settings_of,
     targets_of,
 )
+from napari_s2dc.engine.console import tell
+from napari_s2dc.engine.random_order import require_seed
 from napari_s2dc.errors import ConfigurationError, S2DCError
 
 if TYPE_CHECKING:
@@ -131,7 +133,13 @@ def run_probe(
     positives = [_token(first, text) for text in point]
     negatives = [_token(first, text) for text in negative]
     query = query_of(first, positives, negatives)
-    reading = read_patch(first, positives, negatives)
+    alone = int(first.foreground.sum()) < 2
+    if alone:
+        tell(
+            f"{found[0].path}: there is only one patch of tissue, so it has none to be compared "
+            "with. Use an earlier --stage, whose patches are smaller."
+        )
+    reading = None if alone else read_patch(first, positives, negatives)
 
     def work(scan: ScanFile, target: Path) -> dict[str, Any]:
         own = first_scan if scan is found[0] else embedded.of(scan.path)
@@ -147,15 +155,16 @@ def run_probe(
     outcome = over_scans(found, targets, work)
     facts: dict[str, Any] = {
         "points": [_place(first, token) for token in positives],
-        "sharpe_ratio": reading.sharpe_ratio,
-        "percentile": reading.percentile,
+        "sharpe_ratio": None if reading is None else reading.sharpe_ratio,
+        "percentile": None if reading is None else reading.percentile,
         "nearest": [
-            {**_place(first, token), "similarity": value} for token, value in reading.nearest
+            {**_place(first, token), "similarity": value}
+            for token, value in (reading.nearest if reading else ())
         ],
     }
     if json:
         outcome.print_json(**facts)
-    else:
+    elif reading is not None:
         print(
             f"Sharpe ratio {reading.sharpe_ratio:.2f}, above that of {reading.percentile:.0f} % "
             "of the tissue.\nNearest patches (z, y, x):"
@@ -186,6 +195,7 @@ def run_consistency(
 
     if views < 1:
         raise ConfigurationError(f"--views must be at least 1, not {views}.")
+    require_seed(seed)
     settings = settings_of(stage, preset, device)
     found = scans_in(scans)
     targets = targets_of(found, out, MAPS, ".consistency.nii.gz")

@@ -35,6 +35,7 @@ TRANSFER_SUMMARY = "Carry the labels of one or several scans to others."
 
 _ENDING = ".labels.nii.gz"
 _CONFIDENCE_ENDING = ".confidence.nii.gz"
+_MOST_CLASSES = 1000
 
 
 @dataclass(frozen=True)
@@ -255,7 +256,7 @@ def _split(text: str) -> tuple[Path, Path]:
 
 
 def _read(path: Path, label_path: Path, embedded: EmbeddedScans) -> _Atlas:
-    from napari_s2dc.engine.evaluate import require_same_grid
+    from napari_s2dc.engine.evaluate import may_be_labels, require_same_grid
     from napari_s2dc.engine.match_checks import embed_mirrored
     from napari_s2dc.engine.progress import finish_with_bar
     from napari_s2dc.volumes.io import read_volume
@@ -266,9 +267,16 @@ def _read(path: Path, label_path: Path, embedded: EmbeddedScans) -> _Atlas:
             "Name the scan itself.",
         )
     labels = read_volume(label_path, labels=True)
+    classes = _labels_of(labels)
+    if not may_be_labels(labels.array) or len(classes) > _MOST_CLASSES:
+        raise ConfigurationError(
+            f"--atlas {path}:{label_path}: {label_path} looks like a scan; write SCAN:LABELS in "
+            "this order.",
+            f"Labels are whole numbers of at least 0, and no more than {_MOST_CLASSES} of them.",
+        )
     scan = read_values(path)
     require_same_grid(scan, labels)
-    if not len(_labels_of(labels)):
+    if not len(classes):
         raise S2DCError(f"{label_path} holds no class other than background.")
     own = embedded.of_scan(scan, path)
     mirrored = finish_with_bar(embed_mirrored(own.grid, embedded.network, embedded.settings))

@@ -1,17 +1,38 @@
-"""What command-line programs share: errors and remarks as one line, exit codes."""
+"""What command-line programs share: arguments, errors and remarks as one line, exit codes."""
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
-from napari_s2dc.errors import S2DCError
+from napari_s2dc.errors import ConfigurationError, S2DCError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells use it."""
+
+_WRONG_VALUE = re.compile(
+    r'Parser key "([\w.]+)": ?(.*?)(?:Given value type: \S+ \S+ )?(?:Given value|Got value): ?(.*)'
+)
+_KIND = re.compile(r"<class '[\w.]+'>|Literal\[[^\]]*\]")
+# Of the types that jsonargparse names.
+_WORDS = {
+    "<class 'int'>": "a whole number",
+    "<class 'float'>": "a number",
+    "<class 'bool'>": "true or false",
+    "<class 'str'>": "text",
+    "<class 'jsonargparse.typing.PositiveInt'>": "a whole number above 0",
+    "<class 'jsonargparse.typing.NonNegativeInt'>": "a whole number of at least 0",
+}
 
 
 def run_reporting_errors(function: Callable[[], int | None], program: str) -> int:
@@ -50,6 +71,95 @@ def run_reporting_errors(function: Callable[[], int | None], program: str) -> in
         print(f"{program}: error: {error.filename or 'A file'}: {error.strerror}", file=sys.stderr)
         return S2DCError.exit_code
     return code
+
+
+def parse_arguments(parser: ArgumentParser, arguments: Sequence[str], program: str) -> Namespace:
+    """Parse a command line.
+
+    Parameters
+    ----------
+    parser : ArgumentParser
+        Of jsonargparse; it and those of its subcommands are told to raise, not to exit.
+    arguments : sequence of str
+        The command line.
+    program : str
+        Name of the command, for the hint.
+
+    Raises
+    ------
+    ConfigurationError
+        It cannot be parsed: one sentence that names the option and the value.
+    """
+    from jsonargparse import ArgumentError
+
+    commands = parser._subcommands_action.choices if parser._subcommands_action else {}
+    for one in (parser, *commands.values()):
+        one.exit_on_error = False
+    command = next((name for name in arguments[:1] if name in commands), "")
+    hint = f"See {' '.join(filter(None, (program, command)))} --help for every option."
+    try:
+        return parser.parse_args(list(arguments))
+    except UnicodeDecodeError as error:
+        named = [value for value in _config_files(arguments) if not _is_text(Path(value))]
+        raise ConfigurationError(f"{', '.join(named)} is not a UTF-8 text file.") from error
+    except ArgumentError as error:
+        options = _option_names(commands.get(command, parser))
+        sentence = _in_one_sentence(str(error), command, options)
+        files = [Path(value).name for value in _config_files(arguments)]
+        if files and ("parsing config" in sentence or "Unexpected config" in sentence):
+            sentence = f"{', '.join(files)}: {sentence}"
+        raise ConfigurationError(sentence, hint) from error
+
+
+def _option_names(parser: ArgumentParser) -> dict[str, str]:
+    """Options as they are written, by the name of their value."""
+    return {
+        action.dest: next(
+            (option for option in action.option_strings if option.startswith("--")), action.dest
+        )
+        for action in parser._actions
+    }
+
+
+def _in_one_sentence(message: str, command: str, options: Mapping[str, str]) -> str:
+    """Shorten what jsonargparse says of an option with a wrong value; else only join its lines."""
+    whole = " ".join(message.split())
+
+    def option(name: str) -> str:
+        name = name.removeprefix(f"{command}.")
+        return options.get(name, name)
+
+    found = _WRONG_VALUE.search(whole)
+    kinds = [] if found is None else list(dict.fromkeys(_KIND.findall(found[2])))
+    words = [_in_words(kind) for kind in kinds if kind != "<class 'NoneType'>"]
+    if found is None or not words:
+        if command and "required" in whole:
+            whole = whole.replace(f" {command}.", " ")
+        whole = re.sub(r'Parser key "([\w.]+)"', lambda key: option(key[1]), whole)
+        return f"{whole.rstrip('.')}."
+    return f"{option(found[1])} {found[3]}: {' or '.join(words)} is expected."
+
+
+def _in_words(kind: str) -> str:
+    if kind in _WORDS:
+        return _WORDS[kind]
+    return f"one of {kind.removeprefix('Literal[').rstrip(']')}".replace("'", "")
+
+
+def _config_files(arguments: Sequence[str]) -> list[str]:
+    """Values of every ``--config``."""
+    joined = [item.removeprefix("--config=") for item in arguments if item.startswith("--config=")]
+    return joined + [value for option, value in pairwise(arguments) if option == "--config"]
+
+
+def _is_text(file: Path) -> bool:
+    try:
+        file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return False
+    except OSError:
+        return True  # the name of a packaged configuration
+    return True
 
 
 def tell(text: str) -> None:

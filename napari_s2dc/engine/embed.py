@@ -143,6 +143,7 @@ def embed_volume(volume: Volume, encoder: SwinEncoder, settings: EmbedSettings) 
             "borders": encoder.config.borders,
             "preset": preset,
             "stage": windows.stage,
+            "voxels": volume.voxels_hash(),
             "settings": asdict(settings),
             "version": __version__,
             **facts,

@@ -48,7 +48,7 @@ class Embedding:
     name : str
         Name of the scan.
     metadata : dict
-        JSON-able facts: ``encoder``, ``weights`` (their hash), ``preset``, ``settings``,
+        JSON-able facts: ``encoder``, ``weights`` and ``voxels`` (hashes), ``preset``, ``settings``,
         ``window_vox``, ``device``, ``version``, and ``notice``: what a user should know, such as
         that the graphics memory did not suffice, or "".
     """

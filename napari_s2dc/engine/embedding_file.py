@@ -15,7 +15,7 @@ from napari_s2dc.engine.embedding import Embedding
 from napari_s2dc.errors import S2DCError
 from napari_s2dc.files import reading_tensors, write_tensors
 
-__all__ = ["SUFFIX", "EmbeddingFileError", "load_embedding", "save_embedding"]
+__all__ = ["SUFFIX", "EmbeddingFileError", "holds_embedding", "load_embedding", "save_embedding"]
 
 SUFFIX = ".safetensors"
 
@@ -88,6 +88,17 @@ def load_embedding(path: str | Path) -> Embedding:
         tensors,
     ):
         return _assemble(facts, tensors)
+
+
+def holds_embedding(path: Path) -> bool:
+    """Whether the header of a file says that `save_embedding` wrote it."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as stream:
+            return _KEY in (stream.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
 
 
 def _assemble(facts: dict[str, Any], tensors: dict[str, Tensor]) -> Embedding:

@@ -53,6 +53,8 @@ _MISSING = (
 _LONGEST_HEADER = 10_000_000
 # Of encoders, which see scans of many spacings in their training.
 _SPACING_FACTOR = 2.0
+# Sides of voxels; beyond them a file is more likely to be wrong than right.
+_PLAUSIBLE_MM = (0.01, 50.0)
 _KINDS = {"ct": "CT", "mr": "MR", "pet": "PET"}
 
 
@@ -257,6 +259,7 @@ def mismatch(volume: Volume, encoder: SwinEncoder) -> str:
     -------
     str
         One sentence about kind and spacing, or "" where nothing is far or nothing is known.
+        A spacing that cannot be is said whatever is known.
     """
     metadata = encoder.metadata
     return difference(volume, _preset(metadata), metadata.get("spacing_mm"), "the encoder")
@@ -294,7 +297,12 @@ def difference(
     parts = []
     if trained in _KINDS and scan != trained and not (trained == "pet" and not volume.modality):
         parts.append(f"is {_KINDS[scan]} and {learner} was trained on {_KINDS[trained]}")
-    if isinstance(spacing_mm, (list, tuple)) and len(spacing_mm) == 3:
+    if not all(_PLAUSIBLE_MM[0] <= side <= _PLAUSIBLE_MM[1] for side in volume.spacing_mm):
+        parts.append(
+            f"states voxels of {_sides(volume.spacing_mm)} mm, hardly those of a scan; look "
+            "whether its file means another unit"
+        )
+    elif isinstance(spacing_mm, (list, tuple)) and len(spacing_mm) == 3:
         try:
             ratios = [
                 own / float(wanted)

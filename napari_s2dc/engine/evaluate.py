@@ -15,6 +15,7 @@ __all__ = [
     "ClassScore",
     "Evaluation",
     "evaluate_labels",
+    "may_be_labels",
     "mean_of",
     "require_labels",
     "require_same_grid",
@@ -192,6 +193,12 @@ def require_same_grid(one: Volume, other: Volume) -> None:
         )
 
 
+def may_be_labels(array: np.ndarray) -> bool:
+    """Whether all values are whole numbers of at least 0."""
+    kind = array.dtype.kind
+    return kind in "ub" or (kind == "i" and bool(array.min(initial=0) >= 0))
+
+
 def require_labels(volume: Volume) -> None:
     """Refuse a volume that is no label map.
 
@@ -200,8 +207,7 @@ def require_labels(volume: Volume) -> None:
     S2DCError
         Its values are no integers of at least 0.
     """
-    array = volume.array
-    if array.dtype.kind not in "iub" or (array.dtype.kind == "i" and array.min(initial=0) < 0):
+    if not may_be_labels(volume.array):
         raise S2DCError(
             f"{_where(volume)} holds values that are no labels.",
             "Labels are whole numbers of at least 0.",

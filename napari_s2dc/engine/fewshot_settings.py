@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from napari_s2dc.engine.random_order import require_seed
 from napari_s2dc.errors import ConfigurationError
 from napari_s2dc.files import replace_atomically
 
@@ -202,7 +203,7 @@ def settings_from(content: Any, where: str) -> FewshotSettings:
     Raises
     ------
     ConfigurationError
-        A setting is unknown, of the wrong type, or makes no sense.
+        A setting is unknown, of the wrong type, or makes no sense, such as a seed out of range.
     """
     from jsonargparse import ArgumentError, ArgumentParser
 
@@ -215,7 +216,9 @@ def settings_from(content: Any, where: str) -> FewshotSettings:
     except (ArgumentError, TypeError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise ConfigurationError(f"{where}: a setting cannot be used. {reason}") from error
-    return FewshotSettings(**vars(parsed))
+    settings = FewshotSettings(**vars(parsed))
+    require_seed(settings.seed, f"{where}: seed")
+    return settings
 
 
 def _plain(value: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import colorsys
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -60,7 +59,7 @@ def facts_of(image: Volume) -> dict[str, Any]:
     """Note which scan was learned from: its name, hash of its voxels and spacing in mm."""
     return {
         "name": image.name,
-        "hash": hashlib.sha256(np.ascontiguousarray(image.array).data).hexdigest()[:32],
+        "hash": image.voxels_hash(),
         "spacing_mm": list(image.spacing_mm),
     }
 

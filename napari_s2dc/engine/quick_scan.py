@@ -229,7 +229,7 @@ def prepare_scan(
 def _is_same(
     embedding: Embedding, volume: Volume, encoder: SwinEncoder, wanted: EmbedSettings
 ) -> bool:
-    """Whether an embedding is of the whole scan and made as wanted, on whatever device."""
+    """Whether an embedding is of the whole of this scan and made as wanted, on any device."""
     facts = embedding.metadata
     made = facts.get("settings") or {}
     return (
@@ -241,6 +241,7 @@ def _is_same(
         and made.get("roi") is None
         and facts.get("window_vox") == wanted.window_vox
         and made.get("overlap") == wanted.overlap
+        and facts.get("voxels") == volume.voxels_hash()  # last: it reads them all
     )
 
 

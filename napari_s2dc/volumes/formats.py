@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -95,7 +96,8 @@ def one_sentence(path: Path) -> Iterator[None]:
     except MemoryError as error:
         raise VolumeError(f"{path} does not fit into memory.") from error
     except FileNotFoundError as error:
-        raise VolumeError(f"{path} or a file it refers to does not exist.") from error
+        what = "refers to a file that does not exist" if path.exists() else "does not exist"
+        raise VolumeError(f"{path} {what}.") from error
     except PermissionError as error:
         raise VolumeError(f"{path} cannot be read: permission denied.") from error
     except EOFError as error:
@@ -190,9 +192,18 @@ def _check_pixdim(path: Path, image: Any) -> None:
         raise VolumeError(f"{path} states a voxel spacing of zero.")
 
 
+@functools.cache
+def _without_remarks() -> None:
+    """Drop nibabel's line on standard error about what `_check_pixdim` looks at."""
+    from nibabel.imageglobals import logger
+
+    logger.addFilter(lambda record: "pixdim[1,2,3] should be non-zero" not in record.getMessage())
+
+
 def _nifti_header(path: Path) -> FileHeader:
     import nibabel
 
+    _without_remarks()
     image: Any = nibabel.load(path)
     _check_pixdim(path, image)
     return _nibabel_header(image, "nifti")

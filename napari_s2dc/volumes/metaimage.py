@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
@@ -14,14 +15,24 @@ from napari_s2dc.volumes.formats import FileArray, FileHeader, without_voxels
 
 __all__ = ["itk_array", "load_mha", "mha_header"]
 
+_LOADING = threading.Lock()
 
-@contextmanager
-def _itk_allowed_to_warn() -> Iterator[None]:
-    # ITK loads its compiled parts on first use; they warn while they load, and where warnings
-    # are errors the process crashes there.
-    with warnings.catch_warnings():
+
+@functools.cache
+def _loaded_itk() -> ModuleType:
+    """Give ITK with the compiled parts that reading needs.
+
+    ITK loads them on first use and changes the working folder of the process meanwhile, so that
+    other threads cannot open relative paths. Here that happens once, and never while a file is
+    read. The parts warn while they load, and where warnings are errors the process crashes there.
+    """
+    with _LOADING, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield
+        import itk
+
+        for part in ("CommonEnums", "ImageIOFactory", "ImageFileReader", "PyBuffer"):
+            getattr(itk, part)
+    return itk
 
 
 def mha_header(path: Path) -> FileHeader:
@@ -32,26 +43,24 @@ def mha_header(path: Path) -> FileHeader:
     VolumeError
         Not a MetaImage file.
     """
-    with _itk_allowed_to_warn():
-        import itk
-
-        mode = itk.CommonEnums.IOFileMode_ReadMode
-        image_io = itk.ImageIOFactory.CreateImageIO(str(path), mode)
-        if image_io is None:
-            raise VolumeError(f"{path} is not a MetaImage file although its name ends like one.")
-        image_io.SetFileName(str(path))
-        image_io.ReadImageInformation()
-        dimension = image_io.GetNumberOfDimensions()
-        shape = tuple(int(image_io.GetDimensions(axis)) for axis in range(dimension))
-        affine = np.eye(4)
-        if dimension >= 3:
-            for axis in range(3):
-                direction = np.asarray([float(value) for value in image_io.GetDirection(axis)])
-                affine[:3, axis] = direction[:3] * image_io.GetSpacing(axis)
-                affine[axis, 3] = image_io.GetOrigin(axis)
-            affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
-        dtype = str(image_io.GetComponentTypeAsString(image_io.GetComponentType()))
-        channels = int(image_io.GetNumberOfComponents())
+    itk = _loaded_itk()
+    mode = itk.CommonEnums.IOFileMode_ReadMode
+    image_io = itk.ImageIOFactory.CreateImageIO(str(path), mode)
+    if image_io is None:
+        raise VolumeError(f"{path} is not a MetaImage file although its name ends like one.")
+    image_io.SetFileName(str(path))
+    image_io.ReadImageInformation()
+    dimension = image_io.GetNumberOfDimensions()
+    shape = tuple(int(image_io.GetDimensions(axis)) for axis in range(dimension))
+    affine = np.eye(4)
+    if dimension >= 3:
+        for axis in range(3):
+            direction = np.asarray([float(value) for value in image_io.GetDirection(axis)])
+            affine[:3, axis] = direction[:3] * image_io.GetSpacing(axis)
+            affine[axis, 3] = image_io.GetOrigin(axis)
+        affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    dtype = str(image_io.GetComponentTypeAsString(image_io.GetComponentType()))
+    channels = int(image_io.GetNumberOfComponents())
     return FileHeader(shape, affine, dtype, channels, {}, "mha")
 
 
@@ -59,9 +68,9 @@ def itk_array(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Array in (x, y, z) order, and RAS+ affine, of a file that ITK reads."""
     from monai.data.image_reader import ITKReader
 
-    with _itk_allowed_to_warn():
-        reader = ITKReader(affine_lps_to_ras=True)
-        array, meta = reader.get_data(reader.read(str(path)))
+    _loaded_itk()
+    reader = ITKReader(affine_lps_to_ras=True)
+    array, meta = reader.get_data(reader.read(str(path)))
     return np.asarray(array), np.asarray(meta["affine"], dtype=np.float64)
 
 

@@ -21,6 +21,7 @@ NRRD_SPACES = {
     "left-anterior-superior": (-1.0, 1.0, 1.0),
     "las": (-1.0, 1.0, 1.0),
 }
+_SPATIAL_KINDS = ("domain", "space")
 NRRD_KIND_COLOUR = ("rgb-color", "rgba-color", "hsv-color", "xyz-color", "vector", "3-color")
 
 
@@ -29,13 +30,23 @@ def _complete_nrrd(path: Path, fields: dict[str, Any]) -> dict[str, Any]:
     if fields.get("space", "left-posterior-superior").lower() not in NRRD_SPACES:
         raise VolumeError(f"{path} uses the NRRD space '{fields['space']}', which is not known.")
     dimension = int(fields["dimension"])
-    spatial = min(3, dimension)
     if "space directions" not in fields:
         spacings = np.asarray(fields.get("spacings", np.ones(dimension)), dtype=float)
-        fields["space directions"] = np.diag(np.where(np.isnan(spacings), 1.0, spacings)[:spatial])
+        spacings = np.where(np.isnan(spacings), 1.0, spacings)
+        spatial = _spatial_axes(fields)
+        directions = np.full((max(spatial, default=0) + 1, len(spatial)), np.nan)
+        directions[spatial] = np.diag(spacings[spatial])
+        fields["space directions"] = directions
     if "space origin" not in fields:
         fields["space origin"] = np.zeros(np.asarray(fields["space directions"]).shape[1])
     return fields
+
+
+def _spatial_axes(fields: dict[str, Any]) -> list[int]:
+    """Axes of space: the three whose kinds say so, otherwise the first three."""
+    kinds = [str(kind).lower() for kind in fields.get("kinds", [])]
+    named = [axis for axis, kind in enumerate(kinds) if kind in _SPATIAL_KINDS]
+    return named if len(named) == 3 else list(range(min(3, int(fields["dimension"]))))
 
 
 def nrrd_header(path: Path) -> FileHeader:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,13 @@ class Volume:
         """Sizes (z, y, x)."""
         sizes = self.array.shape
         return int(sizes[0]), int(sizes[1]), int(sizes[2])
+
+    def voxels_hash(self) -> str:
+        """Hash of the voxels alone: those of equal scans are equal."""
+        digest = hashlib.sha256()
+        for plane in self.array:  # a view need not be copied whole
+            digest.update(np.ascontiguousarray(plane).data)
+        return digest.hexdigest()[:32]
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:

@@ -70,7 +70,7 @@ class ConsistencyActions(QObject):
         session.embedding_changed.connect(self._on_embedding)
 
     def _on_embedding(self, layer: Layer) -> None:
-        # Another embedding, other features: the map would not be theirs.
+        # Another embedding, or none: the map would not be its own.
         self._maps.pop(plain(layer), None)
         self._session.overlays.remove(layer, "consistency")
 
@@ -163,7 +163,8 @@ class ConsistencyActions(QObject):
             self._tell("The volume was removed, so its map is not shown.")
             return
         if self._session.embedded(layer) is not embedded:
-            self._tell(f"{layer.name} was embedded anew, so the map of before is not shown.")
+            change = self._session.change_of(layer)
+            self._tell(f"{change}, so the map of before is not shown.")
             return
         self._maps[plain(layer)] = found
         self._session.overlays.show_heat(

@@ -113,6 +113,8 @@ class EmbedActions(QObject):
                 self._tell(f"{source.name} was removed, so its embedding is not shown.")
                 return
             self._session.keep(layer, embedded)
+            if self._session.embedded(layer) is not embedded:
+                return  # its data was replaced meanwhile, as the user is told
             notice = str(embedded.embedding.metadata.get("notice") or "")
             self._tell(notice or f"{layer.name} is embedded.")
 

@@ -59,6 +59,7 @@ class EncoderActions(QObject):
         self._session, self._header, self._tab, self._jobs = session, header, tab, jobs
         self._following = False
         self._followed: list[Any] = []  # emitters
+        self._shapes: list[tuple[int, ...]] = []  # resolutions of the chosen volume
         self._soon = QTimer(self)
         self._soon.setSingleShot(True)
         self._soon.setInterval(_PLAN_MS)
@@ -184,9 +185,17 @@ class EncoderActions(QObject):
             lines += [f"  {key.replace('_', ' ')}: {value}" for key, value in facts.items()]
         self._header.show_details(f"Encoder {encoder.name}", "\n".join(lines))
 
+    def look_again(self) -> None:
+        """Renew what is said of the chosen volume, whose data was replaced."""
+        layer = self._header.volume.layer
+        if resolutions_of(layer) != self._shapes:
+            self._on_volume(layer)
+        else:
+            self._warn_of_mismatch()
+
     def _on_volume(self, layer: Layer | None) -> None:
         made = layer is not None and not getattr(layer, "multiscale", False)
-        shapes = resolutions_of(layer)
+        self._shapes = shapes = resolutions_of(layer)
         first = first_small(shapes) if made and shapes else 0
         self._header.show_levels(shapes, made=made, first=first)
         problem = problem_of(layer)

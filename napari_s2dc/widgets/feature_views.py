@@ -68,8 +68,10 @@ class FeatureViews(QObject):
         self._session.overlays.remove(layer, "clusters")
         self._session.overlays.remove(layer, "selected")
         embedded = self._session.embedded(layer)
-        if embedded is not None:
-            self._bases.pop(_encoder_of(embedded), None)  # it has to suit the new scan too
+        if embedded is None:
+            self._session.overlays.clear_colours(layer)
+            return
+        self._bases.pop(_encoder_of(embedded), None)  # it has to suit the new scan too
         self._show_colours(self._tab.triple.value() - 1)
 
     def _show_colours(self, triple: int) -> None:

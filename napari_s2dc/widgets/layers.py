@@ -190,6 +190,16 @@ class Overlays:
         layer.data[...] = 0
         layer.refresh(extent=False, thumbnail=False, highlight=False)
 
+    def clear_colours(self, source: Layer) -> None:
+        """Make the anatomy colours of a source show nothing until there are others.
+
+        They are not removed: where all results of the only scan go between two pictures, napari
+        0.9 on a software renderer crashes with the next layer that is added.
+        """
+        layer = self.find(source, "colours")
+        if layer is not None:
+            layer.data = np.zeros_like(layer.data)
+
     def jump_to(self, world: Sequence[float]) -> None:
         """Move the slices and the camera to a world position."""
         dims = self._viewer.dims

@@ -237,11 +237,12 @@ class MatchActions(QObject):
         )
 
     def _is_outdated(self, layer: Layer, embedded: Embedded) -> bool:
-        """Whether a layer went or was embedded anew while it was matched; says so."""
+        """Whether a layer went, or its embedding did, while it was matched; says so."""
         if not self._session.has(layer):
             self._tell("A volume was removed, so the match is not shown.")
         elif self._session.embedded(layer) is not embedded:
-            self._tell(f"{layer.name} was embedded anew, so the match of before is not shown.")
+            change = self._session.change_of(layer)
+            self._tell(f"{change}, so the match of before is not shown.")
         else:
             return False
         return True

@@ -108,12 +108,14 @@ class ProbeActions(QObject):
         # Old patches would mean other features now.
         if self.home is None or plain(layer) is self.home:
             self.clear()
+        elif self._session.embedded(layer) is None:
+            self._session.overlays.remove(layer, "similarity")
         else:
             self._update_heat(fit_contrast=False)  # the new scan lights up too
 
     def clear(self) -> None:
         """Forget the clicked patches and take away what shows them."""
-        for layer in self._session.embedded_layers():
+        for layer in list(self._session.viewer.layers):
             for kind in ("similarity", "nearest", "clicked"):
                 self._session.overlays.remove(layer, kind)
         self._home, self._similarity = None, None

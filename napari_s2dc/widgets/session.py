@@ -131,6 +131,7 @@ class Session(QObject):
 
     encoder_changed = Signal()
     embedding_changed = Signal(object)  # the layer
+    data_replaced = Signal(object)  # the layer, whose embedding is dropped by then
 
     def __init__(self, viewer: Viewer) -> None:
         super().__init__()
@@ -155,9 +156,29 @@ class Session(QObject):
         return None if layer is None else self._embedded.get(plain(layer))
 
     def keep(self, layer: Layer, embedded: Embedded) -> None:
-        """Remember the embedding of a layer; it goes with the layer."""
+        """Remember the embedding of a layer; it goes with the layer, or with the layer's data."""
+        if not embedded.source.is_of(layer):  # replaced while it was embedded
+            self.data_replaced.emit(layer)
+            return
         self._embedded[plain(layer)] = embedded
+        layer.events.data.connect(self._on_data)  # connecting twice connects once
         self.embedding_changed.emit(layer)
+
+    def _on_data(self, event: Any) -> None:
+        """Drop the embedding of a layer that shows other data by now."""
+        layer = plain(event.source)
+        embedded = self._embedded.get(layer)
+        if embedded is None or embedded.source.is_of(layer):
+            return
+        del self._embedded[layer]
+        self.embedding_changed.emit(layer)
+        self.data_replaced.emit(layer)
+
+    def change_of(self, layer: Layer) -> str:
+        """Say what became of the embedding that a result was made of."""
+        if self.embedded(layer) is None:
+            return f"The data of {layer.name} was replaced"
+        return f"{layer.name} was embedded anew"
 
     def embedded_layers(self) -> list[Layer]:
         """Layers of the viewer that are embedded, in the viewer's order."""

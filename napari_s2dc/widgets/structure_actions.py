@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from qtpy.QtCore import QObject
 
 from napari_s2dc.widgets.probe_actions import ProbeActions
 from napari_s2dc.widgets.probe_tab import ProbeTab
+from napari_s2dc.widgets.segment_layers import finest
 from napari_s2dc.widgets.session import Embedded, Session
 from napari_s2dc.widgets.workers import Jobs
 
@@ -81,7 +82,7 @@ class StructureActions(QObject):
         if on:
             self.update()
             return
-        for layer in self._session.embedded_layers():
+        for layer in list(self._session.viewer.layers):
             self._session.overlays.remove(layer, "structure")
         self._forget("Switch the preview on first")
 
@@ -98,7 +99,7 @@ class StructureActions(QObject):
         home, similarity = self._probe.home, self._probe.similarity
         embedded = self._session.embedded(home)
         if home is None or similarity is None or embedded is None:
-            for layer in self._session.embedded_layers():
+            for layer in list(self._session.viewer.layers):
                 self._session.overlays.remove(layer, "structure")
             self._forget("Probe a patch first")
             return
@@ -145,14 +146,20 @@ class StructureActions(QObject):
         if home is None or found is None:
             return
         target = self._tab.target.layer
-        if target is None:
-            target = self._session.overlays.new_labels(home, "structures")
-        elif tuple(target.data.shape) != found.mask.shape:
+        if finest(home).shape != found.mask.shape:
+            self._tell(
+                f"{home.name} has another size than the structure; embed and probe it again."
+            )
+        elif target is None:
+            self._write(self._session.overlays.new_labels(home, "structures"), found, label)
+        elif finest(target).shape != found.mask.shape:
             self._tell(f"{target.name} does not lie on the grid of {home.name}; choose another.")
-            return
         elif label > np.iinfo(target.data.dtype).max:
             self._tell(f"{target.name} cannot hold class {label}; use a smaller number.")
-            return
+        else:
+            self._write(target, found, label)
+
+    def _write(self, target: Any, found: _Structure, label: int) -> None:
         self._session.overlays.write_labels(target, found.voxels, label)
         self._tab.target.choose(target)
         # napari's undo works on the active layer

@@ -12,6 +12,7 @@ from napari_s2dc.widgets.layers import token_geometry
 from napari_s2dc.widgets.match_actions import MatchActions
 from napari_s2dc.widgets.match_places import MatchedScans
 from napari_s2dc.widgets.match_tab import MatchTab
+from napari_s2dc.widgets.segment_layers import finest
 from napari_s2dc.widgets.session import Session
 from napari_s2dc.widgets.volumes_of_layers import step_of, world_matrix
 from napari_s2dc.widgets.workers import Jobs
@@ -73,7 +74,7 @@ class TransferActions(QObject):
     def _problem(self, scans: MatchedScans, labels: Any) -> str:
         """Why labels are not those of the moving scan; empty when they are."""
         moving = scans.moving
-        if _finest(labels).shape != _finest(moving).shape:
+        if finest(labels).shape != finest(moving).shape:
             return f"{labels.name} does not lie on the grid of {moving.name}"
         places = [world_matrix(moving)]
         applied = self._session.applied_to(moving)
@@ -96,7 +97,7 @@ class TransferActions(QObject):
             return
         # Where the finest level lay when the scan was embedded, wherever it is shown by now.
         place = scans.embedded.source.affine @ np.linalg.inv(step_of(scans.embedded.source.factors))
-        data = _finest(labels)
+        data = finest(labels)
         name = str(labels.name)
         moving, target, match = scans.embedded.source, scans.partner.source.stored, scans.match
 
@@ -149,8 +150,3 @@ class TransferActions(QObject):
             f"{carried.name}: {count} {'class' if count == 1 else 'classes'}, confidence "
             f"{mean:.2f} on average. The confidence layer is hidden; click its eye to see it."
         )
-
-
-def _finest(layer: Any) -> Any:
-    """Give the data of the finest level."""
-    return layer.data[0] if layer.multiscale else layer.data

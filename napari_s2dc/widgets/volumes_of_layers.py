@@ -85,6 +85,11 @@ class LayerSnapshot:
         affine = self.affine @ np.linalg.inv(step_of(self.factors))
         return replace(self, affine=affine, factors=(1.0, 1.0, 1.0), grid=None)
 
+    def is_of(self, layer: Layer) -> bool:
+        """Whether a layer still holds the array that was noted; edits within it are not seen."""
+        levels = list(layer.data) if layer.multiscale else [layer.data]
+        return self.level < len(levels) and levels[self.level] is self.data
+
     def load(self) -> Volume:
         """Read the voxels; may take long, so call it in a worker.
 

@@ -156,6 +156,7 @@ class Workbench(QWidget):
         self.header.volume_changed.connect(self._offer_targets)
         self.header.volume_changed.connect(self._show_embedded)
         self.session.embedding_changed.connect(self._show_embedded)
+        self.session.data_replaced.connect(self._on_replaced)
         self._device = preferences().device  # until the devices of the computer are known
         self.header.device.setCurrentIndex(max(0, self.header.device.findData(self._device)))
         self.header.device.activated.connect(self._on_device)  # by the user
@@ -235,6 +236,14 @@ class Workbench(QWidget):
         if not self.session.overlays.is_overlay(event.value):  # results are offered nowhere
             self._offer()
 
+    def _on_replaced(self, layer: Layer) -> None:
+        self.tell(f"The data of {layer.name} was replaced: embed it again.")
+
+    def _on_data(self, event: Any) -> None:
+        self._offer()  # data of another shape may be no scan
+        if plain(event.source) is self.header.volume.layer:
+            self.encoders.look_again()
+
     def _offer_soon(self, _: object = None) -> None:
         """Wait for the end of what napari does: it walks along layers that must still be there."""
         self._soon.start()
@@ -249,6 +258,8 @@ class Workbench(QWidget):
         for layer in layers:
             if not self.session.overlays.is_overlay(layer):
                 layer.events.name.connect(self._offer)  # connecting twice connects once
+                if type_of(layer) == "image":
+                    layer.events.data.connect(self._on_data)
         self.header.volume.offer(layers)
         self.embed_tab.labels.offer(
             layer for layer in layers if not self.session.overlays.is_overlay(layer)
@@ -338,6 +349,7 @@ class Workbench(QWidget):
             emitter.disconnect(self._offer_soon)
         for layer in layers:
             layer.events.name.disconnect(self._offer)
+            layer.events.data.disconnect(self._on_data)
         layers.selection.events.active.disconnect(self._follow_active)
         self._viewer.dims.events.ndisplay.disconnect(self._offer_choices)
         self.matching.suspend()

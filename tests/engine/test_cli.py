@@ -17,6 +17,8 @@ from monai.networks.nets import SwinUNETR
 from napari_s2dc import __version__
 from napari_s2dc.engine.cli import main
 from napari_s2dc.engine.console import run_reporting_errors
+from napari_s2dc.engine.embedding import Embedding
+from napari_s2dc.engine.embedding_file import save_embedding
 from napari_s2dc.errors import ConfigurationError
 from napari_s2dc.method.encoder import EncoderConfig, SwinEncoder
 
@@ -81,6 +83,20 @@ def test_info_prints_the_report_of_what_it_refuses(
     assert captured.err.startswith("s2dc: error: Only ")
     assert "layers3.0.blocks.0.norm1.weight (missing)" in captured.err
     assert captured.err.count("\n") == 1
+
+
+def test_info_describes_a_file_of_features(
+    embedding: Embedding, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = save_embedding(embedding, tmp_path / "torso.embedding.safetensors")
+    assert main(["info", str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"{path}: features of a scan, written by s2dc embed\n")
+    assert f"{embedding.stride} voxels" in shown
+    assert main(["info", str(path), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["kind"] == "embedding"
+    assert facts["patches_zyx"] == list(embedding.grid)
 
 
 def test_info_describes_a_scan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -184,10 +200,47 @@ def test_errors_are_one_line_and_exit_code_2(
     "arguments", [[], ["nonsense"], ["export", "x", "--format", "onnx"], ["info", "x", "--no"]]
 )
 def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(arguments)
-    assert caught.value.code == 2
-    assert "Traceback" not in capsys.readouterr().err
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("s2dc: error: ")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("embed x --stage x", "--stage x: a whole number is expected."),
+        ("match a b --temperature nan", "--temperature nan: a number is expected."),
+        ("demo --minutes x", "--minutes x: a number is expected."),
+        ("match a --self-check 1.5", "--self-check 1.5: a whole number is expected."),
+        (
+            "transfer x --atlas a:b --out o --refine foo",
+            "--refine foo: one of scans, pairs, none is expected.",
+        ),
+        ("finetune --images a --labels b --out c --seed x", "--seed x: a whole number is"),
+        (
+            "finetune --images a --labels b --out c --shots 0",
+            "--shots 0: a whole number above 0 is",
+        ),
+        ("finetune --images a --labels b --out c --held-out -1", "error: --held-out: Not of type"),
+        ("finetune --config nowhere.yaml", "error: --config: File does not exist: "),
+        ("finetune --config {tmp}/text.nii --images a", "text.nii: "),
+        ("finetune --config {tmp}/latin.yaml --images a", "latin.yaml is not a UTF-8 text file."),
+        ("embed", "required: scans. See s2dc embed --help"),
+        ("embed x --no-such", "--no-such"),
+    ],
+)
+def test_a_wrong_option_is_one_sentence(
+    arguments: str, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.nii").write_text("hello")
+    (tmp_path / "latin.yaml").write_bytes("mode: f\xfcnf".encode("latin-1"))
+    assert main(arguments.format(tmp=tmp_path).split()) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("s2dc: error: ")
+    assert sentence in captured.err
+    assert captured.err.count("\n") == 1
 
 
 def test_demo_is_handed_its_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -198,7 +198,9 @@ def test_self_check_prints_the_known_truth(
         (["{1}"], "no scan B"),
         (["{1}", "{2}"], "--out is missing"),
         (["{1}", "{2}", "--self-check", "1"], "with itself"),
-        (["{1}", "--self-check", "-1"], "no scan B"),
+        (["{1}", "--self-check", "-1"], "--self-check must be at least 1"),
+        (["{1}", "--self-check", "1", "--seed", "9" * 23], "--seed must be at least 0 and below"),
+        (["{1}", "--self-check", "1", "--seed", "-1"], "--seed must be at least 0 and below"),
         (["{1}", "{2}", "--out", "x.csv", "--prior", "far"], "--prior must be a number"),
         (["{1}", "{2}", "--out", "x.csv", "--temperature", "0"], "temperature"),
         (["{1}", "{2}", "{1}", "--out", "x.csv"], "Name a folder"),
@@ -309,11 +311,16 @@ def test_wrong_atlases_are_one_sentence(
     cut = tmp_path / "cut.nii.gz"
     original = nibabel.load(labels(scans, 1))
     nibabel.save(nibabel.Nifti1Image(np.asarray(original.dataobj)[:20], original.affine), cut)
+    counted = tmp_path / "counted.nii.gz"
+    many = np.arange(original.shape[0] * 48 * 32, dtype=np.int16).reshape(original.shape) % 1002
+    nibabel.save(nibabel.Nifti1Image(many, original.affine), counted)
     first = image(scans, 1)
     for atlas, words in (
         (first, "with a colon between them"),
         (f"{first}:nowhere.nii", "nowhere.nii does not exist"),
         (f"{first}:{cut}", "Both must lie on one grid"),
+        (f"{labels(scans, 1)}:{first}", f"{first} looks like a scan; write SCAN:LABELS in this"),
+        (f"{first}:{counted}", f"{counted} looks like a scan; write SCAN:LABELS in this"),
     ):
         arguments = ["--atlas", atlas, first, "--out", str(tmp_path / "x.nii.gz")]
         assert run("transfer", *arguments, encoder=checkpoint) == 2

@@ -150,6 +150,37 @@ def test_maps_in_the_folder_of_the_scans_are_not_taken_for_scans(
     assert find_scans(DataConfig(path=str(folder))) == [ScanEntry(folder / f"scan{ending}")]
 
 
+def test_of_a_single_patch_there_are_no_figures(
+    checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image, _ = phantom((32, 32, 32), seed=2)
+    part = np.ascontiguousarray(image.array[12:20, 12:20, 12:20].transpose(2, 1, 0))
+    path = tmp_path / "small.nii"
+    nibabel.save(nibabel.Nifti1Image(part, np.eye(4)), path)
+    out = tmp_path / "heat.nii.gz"
+    arguments = ["probe", str(path), "--point", "4,4,4", "--out", str(out)]
+    assert main([*arguments, "--encoder", checkpoint]) == 0
+    captured = capsys.readouterr()
+    assert "only one patch of tissue" in captured.err
+    assert "Use an earlier --stage" in captured.err
+    assert captured.out == f"{out}: similarity to 4,4,4\n"
+    assert main([*arguments, "--encoder", checkpoint, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["sharpe_ratio"], facts["percentile"], facts["nearest"]) == (None, None, [])
+
+
+@pytest.mark.parametrize("seed", ["-1", "4294967296", "9" * 23])
+def test_a_seed_that_generators_do_not_take(
+    seed: str, scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["consistency", str(scan), "--out", str(tmp_path / "c.nii"), "--seed", seed]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error == (
+        f"s2dc: error: --seed must be at least 0 and below 4294967296, not {int(seed)}.\n"
+    )
+
+
 def test_a_point_in_air_is_refused(
     checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

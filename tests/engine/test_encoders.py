@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -239,6 +240,17 @@ def test_another_kind_or_spacing_is_one_sentence() -> None:
 )
 def test_where_nothing_is_known_nothing_is_said(torso: Volume, facts: dict[str, Any]) -> None:
     assert mismatch(torso, _encoder(facts)) == ""
+
+
+@pytest.mark.parametrize("side", [0.001, 80.0])
+@pytest.mark.parametrize("facts", [FACTS, {}])
+def test_a_spacing_that_cannot_be_is_said_whatever_is_known(
+    torso: Volume, side: float, facts: dict[str, Any]
+) -> None:
+    wrong = replace(torso, affine=np.diag([side, side, side, 1.0]))
+    sentence = mismatch(wrong, _encoder(facts))
+    assert f"This scan states voxels of {side:g} × {side:g} × {side:g} mm, hardly" in sentence
+    assert "was trained at" not in sentence
 
 
 def test_pet_that_does_not_say_so_is_not_called_mr() -> None:

@@ -28,6 +28,9 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
 def test_what_is_left_out_has_its_default() -> None:
     settings = settings_from({"seed": 7, "quick": {"hidden": 8}}, "The file")
     assert (settings.seed, settings.quick.hidden) == (7, 8)
+    for seed in (-1, 10**23):
+        with pytest.raises(ConfigurationError, match="The file: seed must be at least 0 and below"):
+            settings_from({"seed": seed}, "The file")
     assert settings.finetune == FewshotSettings().finetune
 
 

@@ -129,6 +129,9 @@ def test_an_embedding_at_hand_is_used(labelled: LabelledScan, tiny: SwinEncoder)
     other = replace(at_hand, metadata={**at_hand.metadata, "weights": "of another"})
     found = finish(prepare_scan(labelled.image, tiny, QUICK, device="cpu", embedding=other))
     assert found.embeddings[0] is not other
+    changed = replace(labelled.image, array=labelled.image.array[::-1])
+    found = finish(prepare_scan(changed, tiny, QUICK, device="cpu", embedding=at_hand))
+    assert found.embeddings[0] is not at_hand
 
 
 def test_complete_labels_are_learned(labelled: LabelledScan, model: SegmentationModel) -> None:

@@ -25,6 +25,7 @@ import napari_s2dc
 from napari_s2dc._reader import layer_data
 from napari_s2dc.engine.loading import load_engine
 from napari_s2dc.engine.progress import Progress
+from napari_s2dc.widgets.match_tab import MatchTab
 from napari_s2dc.widgets.placement import geometry_of
 from napari_s2dc.widgets.preferences import PLUGIN, Preferences
 from napari_s2dc.widgets.probe_mouse import REPLACE, ProbePoint
@@ -300,8 +301,17 @@ def other(viewer: Any, scan: Any) -> Any:
 
 
 @pytest.fixture
-def pair(workbench: Workbench, scan: Any, other: Any, qtbot: Any) -> Workbench:
-    """Embed both torsos and choose them on the Match tab."""
+def pair(
+    workbench: Workbench, scan: Any, other: Any, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+) -> Workbench:
+    """Embed both torsos and choose them on the Match tab.
+
+    Patches are compared by themselves: of sixty patches that an untrained encoder describes, hardly
+    one is like one of another person together with its neighbours.
+    """
+    chosen = MatchTab.matching.fget
+    alone = property(lambda tab: {"neighbours": 0.0, **chosen(tab)})
+    monkeypatch.setattr(MatchTab, "matching", alone)
     for layer in (other, scan):
         embed(workbench, layer, qtbot)
     workbench.tabs.setCurrentIndex(2)

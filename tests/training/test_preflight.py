@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
+import sys
 
 import nibabel
 import numpy as np
@@ -107,6 +109,57 @@ def test_bad_scan_is_skipped_with_its_reason(tmp_path, save_scan, kind, why):
     with pytest.raises(S2DCError, match=bad.name) as caught:
         preflight([ScanEntry(bad)], DataConfig())
     assert "only scan" in caught.value.sentence
+
+
+WHILE_ITK_LOADS = """
+import os, threading, time
+from pathlib import Path
+from s2dc_train import preflight
+from s2dc_train.config import DataConfig
+from s2dc_train.sources import find_scans
+from napari_s2dc.volumes.metaimage import load_mha
+
+away, change, read = threading.Event(), os.chdir, preflight.read_header
+
+def chdir(folder):
+    change(folder)
+    if not away.is_set():
+        away.set()
+        time.sleep(1)
+
+def read_header(path):
+    if path.suffix == ".gz":
+        assert away.wait(60)
+    return read(path)
+
+os.chdir, preflight.read_header = chdir, read_header
+preflight._with_voxels = lambda facts, config: facts
+config = DataConfig(path="scans")
+report = preflight.preflight(find_scans(config), config)
+print(len(report.scans), report.skipped)
+os.chdir = None  # what reading voxels needs was loaded with the rest
+load_mha(Path("scans/0.mha"))
+"""
+
+
+def test_relative_paths_are_found_while_itk_loads(tmp_path, save_scan):
+    for number in range(1, 4):
+        save_scan(tmp_path / "scans" / f"{number}.nii.gz")
+    header = (
+        "ObjectType = Image\nNDims = 3\nBinaryData = True\nDimSize = 8 8 8\n"
+        "ElementSpacing = 1 1 2\nElementType = MET_UCHAR\nElementDataFile = LOCAL\n"
+    )
+    (tmp_path / "scans" / "0.mha").write_bytes(header.encode() + bytes(range(256)) * 2)
+    finished = subprocess.run(
+        [sys.executable, "-c", WHILE_ITK_LOADS],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout == "4 []\n"
 
 
 def test_scan_without_permission_is_skipped(tmp_path, save_scan, monkeypatch):

@@ -207,6 +207,15 @@ def colour_nrrd(folder: Path) -> Path:
     return path
 
 
+def vectors_without_directions(folder: Path) -> Path:
+    import nrrd
+
+    path = folder / "field.nrrd"
+    header = {"kinds": ["vector", "domain", "domain", "domain"], "spacings": [np.nan, 2, 3, 4]}
+    nrrd.write(str(path), np.zeros((3, 4, 5, 6), np.int16), header)
+    return path
+
+
 def colour_dicom(folder: Path) -> Path:
     from pydicom.data import get_testdata_file
 
@@ -233,6 +242,15 @@ def truncated_plain(folder: Path) -> Path:
 def truncated_nrrd(folder: Path) -> Path:
     path = write_nrrd(folder / "cut.nrrd", content("int16"), np.eye(4))
     path.write_bytes(path.read_bytes()[:400])
+    return path
+
+
+def lonely_nrrd_header(folder: Path) -> Path:
+    path = folder / "lonely.nhdr"
+    path.write_text(
+        "NRRD0004\ntype: short\ndimension: 3\nsizes: 4 5 6\nspacings: 1 1 1\n"
+        "endian: little\nencoding: raw\ndata file: gone.raw\n\n"
+    )
     return path
 
 
@@ -335,11 +353,13 @@ BAD = {
     four_dimensional: "4 dimensions",
     colour_nifti: "3 values per voxel",
     colour_nrrd: "3 values per voxel",
+    vectors_without_directions: "3 values per voxel",
     colour_dicom: "RGB",
     truncated_gzip: "truncated",
     truncated_plain: "truncated",
     truncated_nrrd: "cannot be read",
     truncated_mha: "cannot be read",
+    lonely_nrrd_header: r"lonely\.nhdr refers to a file that does not exist",
     zero_spacing: "spacing",
     not_gzip: "not gzip-compressed",
     text_as_nifti: "not a NIfTI file",
@@ -357,7 +377,13 @@ BAD = {
     two_series: "2 DICOM series",
 }
 # Only the voxels are broken; their headers are whole.
-WHOLE_HEADER = (truncated_gzip, truncated_plain, truncated_nrrd, truncated_mha)
+WHOLE_HEADER = (
+    truncated_gzip,
+    truncated_plain,
+    truncated_nrrd,
+    truncated_mha,
+    lonely_nrrd_header,
+)
 
 
 @pytest.mark.parametrize("make", BAD, ids=lambda make: make.__name__)
@@ -372,6 +398,15 @@ def test_bad_input_gets_one_sentence_that_names_the_file(tmp_path: Path, make: A
     if make not in WHOLE_HEADER:
         with pytest.raises(VolumeError, match=BAD[make]):
             read_header(path)
+
+
+def test_nibabel_says_nothing_of_a_spacing_of_zero(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(VolumeError, match="spacing of zero"):
+        read_header(zero_spacing(tmp_path))
+    assert not caplog.records
+    assert capfd.readouterr().err == ""
 
 
 def test_permission_denied_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

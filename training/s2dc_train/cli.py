@@ -9,12 +9,11 @@ import signal
 import sys
 from collections.abc import Sequence
 from importlib.resources import files
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari_s2dc import __version__
-from napari_s2dc.engine.console import INTERRUPTED, run_reporting_errors
+from napari_s2dc.engine.console import INTERRUPTED, parse_arguments, run_reporting_errors
 from napari_s2dc.errors import ConfigurationError
 from s2dc_train.config import RunConfig, run_config
 from s2dc_train.interruption import Interrupted, StopRequest, is_first_process
@@ -43,7 +42,6 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog=PROGRAM,
         description="Pretrain an S2DC encoder on a folder of unlabelled 3D scans.",
-        exit_on_error=False,
         version=__version__,
     )
     parser.add_argument(
@@ -79,36 +77,8 @@ def _with_preset_files(arguments: Sequence[str]) -> list[str]:
     return result
 
 
-def _named_files(arguments: Sequence[str]) -> list[str]:
-    """Values of every ``--config``."""
-    joined = [item.removeprefix("--config=") for item in arguments if item.startswith("--config=")]
-    return joined + [value for option, value in pairwise(arguments) if option == "--config"]
-
-
-def _is_text(file: Path) -> bool:
-    try:
-        file.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        return False
-    except OSError:
-        return True  # the name of a packaged configuration
-    return True
-
-
 def _parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
-    from jsonargparse import ArgumentError
-
-    try:
-        return parser.parse_args(_with_preset_files(arguments))
-    except UnicodeDecodeError as error:
-        named = [value for value in _named_files(arguments) if not _is_text(Path(value))]
-        raise ConfigurationError(f"{', '.join(named)} is not a UTF-8 text file.") from error
-    except ArgumentError as error:
-        sentence = " ".join(str(error).split())
-        if "parsing config" in sentence:
-            named = [Path(value).name for value in _named_files(arguments)]
-            sentence = f"{', '.join(named)}: {sentence}"
-        raise ConfigurationError(sentence, f"See {PROGRAM} --help for every setting.") from error
+    return parse_arguments(parser, _with_preset_files(arguments), PROGRAM)
 
 
 def _checkpoint(asked: str, out: Path) -> Path | None:

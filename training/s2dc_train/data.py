@@ -101,11 +101,9 @@ class S2DCDataModule(LightningDataModule):
             raise ConfigurationError("No cache folder is named.", "Set --data.cache_dir.")
         self.config = config
         self.seed = seed
-        self.cache_folder = (
-            Path(config.cache_dir).expanduser()
-            if config.cache_dir
-            else Path(run_dir or "", "cache")
-        )
+        folder = Path(config.cache_dir).expanduser() if config.cache_dir else None
+        # Absolute, as the scans are: threads write there.
+        self.cache_folder = (folder or Path(run_dir or "", "cache")).absolute()
         self.start_sample = 0
         self._start_step = 0
         self._prepared: tuple[PreflightReport, list[CachedScan]] | None = None

@@ -52,6 +52,8 @@ def find_scans(config: DataConfig) -> list[ScanEntry]:
     Returns
     -------
     list of ScanEntry
+        With absolute paths: they are opened in threads, and a library that is loaded meanwhile
+        may change the working folder (ITK does).
 
     Raises
     ------
@@ -66,7 +68,7 @@ def find_scans(config: DataConfig) -> list[ScanEntry]:
     try:
         if not path.exists():
             raise ConfigurationError(f"{path} does not exist.", "Check --data.path.")
-        entries = _dispatch(path, config.section)
+        entries = [_absolute(entry) for entry in _dispatch(path, config.section)]
     except OSError as error:
         raise ConfigurationError(
             f"{path} cannot be read: {error.strerror or error}.", "Check its permissions."
@@ -75,6 +77,10 @@ def find_scans(config: DataConfig) -> list[ScanEntry]:
     if not unique:
         raise ConfigurationError(f"No scan was found in {path}.", f"Expected {FORMATS}.")
     return unique
+
+
+def _absolute(entry: ScanEntry) -> ScanEntry:
+    return ScanEntry(entry.image.absolute(), entry.label.absolute() if entry.label else None)
 
 
 def _order(entry: ScanEntry) -> str:
