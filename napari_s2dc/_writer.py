@@ -57,22 +57,31 @@ def write_layer(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
         volume = Volume.from_file_array(
             np.transpose(volume.array), volume.affine_ras[:, [2, 1, 0, 3]], name=volume.name
         )
-    segments = _segments_of(volume.array, attributes) if path.lower().endswith(".nrrd") else None
+    segments = _segments_of(volume, attributes) if path.lower().endswith(".nrrd") else None
     return [str(write_volume(path, volume.array, volume, segments=segments))]
 
 
-def _segments_of(labels: np.ndarray, attributes: dict[str, Any]) -> dict[str, str] | None:
-    """Header fields with the classes of a Labels layer, None where they have no names."""
+def _segments_of(labels: Volume, attributes: dict[str, Any]) -> dict[str, str] | None:
+    """Header fields with the classes of a Labels layer.
+
+    None where they have no names, or those that the file had from which they were read: its own
+    fields say more of them. Classes with a name of that file keep its colour.
+    """
     from napari_s2dc.engine.labelled_scans import voxels_of_labels
-    from napari_s2dc.volumes.segments import segment_fields
+    from napari_s2dc.volumes.segments import segment_fields, segments_in
     from napari_s2dc.widgets.segment_layers import colours_in, names_in
 
     names = names_in(attributes.get("features", ()))
-    if not set(names) - {0}:
+    names.pop(0, None)
+    read = segments_in(labels)
+    there = set(voxels_of_labels(labels.array)) - {0}
+    if not names or (there <= set(read) and names == {one: read[one][0] for one in read}):
         return None
-    colours = colours_in(attributes["colormap"], {*names, *voxels_of_labels(labels)} - {0})
+    colours = colours_in(attributes["colormap"], {*names, *there})
+    kept = {one: colour for one, (name, colour) in read.items() if names.get(one) == name}
     return segment_fields(
-        (label, names.get(label) or f"class {label}", colour) for label, colour in colours.items()
+        (label, names.get(label) or f"class {label}", kept.get(label) or colour)
+        for label, colour in colours.items()
     )
 
 

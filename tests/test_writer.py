@@ -66,6 +66,10 @@ def test_names_and_colours_of_classes_go_along_where_the_format_has_them(
         [(data, keywords, kind)] = read_path(str(named))
         assert kind == "labels"
         assert keywords["features"]["name"] == ["background", "liver", "not painted", "class 300"]
+        # As it was read, its header says what it said, whatever colours napari gave.
+        data, state, _ = Labels(data, **keywords).as_layer_data_tuple()
+        [written] = write_layer(str(tmp_path / "same.nrrd"), data, state)
+        assert segments_in(read_volume(written, labels=True)) == found
         layer = Labels(data, **{**keywords, "features": {"index": [2], "name": ["spleen"]}})
         data, state, _ = layer.as_layer_data_tuple()
         [written] = write_layer(str(tmp_path / "again.nrrd"), data, state)

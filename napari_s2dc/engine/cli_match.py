@@ -116,7 +116,7 @@ def add_matching_arguments(parser: ArgumentParser) -> None:
         "--temperature",
         type=float | None,
         default=None,
-        help="Divides cosine similarities; lower is more decided.",
+        help="Divides similarities; lower is more decided.",
     )
     parser.add_argument(
         "--unmatched-similarity",

@@ -100,8 +100,10 @@ def parse_arguments(parser: ArgumentParser, arguments: Sequence[str], program: s
     try:
         return parser.parse_args(list(arguments))
     except UnicodeDecodeError as error:
-        named = [value for value in _config_files(arguments) if not _is_text(Path(value))]
-        raise ConfigurationError(f"{', '.join(named)} is not a UTF-8 text file.") from error
+        values = [argument.rpartition("=")[2] for argument in arguments]
+        named = [value for value in values if not _is_text(Path(value))]
+        what = ", ".join(named) or "A file that is given as an option"
+        raise ConfigurationError(f"{what} is not a UTF-8 text file.") from error
     except ArgumentError as error:
         options = _option_names(commands.get(command, parser))
         sentence = _in_one_sentence(str(error), command, options)

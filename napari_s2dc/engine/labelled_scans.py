@@ -107,15 +107,19 @@ def keep_strokes(labels: Volume, resampled: Volume) -> Volume:
     Returns
     -------
     Volume
-        Every labelled voxel has labelled the one that it lies in; those outside of the grid, by
-        more than its rounding, are left out.
+        Where resampling left a voxel unlabelled, it has the label of one that lies in it. Those
+        outside of the grid, by more than its rounding, are left out.
     """
     array = resampled.array.copy()
-    painted = np.argwhere(labels.array)
-    places = np.rint(resampled.to_vox(labels.to_mm(painted))).astype(int)
     last = np.asarray(array.shape) - 1
-    inside = ((places >= -1) & (places <= last + 1)).all(axis=1)
-    array[tuple(places[inside].clip(0, last).T)] = labels.array[tuple(painted[inside].T)]
+    for number, plane in enumerate(labels.array):  # all at once may be many million places
+        painted = np.argwhere(plane)
+        voxels = np.insert(painted, 0, number, axis=1)
+        places = np.rint(resampled.to_vox(labels.to_mm(voxels))).astype(int)
+        inside = ((places >= -1) & (places <= last + 1)).all(axis=1)
+        at = tuple(places[inside].clip(0, last).T)
+        dropped = resampled.array[at] == 0
+        array[tuple(axis[dropped] for axis in at)] = plane[tuple(painted[inside][dropped].T)]
     return resampled.with_array(array)
 
 

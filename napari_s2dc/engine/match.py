@@ -36,7 +36,7 @@ class MatchSettings:
     Parameters
     ----------
     temperature : float
-        Divides cosine similarities; lower is more decided.
+        Divides similarities; lower is more decided.
     neighbours : float
         How much the similarity of the patches beside two patches counts, see
         :func:`napari_s2dc.engine.neighbours.neighbourhoods`; 0: only their own.

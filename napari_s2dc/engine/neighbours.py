@@ -113,6 +113,7 @@ def neighbourhoods(
     steps, weights = zip(*_steps(weight), strict=True)
     offsets_a, offsets_b = _directions(a, b, np.asarray(steps), matrix)
     near = (np.abs(offsets_a) <= _FARTHEST).all(1) & (np.abs(offsets_b) <= _FARTHEST).all(1)
+    near[1:] &= offsets_b[1:].any(1)  # rounded to the token itself, where axes are oblique
     return Neighbourhoods(
         _side(a, index_a, offsets_a[near]),
         _side(b, index_b, offsets_b[near]),

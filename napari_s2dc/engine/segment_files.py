@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from napari_s2dc.engine import segment as segmenting
 from napari_s2dc.engine.cli_labels import LABEL_ENDINGS, LABEL_MAP
@@ -32,8 +35,8 @@ __all__ = [
 ]
 
 _UNCERTAINTY = "uncertainty map"
-_MAKER = "model "
-"""Begins the name of every maker."""
+_MAKER = "model"
+"""Begins the name of every maker; its fingerprint follows, and in label maps that of the voxels."""
 _SPACING_FACTOR = 1.5
 """Beyond it on any axis, voxels count as unlike those of the training. On voxels of 3 x 3 x 6 mm, a
 model that learned at 3 mm agreed with its own result at 3 mm by a Dice of 0.49."""
@@ -72,9 +75,20 @@ class SegmentationFiles:
 
     @property
     def made_otherwise(self) -> Path | None:
-        """A file that is there and that no model has written: drawn, corrected, or unreadable."""
+        """A file that is there and that no model has written: drawn, or corrected since."""
         there = (path for path in self.paths if path.exists())
-        return next((path for path in there if not maker_of(path).startswith(_MAKER)), None)
+        return next((path for path in there if not self._is_of_a_model(path)), None)
+
+    def _is_of_a_model(self, path: Path) -> bool:
+        """Whether a model wrote a file as it is; programs that change one may keep its note."""
+        kind, _, made = maker_of(path).partition(" ")
+        digest = made.partition(" ")[2]
+        if kind != _MAKER or path != self.labels or not digest:
+            return kind == _MAKER
+        try:
+            return _digest(read_volume(path, labels=True).array) == digest
+        except SCAN_ERRORS:
+            return True  # cut short
 
     def are_there(self, scan: Path, maker: str) -> bool:
         """Whether an earlier run has written them all, since the scan was last changed.
@@ -88,7 +102,8 @@ class SegmentationFiles:
         """
         newest = scan.stat().st_mtime if scan.is_file() else 0.0
         return all(
-            maker_of(path) == maker and path.stat().st_mtime >= newest for path in self.paths
+            maker_of(path).startswith(maker) and path.stat().st_mtime >= newest
+            for path in self.paths
         ) and all(map(_is_whole, self.paths))
 
     def write(
@@ -109,9 +124,17 @@ class SegmentationFiles:
             found.labels,
             scan,
             result=LABEL_MAP,
-            by=maker,
+            by=f"{maker} {_digest(found.labels)}",
             segments=segment_fields(classes),
         )
+
+
+def _digest(labels: np.ndarray) -> str:
+    """Fingerprint of labels (Z, Y, X), whatever integers they are stored as."""
+    digest = hashlib.sha256()
+    for plane in labels:
+        digest.update(np.ascontiguousarray(plane, dtype="<i8").data)
+    return digest.hexdigest()[:8]
 
 
 def _is_whole(path: Path) -> bool:
@@ -129,7 +152,7 @@ def _is_whole(path: Path) -> bool:
 
 def maker_name(model: SegmentationModel, segment: SegmentSettings) -> str:
     """Name a model and how it is used, for the header of what it made."""
-    return f"{_MAKER}{model.fingerprint(segment)[:16]}"
+    return f"{_MAKER} {model.fingerprint(segment)[:16]}"
 
 
 def segment_file(

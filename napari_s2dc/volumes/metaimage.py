@@ -23,8 +23,9 @@ def _loaded_itk() -> ModuleType:
     """Give ITK with the compiled parts that reading needs.
 
     ITK loads them on first use and changes the working folder of the process meanwhile, so that
-    other threads cannot open relative paths. Here that happens once, and never while a file is
-    read. The parts warn while they load, and where warnings are errors the process crashes there.
+    other threads cannot open relative paths. Here that happens once, and never while another
+    MetaImage is read; who reads files in several threads names them by absolute paths. The parts
+    warn while they load, and where warnings are errors the process crashes there.
     """
     with _LOADING, warnings.catch_warnings():
         warnings.simplefilter("ignore")

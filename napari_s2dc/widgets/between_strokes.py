@@ -13,7 +13,7 @@ _LOOK_MS = 50
 
 
 class BetweenStrokes(QObject):
-    """Do what changes Labels layers, in the order it was asked for, once nobody paints in them."""
+    """Do what changes Labels layers once nobody paints in them; for each in the order asked."""
 
     def __init__(self, parent: QObject) -> None:
         super().__init__(parent)
@@ -37,14 +37,15 @@ class BetweenStrokes(QObject):
         self._go_on()
 
     def _go_on(self) -> None:
-        asked, self._waiting = self._waiting, []
-        for layer, change in asked:
-            if _is_painted(layer()):
-                self._waiting.append((layer, change))
-            else:
-                change()
-        if self._waiting:
-            self._again.start()
+        try:
+            for asked in list(self._waiting):
+                layer, change = asked
+                if not _is_painted(layer()):
+                    self._waiting.remove(asked)
+                    change()
+        finally:  # an error in one must not lose the others
+            if self._waiting:
+                self._again.start()
 
 
 def _is_painted(layer: Any | None) -> bool:

@@ -36,7 +36,7 @@ def ask_where_to_save(parent: QWidget, title: str, name: str, kinds: str) -> str
     dialog.selectFile(name)
     path = dialog.selectedFiles()[0] if dialog.exec() else ""
     dialog.deleteLater()
-    if not path or path.endswith(ending):
+    if not path or path.lower().endswith(ending):
         return path
     path += ending  # it was typed with another one
     question = f"{Path(path).name} already exists. Do you want to replace it?"

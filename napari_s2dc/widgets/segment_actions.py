@@ -171,7 +171,9 @@ class SegmentActions(QObject):
         plane = plane_on_screen(self._session.viewer, image, task.scan)
 
         def show(learned: Learned) -> None:
-            if plane is not None and learned.plane is not None and self._session.has(image):
+            if plane is None or learned.plane is None:
+                return
+            if self._session.has(image) and task.scan.is_of(image):
                 self._layers.show_plane(
                     image, task.scan, plane, learned.plane, learned.model.classes, labels
                 )
@@ -285,6 +287,9 @@ class SegmentActions(QObject):
         def show(found: Segmentation, count: int, warning: str) -> None:
             if not self._session.has(image):
                 self._tell(f"{scan.name} was removed, so its segmentation is not shown.")
+                return
+            if not scan.is_of(image):
+                self._tell(f"The data of {scan.name} was replaced, so it is to be segmented again.")
                 return
             first = self.found_in(image) is None
             self._found[plain(image)] = scan, found

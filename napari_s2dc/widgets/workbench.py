@@ -323,6 +323,7 @@ class Workbench(QWidget):
         layers.selection.events.active.connect(self._follow_active)
         self._viewer.dims.events.ndisplay.connect(self._offer_choices)
         self._offer_now()
+        self.encoders.look_again()  # of data that was replaced meanwhile
         self._follow_active()
         self.matching.resume()
         self.segmenting.resume()

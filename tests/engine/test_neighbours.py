@@ -103,6 +103,23 @@ def test_of_larger_patches_the_next_one_counts() -> None:
         torch.testing.assert_close(found[rows, torch.arange(64)], torch.ones(64))
 
 
+def test_of_oblique_scans_no_neighbour_is_the_patch_itself() -> None:
+    one = embedding(GRID)
+    turn = np.eye(4)
+    turn[1:3, 1:3] = np.array([[1, -1], [1, 1]]) / np.sqrt(2)
+    longer = np.eye(4)
+    longer[:3, :3] *= 1.45
+    one.affine[:3, :3] = np.eye(3)
+    two = replace(embedding(GRID, seed=1), affine=turn @ longer)
+    for matrix in (None, turn):
+        index = foreground_index(one)
+        near = neighbourhoods(one, two, index, index, 0.5, matrix)
+        assert len(near.weights) > 9
+        own = torch.arange(len(index))[:, None]
+        assert not (near.a.beside[:, 1:] == own).any()
+        assert not (near.b.beside[:, 1:] == own).any()
+
+
 def test_patches_that_look_alike_are_told_apart_by_their_neighbours() -> None:
     one = embedding(GRID)
     noise = torch.randn(one.features.shape, generator=torch.Generator().manual_seed(3))

@@ -301,17 +301,20 @@ def other(viewer: Any, scan: Any) -> Any:
 
 
 @pytest.fixture
-def pair(
-    workbench: Workbench, scan: Any, other: Any, qtbot: Any, monkeypatch: pytest.MonkeyPatch
-) -> Workbench:
-    """Embed both torsos and choose them on the Match tab.
+def by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compare patches by themselves.
 
-    Patches are compared by themselves: of sixty patches that an untrained encoder describes, hardly
-    one is like one of another person together with its neighbours.
+    Of sixty patches that an untrained encoder describes, hardly one is like one of another person
+    together with its neighbours.
     """
     chosen = MatchTab.matching.fget
     alone = property(lambda tab: {"neighbours": 0.0, **chosen(tab)})
     monkeypatch.setattr(MatchTab, "matching", alone)
+
+
+@pytest.fixture
+def pair(workbench: Workbench, scan: Any, other: Any, qtbot: Any, by_themselves: None) -> Workbench:
+    """Embed both torsos and choose them on the Match tab."""
     for layer in (other, scan):
         embed(workbench, layer, qtbot)
     workbench.tabs.setCurrentIndex(2)

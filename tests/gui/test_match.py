@@ -358,6 +358,7 @@ def test_large_scans_are_matched_on_the_grid_that_was_chosen(
     viewer: Any,
     qtbot: Any,
     tmp_path: Path,
+    by_themselves: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("_WORTH_IT", "_FEWEST"):
