@@ -205,12 +205,15 @@ def test_what_no_model_has_written_is_kept(
 def test_a_result_that_was_corrected_in_napari_is_kept(
     scans: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
+    from napari.layers import Labels
+
     out = tmp_path / name
     assert run(scans / "one.nii.gz", model, out) == 0
     [(labels, keywords, kind)] = read_path(str(out))
     assert kind == "labels"
     labels[0] = 7
-    write_layer(str(out), labels, {**keywords, "name": "corrected"})
+    data, state, _ = Labels(labels, **keywords).as_layer_data_tuple()
+    write_layer(str(out), data, state)
     assert maker_of(out) == result_in(out) == ""
     corrected = out.read_bytes()
     capsys.readouterr()
