@@ -88,7 +88,7 @@ def names_in(features: Any) -> dict[int, str]:
     """Names of classes in the features table of a Labels layer."""
     if "name" not in features:
         return {}
-    labels = features["index"] if "index" in features else features.index
+    labels = features.get("index", features.index)
     named = zip(labels, features["name"], strict=True)
     return {int(label): str(name) for label, name in named if str(name) not in ("", "nan")}
 
