@@ -118,8 +118,8 @@ TEXTS = {
         "training, in random contrasts, so this is no test on a new kind of scan."
     ),
     "plans": (
-        "Four phantom torsos and views as in *contrast*, matched by transport with a dustbin: as "
-        "they lie, with a prior of places after centring; in one pose, as `s2dc match` does, the "
+        "Four phantom torsos and views as in *contrast*, matched by transport with a dustbin, "
+        "patches compared together with their neighbours: as they lie, with a prior of places after centring; in one pose, as `s2dc match` does, the "
         "scan turned into the pose of the view by the pairs and a registration, embedded and "
         "matched again; map alone: the patch nearest to where that registration puts each, which "
         "knows that the truth is an affine map. Dice: labels carried from "
