@@ -73,9 +73,11 @@ def _segments_of(labels: Volume, attributes: dict[str, Any]) -> dict[str, str] |
 
     names = names_in(attributes.get("features", ()))
     names.pop(0, None)
+    if not names:
+        return None
     read = segments_in(labels)
     there = set(voxels_of_labels(labels.array)) - {0}
-    if not names or (there <= set(read) and names == {one: read[one][0] for one in read}):
+    if there <= set(read) and names == {label: name for label, (name, _) in read.items()}:
         return None
     colours = colours_in(attributes["colormap"], {*names, *there})
     kept = {one: colour for one, (name, colour) in read.items() if names.get(one) == name}
