@@ -119,12 +119,13 @@ TEXTS = {
     ),
     "plans": (
         "Four phantom torsos and views as in *contrast*, matched by transport with a dustbin, "
-        "patches compared together with their neighbours: as they lie, with a prior of places after centring; in one pose, as `s2dc match` does, the "
-        "scan turned into the pose of the view by the pairs and a registration, embedded and "
-        "matched again; map alone: the patch nearest to where that registration puts each, which "
-        "knows that the truth is an affine map. Dice: labels carried from "
-        "each torso to the one before in the other contrast, through the plan alone and as "
-        "`s2dc transfer` does; a pair for which no map is found counts as 0."
+        "patches compared together with their neighbours: as they lie, with a prior of places "
+        "after centring; in one pose, as `s2dc match` does, the scan turned into the pose of the "
+        "view by the pairs and a registration, embedded and matched again; map alone: the patch "
+        "nearest to where that registration puts each, which knows that the truth is an affine "
+        "map. Dice: labels carried from each torso to the one before in the other contrast, "
+        "through the plan alone and as `s2dc transfer` does; a pair for which no map is found "
+        "counts as 0."
     ),
     "across": (
         "The structure of a patch of two phantom torsos named by its 5 nearest in two others, all "
