@@ -92,7 +92,9 @@ def parse_arguments(parser: ArgumentParser, arguments: Sequence[str], program: s
     """
     from jsonargparse import ArgumentError
 
-    commands = parser._subcommands_action.choices if parser._subcommands_action else {}
+    # No public name leads there; were it gone, jsonargparse's own words would have to do.
+    known = getattr(parser, "_subcommands_action", None)
+    commands = known.choices if known else {}
     for one in (parser, *commands.values()):
         one.exit_on_error = False
     command = next((name for name in arguments[:1] if name in commands), "")
