@@ -60,12 +60,12 @@ class Neighbourhoods:
 
         Parameters
         ----------
-        rows, columns : Tensor (..., r) and (..., c), optional
-            Places among the foreground tokens of A and B; all of them when left out.
+        rows, columns : Tensor (cells, r) and (cells, c), optional
+            Places among the foreground tokens of A and B; all of them, in one cell, when left out.
 
         Returns
         -------
-        Tensor (..., r, c)
+        Tensor (cells, r, c), or (n, m) of all
             From -1 to 1.
         """
         beside_a = self.a.beside if rows is None else self.a.beside[rows]
@@ -77,13 +77,11 @@ class Neighbourhoods:
         there_a[..., 0] = there_b[..., 0] = 1.0  # itself, even where it was not encoded
         # How much of the weight both have; divided by only at the end, so in one array.
         total = self.a.unit.new_zeros((*beside_a.shape[:-1], beside_b.shape[-2]))
+        add_product = total.addmm_ if total.dim() == 2 else total.baddbmm_
         for direction, weight in enumerate(self.weights.tolist()):
             one = self.a.unit[beside_a[..., direction]]
             other = self.b.unit[beside_b[..., direction]]
-            if total.dim() == 2:
-                total.addmm_(one, other.mT, alpha=weight)
-            else:
-                total.add_(one @ other.mT, alpha=weight)
+            add_product(one, other.mT, alpha=weight)
         return total.div_((there_a * self.weights) @ there_b.mT)
 
 
