@@ -186,6 +186,8 @@ def _choose(
 ) -> tuple[list[LabelledFile], list[LabelledFile]]:
     """Draw scans to learn from, and those set aside, which are the same for any number of shots.
 
+    Those to learn from are in the order of their names, as the Segment tab takes them.
+
     Raises
     ------
     ConfigurationError
@@ -201,7 +203,8 @@ def _choose(
             f"{counted(len(order), 'scan', 'scans')} with labels, too few for {asked}{aside}.",
             "Ask for fewer, or add label maps.",
         )
-    return order[: shots or rest], order[rest:]
+    drawn = sorted(order[: shots or rest], key=lambda file: file.name.as_posix())
+    return drawn, order[rest:]
 
 
 def _require_place(target: Path, inputs: Sequence[Path]) -> None:

@@ -58,7 +58,7 @@ class MatchSettings:
 
     temperature: float = 0.02
     neighbours: float = 0.5
-    unmatched_similarity: float = 0.75
+    unmatched_similarity: float = 0.7
     prior: float | None = 0.6
     aligned_prior: float | None = 1.0
     iterations: int = 500

@@ -15,7 +15,7 @@ from napari_s2dc.widgets.layers import plain
 if TYPE_CHECKING:
     from napari.layers import Layer
 
-__all__ = ["LayerCombo", "most_alike"]
+__all__ = ["LayerCombo", "letters_alike", "most_alike"]
 
 
 class LayerCombo(QComboBox):
@@ -101,9 +101,10 @@ class LayerCombo(QComboBox):
 
 def most_alike(layers: Sequence[Layer], name: str) -> Layer:
     """Give the layer whose name begins most like another one."""
+    return max(layers, key=lambda layer: letters_alike(layer, name))
 
-    def common(layer: Layer) -> int:
-        letters = zip(str(layer.name), name, strict=False)
-        return len(list(takewhile(lambda pair: pair[0] == pair[1], letters)))
 
-    return max(layers, key=common)
+def letters_alike(layer: Layer, name: str) -> int:
+    """Count the letters that the name of a layer and another one begin with."""
+    letters = zip(str(layer.name), name, strict=False)
+    return len(list(takewhile(lambda pair: pair[0] == pair[1], letters)))

@@ -19,6 +19,7 @@ from napari_s2dc.widgets.segment_jobs import (
     Task,
     learn,
     learn_all,
+    with_more,
 )
 from napari_s2dc.widgets.segment_layers import (
     SegmentLayers,
@@ -93,7 +94,8 @@ class SegmentActions(QObject):
         self._ready: WeakKeyDictionary[Any, Ready] = WeakKeyDictionary()
         self._found: WeakKeyDictionary[Any, tuple[LayerSnapshot, Segmentation]]
         self._found = WeakKeyDictionary()
-        self._trained_on: WeakKeyDictionary[SegmentationModel, ref[Ready]] = WeakKeyDictionary()
+        self._trained_on: WeakKeyDictionary[SegmentationModel, tuple[ref[Ready], ...]]
+        self._trained_on = WeakKeyDictionary()
         self._learning = False  # Quick; a fine-tuning uses the same name of a job
         self._waiting: tuple[Any, Any] | None = None  # image and labels of a stroke meanwhile
         tab.train_wanted.connect(self.train)
@@ -167,7 +169,8 @@ class SegmentActions(QObject):
         self._jobs.cancel(_segmenting(image))
         self._learning, self._waiting = True, None
         self._tab.plot.clear()
-        ready = self._ready.get(plain(image))
+        images = self._choices.images
+        known = [self._ready.get(plain(one)) for one in images]
         plane = plane_on_screen(self._session.viewer, image, task.scan)
 
         def show(learned: Learned) -> None:
@@ -180,9 +183,10 @@ class SegmentActions(QObject):
 
         def done(learned: Learned) -> None:
             self._learning = False
-            self._ready[plain(image)] = learned.ready
+            for one, ready in zip(images, learned.ready, strict=True):
+                self._ready[plain(one)] = ready
             model = learned.model
-            self._trained_on[model] = ref(learned.ready)
+            self._trained_on[model] = tuple(map(ref, learned.ready))
             if quiet:  # too short for a curve
                 steps = model.metadata["steps"]
                 self._tab.plot.add(steps, steps, model.metadata["loss"], None)
@@ -196,7 +200,7 @@ class SegmentActions(QObject):
         self._jobs.run(
             TRAINING,
             f"Training Quick on {labels.name}",
-            lambda: learn(task, ready, start, plane),
+            lambda: learn(task, known, start, plane),
             done,
             quiet=quiet,
         )
@@ -205,13 +209,13 @@ class SegmentActions(QObject):
         """Train Quick on with all of the scan, until the next stroke, and segment the scan."""
 
         def done(model: SegmentationModel) -> None:
-            self._trained_on[model] = ref(learned.ready)
+            self._trained_on[model] = tuple(map(ref, learned.ready))
             self._head = model
-            self.use(model, image, task.scan, labels, learned.ready)
+            self.use(model, image, task.scan, labels, learned.ready[task.chosen])
 
         self._jobs.run(
             _segmenting(image),
-            f"Learning from all of {task.scan.name}",
+            f"Learning from all of {with_more(task.scan.name, len(task.scans) - 1)}",
             lambda: learn_all(learned, task.settings),
             done,
         )
@@ -228,11 +232,15 @@ class SegmentActions(QObject):
         task = self._choices.task()
         if task is None:
             return False
-        ready = self._ready.get(plain(image))
-        at_hand = ready is not None and ready.suits(task)
+        ready = [self._ready.get(plain(one)) for one in self._choices.images]
+        at_hand = all(
+            known is not None and known.suits(one.scan, task)
+            for known, one in zip(ready, task.scans, strict=True)
+        )
         head = self._head
         origin = None if head is None else self._trained_on.get(head)
-        mine = origin is not None and origin() is ready  # a head knows the features of one scan
+        # A head knows the features of the scans that it was trained on.
+        mine = origin is not None and [one() for one in origin] == ready
         self._learn(image, labels, task, head if at_hand and mine else None, quiet=at_hand)
         return True
 

@@ -16,12 +16,14 @@ from napari_s2dc.engine.fewshot_settings import (
 from napari_s2dc.widgets.encoder_actions import EncoderActions
 from napari_s2dc.widgets.header import Header
 from napari_s2dc.widgets.preferences import preferences
-from napari_s2dc.widgets.segment_jobs import Task
-from napari_s2dc.widgets.segment_layers import colours_of, finest, names_of
+from napari_s2dc.widgets.segment_jobs import PaintedScan, Task, given_names, with_more
+from napari_s2dc.widgets.segment_layers import colours_of, finest, grid_problem, names_of
 from napari_s2dc.widgets.segment_meaning import UNLABELLED
 from napari_s2dc.widgets.segment_painting import PaintingActions
+from napari_s2dc.widgets.segment_pairs import pair_up
 from napari_s2dc.widgets.segment_tab import QUICK, SegmentTab
 from napari_s2dc.widgets.session import Session
+from napari_s2dc.widgets.volumes_of_layers import LayerSnapshot, level_like, snapshot
 
 __all__ = ["SegmentChoices"]
 
@@ -59,9 +61,25 @@ class SegmentChoices(QObject):
         self._painting = painting
         tab.mode_changed.connect(self.update)
         tab.unlabelled.folder_changed.connect(self.update)
-        painting.changed.connect(self.update)
+        tab.more.pairs_changed.connect(self.update)
+        painting.changed.connect(self.offer)
         session.encoder_changed.connect(self.update)
-        header.volume_changed.connect(self.update)
+        header.volume_changed.connect(self.offer)
+
+    def offer(self, _: object = None) -> None:
+        """Offer the other labelled scans, which are others for another volume or other labels."""
+        image, labels = self.image, self.labels
+        pairs = (
+            []
+            if image is None or labels is None
+            else pair_up(
+                (one for one in reversed(self._header.volume.layers) if one is not image),
+                (one for one in self._tab.labels.layers if one is not labels),
+                self._painting.chosen_for,
+            )
+        )
+        self._tab.offer_more([pair for pair in pairs if pair[1] is not labels], image)
+        self.update()
 
     @property
     def image(self) -> Any | None:
@@ -119,23 +137,51 @@ class SegmentChoices(QObject):
             segment=self.segmenting(mode),
         )
 
+    @property
+    def _pairs(self) -> list[tuple[Any, Any]]:
+        """What is learned from, in the order of names: the result does not depend on the chosen."""
+        pairs = [(self.image, self.labels), *self._tab.more.pairs]
+        return sorted(pairs, key=lambda pair: str(pair[0].name))
+
+    @property
+    def images(self) -> list[Any]:
+        """The scans of the task."""
+        return [image for image, _ in self._pairs]
+
     def task(self) -> Task | None:
         """Note what is to be learned, None where nothing can be."""
         image, labels = self.image, self.labels
         source, encoder = self._encoders.source(), self._session.encoder
         if image is None or labels is None or source is None or encoder is None:
             return None
-        embedded = self._session.embedded(image)
+        chosen = source.stored  # labels lie on the voxels of the scan
+        scans = [
+            self._painted(
+                one,
+                painted,
+                chosen if one is image else snapshot(one, level_like(one, chosen.spacing_mm)),
+            )
+            for one, painted in self._pairs
+        ]
         return Task(
-            scan=source.stored,  # labels lie on the voxels of the scan
+            scans=tuple(scans),
+            chosen=self.images.index(image),
+            settings=self.settings(),
+            encoder=encoder,
+            unlabelled=self.unlabelled,
+        )
+
+    def _painted(self, image: Any, labels: Any, scan: LayerSnapshot) -> PaintedScan:
+        embedded = self._session.embedded(image)
+        return PaintedScan(
+            scan=scan,
             labels=finest(labels),
             labels_name=str(labels.name),
             names=names_of(labels),
-            colours=colours_of(labels, self._painting.counts or ()),
-            settings=self.settings(),
-            encoder=encoder,
+            colours=colours_of(
+                labels, {*names_of(labels), *self._painting.counts_of(labels)} - {0}
+            ),
             embedding=None if embedded is None else embedded.embedding,
-            unlabelled=self.unlabelled,
             files=tuple(Path(layer.source.path) for layer in (image, labels) if layer.source.path),
         )
 
@@ -145,7 +191,7 @@ class SegmentChoices(QObject):
         problem, words, does, note = self.problem(), "Train", "", ""
         if not problem and image is not None and labels is not None:
             trained = "Quick" if self.is_quick else "a Swin UNETR"
-            words = f"Train {trained} on {labels.name}"
+            words = f"Train {trained} on {with_more(str(labels.name), len(self._tab.more.pairs))}"
             more = "" if self.unlabelled is None else f" and the scans in {self.unlabelled.name}"
             does = f"{words}{more}, and segment {image.name}"
             note = note_on_background(self.settings())
@@ -167,6 +213,9 @@ class SegmentChoices(QObject):
             return self._painting.problem.rstrip(".") or "The labels are being counted"
         if not counts:
             return "Paint a few strokes of every class, the background too"
+        if self._tab.more.pairs:
+            # What is not painted here may be painted there.
+            return self._problem_of_more(self.labels)
         if self._tab.zero.currentData() != UNLABELLED:
             return ""
         background = self._tab.background.currentData()
@@ -176,3 +225,31 @@ class SegmentChoices(QObject):
             only = next(iter(counts))
             return f"Only class {only} is painted; paint also what lies around it"
         return ""
+
+    def _problem_of_more(self, chosen: Any) -> str:
+        """Why the other scans that are ticked cannot be learned from together with the chosen."""
+        zero = self._tab.zero.currentData()
+        known = {label: (name, chosen.name) for label, name in _names(chosen).items()}
+        for image, labels in self._tab.more.pairs:
+            different = grid_problem(labels, image)
+            if different:
+                return f"{different}; take it out of what is learned from, or bring it there"
+            meaning = self._painting.known_meaning_of(labels)
+            if meaning is not None and meaning.zero != zero:
+                return (
+                    f"0 does not mean the same in {labels.name} and {chosen.name}: choose "
+                    f"{image.name} as volume to change that, or take it out of what is learned from"
+                )
+            for label, name in _names(labels).items():
+                other, where = known.setdefault(label, (name, labels.name))
+                if other.casefold() != name.casefold():
+                    return (
+                        f"Class {label} is {other} in {where} and {name} in {labels.name}: "
+                        "give it one name, or take one of them out of what is learned from"
+                    )
+        return ""
+
+
+def _names(labels: Any) -> dict[int, str]:
+    """Names that somebody has given to the classes of a layer."""
+    return {label: name for label, name in given_names(names_of(labels)).items() if label}

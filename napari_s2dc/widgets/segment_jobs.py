@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from threading import Event
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from napari_s2dc.engine.progress import Progress
+from napari_s2dc.engine.progress import Progress, as_one
+from napari_s2dc.errors import S2DCError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,18 +34,21 @@ if TYPE_CHECKING:
 __all__ = [
     "Learned",
     "ModelFound",
+    "PaintedScan",
     "Ready",
     "Task",
     "Tuning",
+    "given_names",
     "learn",
     "learn_all",
     "tune",
+    "with_more",
 ]
 
 
 @dataclass(frozen=True, eq=False)
-class Task:
-    """What is to be learned, as it was when the user asked for it.
+class PaintedScan:
+    """A scan and its labels, as they were when the user asked for what is learned from them.
 
     Parameters
     ----------
@@ -57,14 +61,8 @@ class Task:
         Name of their layer.
     names, colours : mapping
         Of classes, by label.
-    settings : FewshotSettings
-        How.
-    encoder : LoadedEncoder
-        Pretrained.
     embedding : Embedding or None
         Of the image, where it was embedded.
-    unlabelled : Path or None
-        Folder with scans that fine-tuning carries the labels to.
     files : tuple of Path
         Those of the image and the labels, where they have any; they are no unlabelled scans.
     """
@@ -74,31 +72,103 @@ class Task:
     labels_name: str
     names: Mapping[int, str]
     colours: Mapping[int, tuple[float, float, float]]
-    settings: FewshotSettings
-    encoder: LoadedEncoder
-    embedding: Embedding | None
-    unlabelled: Path | None = None
+    embedding: Embedding | None = None
     files: tuple[Path, ...] = ()
 
-    def load(self, image: Volume | None = None) -> LabelledScan:
-        """Read the labels of the moment, and the image where it is not at hand."""
+    def load(self, zero: str, image: Volume | None = None) -> LabelledScan:
+        """Read the labels of the moment, and the image where it is not at hand.
+
+        Parameters
+        ----------
+        zero : str
+            What 0 means: ``unlabelled`` or ``background``.
+        image : Volume, optional
+            The scan, where it was read before.
+        """
         from napari_s2dc.engine.labelled_scans import LabelledScan
-
-        image = self.scan.load() if image is None else image
-        return LabelledScan(image, self._on_grid_of(image))
-
-    def _on_grid_of(self, image: Volume) -> Volume:
         from napari_s2dc.volumes.volume import Volume
 
-        complete = self.settings.zero == "background"
+        image = self.scan.load() if image is None else image
+        complete = zero == "background"
         labels = at_level(np.array(self.labels), image.shape, complete=complete)
-        return Volume(labels, image.affine, name=self.labels_name)
+        return LabelledScan(image, Volume(labels, image.affine, name=self.labels_name))
 
-    def classes_in(self, scan: LabelledScan) -> tuple[SegmentationClass, ...]:
-        """List the classes that the labels hold, named and coloured as their layer has them."""
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What is to be learned, as it was when the user asked for it.
+
+    Parameters
+    ----------
+    scans : tuple of PaintedScan
+        What is learned from, in the order of their names, as `s2dc finetune` takes files.
+    chosen : int
+        Which of them is the chosen one, which is segmented.
+    settings : FewshotSettings
+        How.
+    encoder : LoadedEncoder
+        Pretrained.
+    unlabelled : Path or None
+        Folder with scans that fine-tuning carries the labels to.
+    """
+
+    scans: tuple[PaintedScan, ...]
+    chosen: int
+    settings: FewshotSettings
+    encoder: LoadedEncoder
+    unlabelled: Path | None = None
+
+    @property
+    def scan(self) -> LayerSnapshot:
+        """The chosen scan."""
+        return self.scans[self.chosen].scan
+
+    @property
+    def labels_name(self) -> str:
+        """Name of the layer with its labels, and how many more scans are learned from."""
+        return with_more(self.scans[self.chosen].labels_name, len(self.scans) - 1)
+
+    def load(self, images: Sequence[Volume | None] = ()) -> list[LabelledScan]:
+        """Read the labels of the moment, and the images that are not at hand.
+
+        Raises
+        ------
+        S2DCError
+            An image cannot be read, or one of several scans has no label.
+        """
+        known = images or [None] * len(self.scans)
+        found: list[LabelledScan] = []
+        for one, image in zip(self.scans, known, strict=True):
+            scan = one.load(self.settings.zero, image)
+            if len(self.scans) > 1 and not scan.labels.array.any():
+                # By mistake it would be a whole scan of background.
+                raise S2DCError(
+                    f"{one.labels_name} holds no label.",
+                    f"Paint some, or leave {one.scan.name} out.",
+                )
+            found.append(scan)
+        return found
+
+    def classes_in(self, scans: Sequence[LabelledScan]) -> tuple[SegmentationClass, ...]:
+        """List the classes that the labels hold, named and coloured as their layers have them."""
         from napari_s2dc.engine.labelled_scans import classes_in
 
-        return classes_in([scan], self.settings, names=self.names, colours=self.colours)
+        names: dict[int, str] = {}
+        colours: dict[int, tuple[float, float, float]] = {}
+        for one in (*self.scans, self.scans[self.chosen]):  # which has the last word
+            names |= given_names(one.names)
+            colours |= one.colours
+        return classes_in(scans, self.settings, names=names, colours=colours)
+
+
+def given_names(names: Mapping[int, str]) -> dict[int, str]:
+    """Leave out the names that classes have as long as nobody has given them any."""
+    return {label: name for label, name in names.items() if name != f"class {label}"}
+
+
+def with_more(name: str, more: int) -> str:
+    """Name a labels layer and how many more there are."""
+    return name if not more else f"{name} and {more} more"
 
 
 def at_level(labels: np.ndarray, shape: tuple[int, ...], *, complete: bool) -> np.ndarray:
@@ -151,9 +221,9 @@ class Ready:
     scan: LayerSnapshot
     recipe: tuple[Any, ...]
 
-    def suits(self, task: Task) -> bool:
-        """Whether a task needs just these features."""
-        mine, other = self.scan, task.scan
+    def suits(self, other: LayerSnapshot, task: Task) -> bool:
+        """Whether a task needs just these features of a scan."""
+        mine = self.scan
         return (
             self.recipe == _recipe(task)
             and mine.data is other.data
@@ -174,34 +244,39 @@ class Learned:
     ----------
     model : SegmentationModel
         The model.
-    ready : Ready
-        The scan with its features.
-    labels : np.ndarray (Z, Y, X)
+    ready : tuple of Ready
+        The scans of the task with their features.
+    labels : tuple of np.ndarray (Z, Y, X)
         What it was trained on.
     plane : Segmentation or None
         Of the plane on the screen.
     """
 
     model: SegmentationModel
-    ready: Ready
-    labels: np.ndarray
+    ready: tuple[Ready, ...]
+    labels: tuple[np.ndarray, ...]
     plane: Segmentation | None
+
+    @property
+    def painted(self) -> list[tuple[QuickScan, np.ndarray]]:
+        """Features and labels of every scan."""
+        return [(one.features, lab) for one, lab in zip(self.ready, self.labels, strict=True)]
 
 
 def learn(
     task: Task,
-    ready: Ready | None,
+    known: Sequence[Ready | None],
     start: SegmentationModel | None,
     plane: tuple[int, int] | None,
 ) -> Generator[Any, None, Learned]:
-    """Train Quick, and segment the plane (axis, index) on the screen.
+    """Train Quick, and segment the plane (axis, index) of the chosen scan on the screen.
 
     Parameters
     ----------
     task : Task
         What is learned.
-    ready : Ready or None
-        Features of before, used where they suit.
+    known : sequence of Ready or None
+        Features of before, for every scan of the task; used where they suit.
     start : SegmentationModel or None
         Trained on where it knows the same classes; else everything is learned anew.
     plane : tuple of int or None
@@ -210,42 +285,61 @@ def learn(
     from napari_s2dc.engine.fewshot import with_provenance
     from napari_s2dc.engine.loading import load_optimisers
     from napari_s2dc.engine.quick import train_quick
-    from napari_s2dc.engine.quick_scan import prepare_scan
     from napari_s2dc.engine.segment import QuickSegmenter
 
     load_optimisers()
-    if ready is not None and not ready.suits(task):
-        ready = None
-    scan = task.load(None if ready is None else ready.features.volume)
-    classes = task.classes_in(scan)
-    network, settings = task.encoder.network, task.settings
-    if ready is None:
-        features = yield from prepare_scan(
-            scan.image,
-            network,
-            settings.quick,
-            preset=settings.preset,
-            device=settings.device,
-            embedding=task.embedding,
-        )
-        ready, start = Ready(features, task.scan, _recipe(task)), None
-    if start is not None and not _knows(start, classes):
+    at_hand = [
+        ready if ready is not None and ready.suits(one.scan, task) else None
+        for one, ready in zip(task.scans, known, strict=True)
+    ]
+    scans = task.load([None if ready is None else ready.features.volume for ready in at_hand])
+    classes = task.classes_in(scans)
+    if start is not None and (None in at_hand or not _knows(start, classes)):
         start = None
-    model = yield from train_quick(
-        [(ready.features, scan.labels.array)], classes, network, settings, start=start
-    )
+    ready = yield from _prepare(task, scans, at_hand)
+    labels = tuple(scan.labels.array for scan in scans)
+    painted = [(one.features, array) for one, array in zip(ready, labels, strict=True)]
+    network, settings = task.encoder.network, task.settings
+    model = yield from train_quick(painted, classes, network, settings, start=start)
     if start is None:
-        model = with_provenance(model, network, [scan.image], settings)
+        model = with_provenance(model, network, [scan.image for scan in scans], settings)
     else:  # hashing a large scan takes longer than a refresh may
         model = replace(model, metadata={**start.metadata, **model.metadata})
-    shown = None if plane is None else QuickSegmenter(ready.features, model).plane(*plane)
-    return Learned(model, ready, scan.labels.array, shown)
+    shown = (
+        None if plane is None else QuickSegmenter(ready[task.chosen].features, model).plane(*plane)
+    )
+    return Learned(model, ready, labels, shown)
+
+
+def _prepare(
+    task: Task, scans: Sequence[LabelledScan], at_hand: Sequence[Ready | None]
+) -> Generator[Any, None, tuple[Ready, ...]]:
+    """Make the features of the scans that have none yet."""
+    from napari_s2dc.engine.quick_scan import prepare_scan
+
+    settings, found = task.settings, []
+    for number, (one, scan, ready) in enumerate(zip(task.scans, scans, at_hand, strict=True)):
+        if ready is None:
+            steps = prepare_scan(
+                scan.image,
+                task.encoder.network,
+                settings.quick,
+                preset=settings.preset,
+                device=settings.device,
+                embedding=one.embedding,
+            )
+            if len(scans) > 1:
+                steps = as_one(steps, Progress(number, len(scans), "scans"))
+            features = yield from steps
+            ready = Ready(features, one.scan, _recipe(task))
+        found.append(ready)
+    return tuple(found)
 
 
 def learn_all(
     learned: Learned, settings: FewshotSettings
 ) -> Generator[Any, None, SegmentationModel]:
-    """Let Quick learn from all of the scan where strokes were painted on it.
+    """Let Quick learn from all of the scans where strokes were painted on them.
 
     Parameters
     ----------
@@ -256,8 +350,7 @@ def learn_all(
     """
     from napari_s2dc.engine.quick_spread import learn_from_spread_strokes
 
-    painted = [(learned.ready.features, learned.labels)]
-    return (yield from learn_from_spread_strokes(painted, learned.model, settings))
+    return (yield from learn_from_spread_strokes(learned.painted, learned.model, settings))
 
 
 def _knows(model: SegmentationModel, classes: tuple[SegmentationClass, ...]) -> bool:
@@ -288,7 +381,7 @@ class Tuning:
     task: Task
     run: FinetuneRun | None = None
     carried: CarriedLabels | None = None
-    image: Volume | None = None
+    images: tuple[Volume, ...] = ()
     stop: Event = field(default_factory=Event)
     best: Event = field(default_factory=Event)
 
@@ -302,12 +395,11 @@ class Tuning:
         from napari_s2dc.engine.fewshot import with_provenance
 
         assert self.run is not None
-        assert self.image is not None
         task = self.task
         return with_provenance(
             self.run.model(),
             task.encoder.network,
-            [self.image],
+            self.images,
             task.settings,
             carried=self.carried,
         )
@@ -322,16 +414,17 @@ def tune(tuning: Tuning) -> Generator[Any, None, SegmentationModel]:
     load_fine_tuning()
     if tuning.run is None:
         task = tuning.task
-        scan = task.load()
-        tuning.image = scan.image
+        scans = task.load()
+        tuning.images = tuple(scan.image for scan in scans)
         more: list[Path] = []
         if task.unlabelled is not None:
-            own = () if scan.image.path is None else (scan.image.path,)
-            more = unlabelled_files([str(task.unlabelled)], (*own, *task.files))
+            own = [image.path for image in tuning.images if image.path is not None]
+            files = [file for one in task.scans for file in one.files]
+            more = unlabelled_files([str(task.unlabelled)], (*own, *files))
         tuning.run, tuning.carried = yield from prepare_fine_tuning(
-            [scan],
+            scans,
             task.encoder.network,
-            task.classes_in(scan),
+            task.classes_in(scans),
             task.settings,
             unlabelled=more,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, ref
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from napari_s2dc.widgets.session import Session
 
 __all__ = [
+    "LayerGrid",
     "SegmentLayers",
     "colours_in",
     "colours_of",
@@ -49,13 +51,38 @@ def finest(layer: Any) -> Any:
     return layer.data[0] if layer.multiscale else layer.data
 
 
+@dataclass(frozen=True, eq=False)
+class LayerGrid:
+    """Where the voxels of the finest level of a layer lie.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Voxels.
+    place : np.ndarray
+        Data coordinates to world coordinates.
+    """
+
+    shape: tuple[int, ...]
+    place: np.ndarray
+
+    @classmethod
+    def of(cls, layer: Any) -> LayerGrid:
+        """Give the grid of a layer."""
+        return cls(tuple(int(side) for side in finest(layer).shape), world_matrix(layer))
+
+    def is_like(self, other: LayerGrid) -> bool:
+        """Whether both have the same voxels."""
+        return self.shape == other.shape and np.allclose(self.place, other.place, atol=1e-4)
+
+
 def grid_problem(labels: Any, image: Any) -> str:
     """Why labels do not lie on the grid of an image, without a full stop; empty when they do."""
-    shapes = [tuple(int(side) for side in finest(layer).shape) for layer in (labels, image)]
-    if shapes[0] != shapes[1]:
-        words = [" × ".join(map(str, shape)) for shape in shapes]
+    one, other = LayerGrid.of(labels), LayerGrid.of(image)
+    if one.shape != other.shape:
+        words = [" × ".join(map(str, grid.shape)) for grid in (one, other)]
         return f"{labels.name} has {words[0]} voxels, {image.name} {words[1]}"
-    if not np.allclose(world_matrix(labels), world_matrix(image), atol=1e-4):
+    if not one.is_like(other):
         return f"{labels.name} has as many voxels as {image.name} but lies elsewhere"
     return ""
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from qtpy.QtCore import QObject
 
 from napari_s2dc.errors import VolumeError
@@ -15,7 +14,7 @@ from napari_s2dc.widgets.segment_choices import SegmentChoices
 from napari_s2dc.widgets.segment_tab import QUICK, SegmentTab
 from napari_s2dc.widgets.segment_use import FolderOutcome, segment_folder
 from napari_s2dc.widgets.session import Session
-from napari_s2dc.widgets.volumes_of_layers import snapshot
+from napari_s2dc.widgets.volumes_of_layers import level_like, snapshot
 from napari_s2dc.widgets.workers import Jobs
 
 if TYPE_CHECKING:
@@ -148,14 +147,7 @@ def _level_of(layer: Layer, model: SegmentationModel) -> int:
     from napari_s2dc.engine.segment_files import spacing_of_training
 
     wanted = spacing_of_training(model)
-    if wanted is None or not getattr(layer, "multiscale", False):
-        return 0
-
-    def distance(level: int) -> float:
-        spacing = np.linalg.norm(snapshot(layer, level).affine[:3, :3], axis=0)
-        return float(np.abs(np.log(spacing / wanted)).sum())
-
-    return min(range(len(layer.data)), key=distance)
+    return 0 if wanted is None else level_like(layer, wanted)
 
 
 def _about(model: SegmentationModel) -> str:

@@ -81,7 +81,7 @@ class PaintingActions(QObject):
         self._session, self._tab, self._layers, self._jobs = session, tab, layers, jobs
         self._volume, self._tell = volume, tell
         self._meanings: WeakKeyDictionary[Any, Meaning] = WeakKeyDictionary()
-        self._settled_for: ref[Any] | None = None  # the volume
+        self._chosen: WeakKeyDictionary[Any, ref[Any]] = WeakKeyDictionary()  # for a volume
         self._followed: Any | None = None
         self._strokes: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
         self._counted: WeakKeyDictionary[Any, tuple[int, dict[int, int]]] = WeakKeyDictionary()
@@ -113,6 +113,11 @@ class PaintingActions(QObject):
         known = None if self.labels is None else self._counted.get(self.labels)
         return None if known is None else known[1]
 
+    def counts_of(self, layer: Labels) -> dict[int, int]:
+        """Voxels of every class of a layer as they were last counted; none before."""
+        known = self._counted.get(plain(layer))
+        return {} if known is None else known[1]
+
     @property
     def problem(self) -> str:
         """Why the voxels of the chosen layer could not be counted; else empty."""
@@ -121,6 +126,11 @@ class PaintingActions(QObject):
     def meaning_of(self, layer: Labels) -> Meaning:
         """Say what the labels of a layer mean: as chosen, or as its file and names suggest."""
         return self._meanings.get(layer) or likely_meaning(layer)
+
+    def known_meaning_of(self, layer: Labels) -> Meaning | None:
+        """Say what the labels of a layer mean, None where neither choice nor origin tells."""
+        meaning = self.meaning_of(layer)
+        return None if layer not in self._meanings and meaning == Meaning() else meaning
 
     def offer(self, layers: Iterable[Layer]) -> None:
         """Renew the choices after layers came, went or changed name."""
@@ -131,27 +141,38 @@ class PaintingActions(QObject):
     def suggest(self, _: object = None) -> None:
         """Choose the labels on the grid of the volume with the name most like its own.
 
-        Those that the user has chosen, made or painted in for this volume stay chosen.
+        Those that the user has chosen, made or painted in for this volume are chosen again.
         """
         image = self._volume()
-        settled_for = None if self._settled_for is None else self._settled_for()
+        if image is None:
+            return
+        known = self.chosen_for(image)
         fitting = [
             one
             for one in (self.labels, *self._tab.labels.layers)  # equally alike: as it is
-            if image is not None and one is not None and not grid_problem(one, image)
+            if one is not None and not grid_problem(one, image)
         ]
-        if image is not None and image is not settled_for and fitting:
+        if known is not None:
+            self._tab.labels.choose(known)
+        elif fitting:
             self._tab.labels.choose(most_alike(fitting, str(image.name)))
+
+    def chosen_for(self, image: Layer) -> Any | None:
+        """Give the labels that the user has chosen, made or painted in for a volume."""
+        known = self._chosen.get(plain(image))
+        layer = None if known is None else known()
+        return layer if layer is not None and layer in self._tab.labels.layers else None
 
     def _settle(self, _: object = None) -> None:
         image = self._volume()
-        self._settled_for = None if image is None else ref(plain(image))
+        if image is not None and self.labels is not None:
+            self._chosen[plain(image)] = ref(plain(self.labels))
 
     def take(self, layer: Labels, meaning: Meaning) -> None:
         """Choose a labels layer whose meaning is known."""
         self._meanings[plain(layer)] = meaning
-        self._settle()
         if self._tab.labels.choose(layer):
+            self._settle()
             self._show_classes()
 
     # --------------------------------------------------------------------- what is asked for

@@ -28,6 +28,7 @@ from napari_s2dc.widgets.reasons import allow
 from napari_s2dc.widgets.segment_classes import ClassTable
 from napari_s2dc.widgets.segment_meaning import BACKGROUND, UNLABELLED
 from napari_s2dc.widgets.segment_model_box import ModelBox
+from napari_s2dc.widgets.segment_pairs import MoreScans
 from napari_s2dc.widgets.segment_plot import TrainingPlot
 from napari_s2dc.widgets.segment_scores import ScoresBox
 from napari_s2dc.widgets.shortcuts import SEGMENT, key_hint
@@ -92,6 +93,7 @@ class SegmentTab(QWidget):
         self.background.setToolTip("Class that stands for everything else; it is not segmented")
         self.background.activated.connect(self.meaning_changed)
 
+        self.more = MoreScans()
         self.mode = narrow(QComboBox())
         self.mode.addItem("Quick: seconds", QUICK)
         self.mode.addItem("Fine-tune: minutes", FINETUNE)
@@ -157,6 +159,7 @@ class SegmentTab(QWidget):
         self.discard_button.clicked.connect(self.discard_wanted)
         self._lay_out()
         self._on_mode()
+        self.offer_more((), None)
         self.show_backgrounds((), None)
         self.show_offer("")
 
@@ -178,6 +181,7 @@ class SegmentTab(QWidget):
         self.form = _form()
         self.form.addRow("0 means", self.zero)
         self.form.addRow("Background", self.background)
+        self.form.addRow("Learn also from", self.more)
         self.form.addRow("Method", self.mode)
         self.form.addRow("Steps", self.steps)
         self.form.addRow("Unlabelled scans", self.unlabelled)
@@ -220,6 +224,11 @@ class SegmentTab(QWidget):
         complete = self.zero.currentData() == BACKGROUND
         none = "" if entries else "There is no class yet"
         allow(self.background, "Background is what has 0" if complete else none)
+
+    def offer_more(self, pairs: Sequence[tuple[Layer, Layer]], chosen: Layer | None) -> None:
+        """Offer more labelled scans (image, labels); the row is hidden where there are none."""
+        self.more.offer(pairs, chosen)
+        self.form.setRowVisible(self.more, bool(pairs))
 
     def show_ready(self, words: str, does: str, problem: str, note: str) -> None:
         """Say what training will do, at length in `does`, or why it cannot; `note` is a warning."""

@@ -89,7 +89,7 @@ class Segmenting(QObject):
         self.painting.offer(layers)
         self._tab.scores.reference.offer(layers)
         self._tab.models.offer_targets(scans)
-        self.choices.update()
+        self.choices.offer()
 
     def _on_corrected(self, layer: Labels) -> None:
         """Keep a segmentation that was painted in as any labels, and offer it as those."""

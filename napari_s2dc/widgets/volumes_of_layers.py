@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LayerSnapshot",
+    "level_like",
     "place_mm",
     "problem_of",
     "resolutions_of",
@@ -76,6 +77,12 @@ class LayerSnapshot:
         """Voxels (z, y, x) of the level."""
         z, y, x = self.grid or self.data.shape
         return int(z), int(y), int(x)
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Size of a voxel of the level along (z, y, x)."""
+        z, y, x = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return float(z), float(y), float(x)
 
     @property
     def stored(self) -> LayerSnapshot:
@@ -273,6 +280,18 @@ def snapshot(layer: Layer, level: int | tuple[int, int, int] = 0) -> LayerSnapsh
         overview=levels[-1] if len(levels) > 1 else None,
         grid=made,
     )
+
+
+def level_like(layer: Layer, spacing_mm: Sequence[float]) -> int:
+    """Resolution level of a layer with voxels most like those of some size in mm, (z, y, x)."""
+    if not getattr(layer, "multiscale", False):
+        return 0
+
+    def distance(level: int) -> float:
+        mine = np.asarray(snapshot(layer, level).spacing_mm)
+        return float(np.abs(np.log(mine / np.asarray(spacing_mm))).sum())
+
+    return min(range(len(layer.data)), key=distance)
 
 
 def type_of(layer: Layer) -> str:

@@ -1,0 +1,212 @@
+"""Several labelled scans of one window, learned from together on the Segment tab."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from napari_s2dc.volumes.phantom import phantom
+from napari_s2dc.widgets.placement import geometry_of
+from napari_s2dc.widgets.segment_layers import name_class
+from napari_s2dc.widgets.segment_pairs import pair_up
+from tests.gui.conftest import SHAPE, add_phantom
+from tests.gui.segmenting import LUNG, painted, settled, stroke, trained
+
+pytestmark = pytest.mark.usefixtures("light_quick")
+
+MASK = {2: 1, 4: 2}
+"""Muscle and lung of the phantom, and their labels in a complete mask."""
+
+
+def mask(viewer: Any, image: Any, seed: int, name: str = "") -> Any:
+    """Add a complete mask of a torso, as a file of labels would come up."""
+    _, organs = phantom(SHAPE, seed=seed)
+    data = np.zeros(SHAPE, np.uint8)
+    for organ, label in MASK.items():
+        data[organs.array == organ] = label
+    about = {"s2dc": {"path": f"/nowhere/labelsTr/torso_{seed}.nii.gz"}}
+    return viewer.add_labels(
+        data, name=name or f"{image.name} mask", metadata=about, **geometry_of(image)
+    )
+
+
+@pytest.fixture
+def two(workbench: Any, viewer: Any, scan: Any, qtbot: Any) -> tuple[Any, Any, Any, Any]:
+    """Two torsos and their masks, the first one chosen."""
+    other = add_phantom(viewer, seed=2)
+    labels, more = mask(viewer, scan, 1), mask(viewer, other, 2)
+    workbench.tabs.setCurrentIndex(3)
+    workbench.header.volume.choose(scan)
+    tab = workbench.segment_tab
+    qtbot.waitUntil(lambda: tab.labels.layer is labels and tab.train_button.isEnabled())
+    return scan, labels, other, more
+
+
+def rows(workbench: Any) -> list[str]:
+    """Read what the list offers."""
+    more = workbench.segment_tab.more
+    return [more.item(row).text() for row in range(more.count())]
+
+
+def test_labels_go_to_the_scan_on_their_grid_with_the_name_most_like_theirs(
+    two: tuple[Any, Any, Any, Any], workbench: Any, viewer: Any
+) -> None:
+    scan, labels, other, more = two
+    assert pair_up([other, scan], [labels, more], lambda _: None) == [(other, more), (scan, labels)]
+    chosen = {id(scan): more}
+    assert pair_up([other, scan], [labels, more], lambda one: chosen.get(id(one))) == [
+        (other, labels),
+        (scan, more),
+    ]
+    assert pair_up([scan, other], [more], lambda _: None) == [(other, more)]
+    workbench.segment_tab.more.tick(other)
+    more.translate = np.asarray(more.translate) + 9.0
+    assert pair_up([scan, other], [more], lambda _: None) == []
+    workbench.segment_tab.train_button.click()
+    assert "lies elsewhere; take it out" in workbench.message.text()
+
+
+def test_the_row_is_there_only_with_other_labelled_scans(
+    workbench: Any, viewer: Any, scan: Any, qtbot: Any
+) -> None:
+    tab = workbench.segment_tab
+    workbench.tabs.setCurrentIndex(3)
+    assert not tab.form.isRowVisible(tab.more)
+    painted(workbench, qtbot)
+    other = add_phantom(viewer, seed=2)
+    workbench.header.volume.choose(scan)
+    assert not tab.form.isRowVisible(tab.more)
+    more = mask(viewer, other, 2)
+    assert tab.form.isRowVisible(tab.more)
+    assert rows(workbench) == [other.name]
+    more.name = "mine"
+    assert rows(workbench) == [f"{other.name} (mine)"]
+    viewer.layers.remove(more)
+    qtbot.waitUntil(lambda: not tab.form.isRowVisible(tab.more))
+
+
+def test_quick_learns_from_all_that_are_ticked_as_the_engine_does(
+    two: tuple[Any, Any, Any, Any], workbench: Any, qtbot: Any
+) -> None:
+    from napari_s2dc.engine.fewshot import train_model
+    from napari_s2dc.engine.labelled_scans import LabelledScan
+    from napari_s2dc.engine.progress import finish
+    from napari_s2dc.engine.segment import segment_volume
+    from napari_s2dc.volumes.volume import Volume
+    from napari_s2dc.widgets.volumes_of_layers import volume_from_layer
+
+    scan, labels, other, more = two
+    tab, training = workbench.segment_tab, workbench.segmenting.training
+    alone = trained(workbench, qtbot).data.copy()
+    assert len(training.model.metadata["scans"]) == 1
+    tab.more.tick(other)
+    assert f"{labels.name} and 1 more" in tab.train_button.text()
+    found = trained(workbench, qtbot)
+    facts = training.model.metadata["scans"]
+    assert [one["name"] for one in facts] == [scan.name, other.name]
+    assert (found.data != alone).any()
+    images = [volume_from_layer(layer) for layer in (scan, other)]
+    scans = [
+        LabelledScan(image, Volume(np.asarray(layer.data), image.affine))
+        for image, layer in zip(images, (labels, more), strict=True)
+    ]
+    network, settings = workbench.session.encoder.network, workbench.segmenting.choices.settings()
+    model = finish(train_model(scans, network, settings))
+    np.testing.assert_array_equal(found.data, finish(segment_volume(images[0], model)).labels)
+    tab.more.tick(other, False)
+    np.testing.assert_array_equal(trained(workbench, qtbot).data, alone)
+
+
+def test_who_goes_on_to_another_of_the_scans_keeps_them_together(
+    two: tuple[Any, Any, Any, Any], workbench: Any, qtbot: Any
+) -> None:
+    scan, labels, other, more = two
+    tab = workbench.segment_tab
+    tab.more.tick(other)
+    workbench.header.volume.choose(other)
+    assert tab.labels.layer is more
+    assert tab.more.pairs == [(scan, labels)]
+    tab.more.tick(scan, False)
+    workbench.header.volume.choose(scan)
+    assert tab.labels.layer is labels
+    assert tab.more.pairs == []
+
+
+def test_fine_tuning_learns_from_all_that_are_ticked(
+    two: tuple[Any, Any, Any, Any], workbench: Any, qtbot: Any
+) -> None:
+    scan, _, other, _ = two
+    tab = workbench.segment_tab
+    tab.more.tick(other)
+    tab.mode.setCurrentIndex(tab.mode.findData("finetune"))
+    tab.steps.setValue(10)
+    trained(workbench, qtbot)
+    facts = workbench.segmenting.training.model.metadata["scans"]
+    assert [one["name"] for one in facts] == [scan.name, other.name]
+
+
+def test_a_stroke_trains_the_head_of_all_scans_on(
+    workbench: Any, viewer: Any, scan: Any, qtbot: Any
+) -> None:
+    strokes = painted(workbench, qtbot)
+    other = add_phantom(viewer, seed=2)
+    workbench.header.volume.choose(other)
+    second = painted(workbench, qtbot)
+    assert second is not strokes
+    workbench.header.volume.choose(scan)
+    tab = workbench.segment_tab
+    assert tab.labels.layer is strokes
+    assert tab.more.pairs == []
+    tab.more.tick(other)
+    assert tab.more.pairs == [(other, second)]
+    trained(workbench, qtbot)
+    model = workbench.segmenting.training.model
+    tab.refresh.setChecked(True)
+    stroke(strokes, LUNG, plane=20, count=60)
+    qtbot.waitUntil(lambda: workbench.jobs.is_running("segment training"))
+    settled(workbench, qtbot)
+    refreshed = workbench.segmenting.training.model
+    assert refreshed.metadata["steps"] < model.metadata["steps"]  # trained on, not anew
+    assert refreshed.metadata["scans"] == model.metadata["scans"]
+    tab.more.tick(other, False)  # features of one scan are no longer those of the head
+    stroke(strokes, LUNG, plane=22, count=60)
+    qtbot.waitUntil(lambda: workbench.segmenting.training.model.tensors is not refreshed.tensors)
+    settled(workbench, qtbot)
+    alone = workbench.segmenting.training.model
+    assert len(alone.metadata["scans"]) == 1
+    assert alone.metadata["steps"] == model.metadata["steps"]
+    tab.refresh.setChecked(False)
+
+
+def test_what_does_not_fit_together_is_said(
+    two: tuple[Any, Any, Any, Any], workbench: Any, qtbot: Any
+) -> None:
+    _, labels, other, more = two
+    tab = workbench.segment_tab
+    tab.more.tick(other)
+    assert tab.train_button.isEnabled()
+    name_class(labels, {1: "muscle"})
+    name_class(more, {1: "class 1"})  # nobody has named it
+    assert tab.train_button.isEnabled()
+    name_class(more, {1: "Liver"})
+    workbench.segmenting.choices.update()
+    assert f"Class 1 is muscle in {labels.name} and Liver in {more.name}" in tab.note.text()
+    assert not tab.train_button.isEnabled()
+    name_class(more, {1: "Muscle"})
+    tab.zero.setCurrentIndex(tab.zero.findData("unlabelled"))
+    tab.zero.activated.emit(tab.zero.currentIndex())
+    assert f"0 does not mean the same in {more.name} and {labels.name}" in tab.note.text()
+    tab.zero.setCurrentIndex(tab.zero.findData("background"))
+    tab.zero.activated.emit(tab.zero.currentIndex())
+    assert tab.train_button.isEnabled()
+    more.metadata.clear()  # as labels that napari's own reader has opened: nobody knows
+    tab.zero.setCurrentIndex(tab.zero.findData("unlabelled"))
+    tab.zero.activated.emit(tab.zero.currentIndex())
+    assert tab.train_button.isEnabled()
+    more.data = np.zeros(SHAPE, np.uint8)
+    qtbot.waitUntil(tab.train_button.isEnabled)
+    tab.train_button.click()
+    qtbot.waitUntil(lambda: "holds no label" in workbench.message.text())
+    assert workbench.segmenting.training.model is None
