@@ -18,6 +18,8 @@ __all__ = ["MoreScans", "pair_up"]
 _ROWS = 4
 """Shown at once; the list scrolls."""
 
+_SPACING_PIXELS = 2
+
 _TICK = {True: Qt.CheckState.Checked, False: Qt.CheckState.Unchecked}
 
 Pair = tuple[Any, Any]
@@ -71,6 +73,7 @@ class MoreScans(QListWidget):
             "0 and the background mean the same in all of them."
         )
         self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self.setSpacing(_SPACING_PIXELS)
         self.setTextElideMode(Qt.TextElideMode.ElideMiddle)
         self.setSelectionMode(QListWidget.SelectionMode.NoSelection)
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
@@ -107,9 +110,9 @@ class MoreScans(QListWidget):
             item.setCheckState(_TICK[ticked])
             item.setToolTip(f"{labels} on {image.name}\n{self.toolTip()}")
         self.blockSignals(blocked)
+        height = max(self.sizeHintForRow(0), self.fontMetrics().height()) + 2 * self.spacing()
         rows = min(_ROWS, max(1, self.count()))
-        height = self.sizeHintForRow(0) if self.count() else self.fontMetrics().height()
-        self.setFixedHeight(rows * height + 2 * self.frameWidth() + 8)
+        self.setFixedHeight(rows * height + 2 * (self.frameWidth() + self.spacing()))
 
     def tick(self, image: Any, on: bool = True) -> None:
         """Learn from a scan, or no longer."""
