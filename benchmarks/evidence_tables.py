@@ -25,11 +25,11 @@ from benchmarks.evidence_tasks import (
     transfer_dice,
 )
 from benchmarks.fewshot_organs import EVERYWHERE, OrgansWork
-from benchmarks.fewshot_runs import Run, results_of
-from benchmarks.fewshot_splits import HIPPOCAMPUS, MOUSE, SEEDS, names_in
+from benchmarks.fewshot_runs import Result, Run, results_of
+from benchmarks.fewshot_splits import HIPPOCAMPUS, MOUSE, SEEDS, LabelledSet, names_in
 from benchmarks.fewshot_strokes import STROKES
 from benchmarks.fewshot_volumes import VolumesWork, read_scan, spread_over_seeds
-from benchmarks.fewshot_ways import CARRIED, NETWORKS, PRETRAINED, SCRATCH
+from benchmarks.fewshot_ways import CARRIED, PRETRAINED, SCRATCH
 from benchmarks.report import table
 from napari_s2dc.engine.encoders import weights_hash
 from napari_s2dc.engine.match import MatchSettings
@@ -92,6 +92,18 @@ class Row:
             fresh.metadata = encoder.metadata
             encoder = fresh
         return Candidate(encoder, self.descriptor, self.matching)
+
+    def files(self, data: str, folder: Path) -> dict[int, Path]:
+        """Give the file of the encoder for a set by seed; random weights are put in a folder."""
+        if self.by_seed:
+            return dict(self.by_seed)
+        if not self.untrained:
+            return dict.fromkeys(SEEDS, self.encoders[data])
+        files = {seed: folder / f"untrained_{seed}.safetensors" for seed in SEEDS}
+        for seed, file in files.items():
+            encoder = self.candidate(data, seed).encoder
+            encoder.save(file, encoder.metadata)
+        return files
 
 
 class Figures:
@@ -254,20 +266,25 @@ def fewshot_table(rows: Sequence[Row], data: Path, runs: Path, jobs: int) -> str
             continue
         cells = [row.name]
         for which in (MOUSE, HIPPOCAMPUS):
-            path = row.encoders[which.name]
-            network = row.network_encoders.get(which.name, path)
-            work = VolumesWork(data / which.name, which, path, network)
-            ways = [SCRATCH] if row.untrained else [PRETRAINED, CARRIED, "Quick"]
-            cells += _one_labelled(work, ways, runs, jobs)
-        if row.untrained:
-            cells.append("–")
-        else:
-            path = row.encoders[CT_SET]
-            wanted = [Run(CT_SET + EVERYWHERE, "Quick", STROKES, seed) for seed in SEEDS]
-            work_on_ct = OrgansWork(data / CT_SET, path)
-            digest = weights_hash(SwinEncoder.from_checkpoint(path))
-            found = results_of(wanted, work_on_ct, runs, digest, jobs)
-            cells.append(spread_over_seeds([mean(result.dice) for result in found.values()]))
+            files = row.files(which.name, runs)
+            coarse = row.network_encoders.get(which.name)
+            networks = dict.fromkeys(SEEDS, coarse) if coarse else files
+
+            def work_of(path: Path, which: LabelledSet = which) -> VolumesWork:
+                return VolumesWork(data / which.name, which, path, path)
+
+            tuned = Task(which.name, SCRATCH if row.untrained else PRETRAINED, 1)
+            cells.append(_over_seeds(tuned, networks, work_of, runs, jobs))
+            carried = Task(which.name, CARRIED, 1)
+            none = row.untrained  # labels are carried by what an encoder has learned
+            cells.append("–" if none else _over_seeds(carried, networks, work_of, runs, jobs))
+            quick = Task(which.name, "Quick", 1)
+            cells.append(_over_seeds(quick, files, work_of, runs, jobs))
+        strokes = Task(CT_SET + EVERYWHERE, "Quick", STROKES)
+        files = row.files(CT_SET, runs)
+        cells.append(
+            _over_seeds(strokes, files, lambda path: OrgansWork(data / CT_SET, path), runs, jobs)
+        )
         body.append(cells)
     header = ["encoder"]
     for which in (MOUSE, HIPPOCAMPUS):
@@ -275,14 +292,30 @@ def fewshot_table(rows: Sequence[Row], data: Path, runs: Path, jobs: int) -> str
     return table([*header, f"{CT_SET}: strokes, Quick"], body)
 
 
-def _one_labelled(work: VolumesWork, ways: Sequence[str], runs: Path, jobs: int) -> list[str]:
-    cells = []
-    for way in ways:
-        path = work.network_encoder if way in NETWORKS else work.encoder
+@dataclass(frozen=True)
+class Task:
+    """What is learned in a column: of a data set, in a way, from so many labelled scans."""
+
+    data: str
+    way: str
+    shots: int
+
+
+def _over_seeds(
+    task: Task,
+    files: Mapping[int, Path],
+    work_of: Callable[[Path], Callable[[Run], Result]],
+    runs: Path,
+    jobs: int,
+) -> str:
+    """Learn with the encoder of every seed; mean Dice and its spread."""
+    dice = []
+    for path in dict.fromkeys(files.values()):
         # From scratch, the weights of the encoder do not count.
-        untrained = way == SCRATCH
-        digest = "scratch" if untrained else weights_hash(SwinEncoder.from_checkpoint(path))
-        wanted = [Run(work.data.name, way, 1, seed) for seed in SEEDS]
-        found = results_of(wanted, work, runs, digest, jobs)
-        cells.append(spread_over_seeds([mean(result.dice) for result in found.values()]))
-    return [*cells, *["–"] * (3 - len(cells))]
+        scratch = task.way == SCRATCH
+        digest = "scratch" if scratch else weights_hash(SwinEncoder.from_checkpoint(path))
+        seeds = [seed for seed, file in files.items() if file == path]
+        wanted = [Run(task.data, task.way, task.shots, seed) for seed in seeds]
+        found = results_of(wanted, work_of(path), runs, digest, jobs)
+        dice += [mean(result.dice) for result in found.values()]
+    return spread_over_seeds(dice)
