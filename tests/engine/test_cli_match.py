@@ -129,6 +129,11 @@ def test_a_flipped_file_is_reported(
     assert "left and right swapped" in capsys.readouterr().err
     assert run("match", image(torsos, 2), image(torsos, 1), *options, encoder=checkpoint) == 0
     assert "left and right swapped" not in capsys.readouterr().err
+    # A file of features has no intensities to register: how surely patches are matched decides.
+    features = str(tmp_path / "torso.safetensors")
+    assert run("embed", image(torsos, 1), "--out", features, encoder=checkpoint) == 0
+    assert run("match", path, features, *options, encoder=checkpoint) == 0
+    assert "left and right swapped" in capsys.readouterr().err
 
 
 def test_self_check_prints_the_known_truth(
