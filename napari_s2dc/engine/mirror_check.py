@@ -21,13 +21,13 @@ __all__ = ["embed_mirrored", "mirror_warning"]
 
 _SURER = 1.15
 """How much more surely the mirrored scan is matched, as it lies. Measured with the bundled encoder:
-1.26 to 2.18 for mirrored scans of one subject, 1.21 to 1.66 for mirrored phantoms of another, 1.15
-and 1.35 for two thoraces; 0.46 to 0.87 for what is not mirrored, but up to 1.45 for brains that lie
+1.26 to 2.01 for mirrored scans of one subject, 1.17 to 1.56 for mirrored phantoms of another, 1.16
+and 1.34 for two thoraces; 0.5 to 0.86 for what is not mirrored, but up to 1.42 for brains that lie
 askew to each other, so much alike are their sides."""
 _LIKER = 1.05
 """How much better its intensities agree, registered. Measured in the same way where the mirrored
 scan is matched more surely: 1.24 to 1.55 for mirrored scans of one subject, 1.12 to 1.14 for
-mirrored phantoms of another, 1.07 and 1.08 for two thoraces; 0.84 to 1.02 for brains that are not
+mirrored phantoms of another, 1.09 and 1.11 for two thoraces; 0.84 to 1.02 for brains that are not
 mirrored."""
 
 
