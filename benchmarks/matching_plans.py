@@ -14,7 +14,7 @@ from benchmarks.report import spread, table
 from benchmarks.transport import features, with_pot
 from napari_s2dc.engine.embed import Embedding, EmbedSettings, embed_volume
 from napari_s2dc.engine.match import MatchSettings, match_embeddings
-from napari_s2dc.engine.match_checks import embed_mirrored, mirror_warning
+from napari_s2dc.engine.mirror_check import embed_mirrored, mirror_warning
 from napari_s2dc.engine.progress import finish
 from napari_s2dc.engine.self_check import judge, known_view
 from napari_s2dc.method.encoder import SwinEncoder
@@ -161,9 +161,10 @@ def identical_and_mirrored(name: str, volume: Volume, encoder: SwinEncoder) -> s
     pairs = match_embeddings(embedding, embedding).pairs()
     same = float((pairs.token_a == pairs.token_b).all(1).mean())
     mirrored = finish(embed_mirrored(volume, encoder, settings))
-    flipped = match_embeddings(mirrored, embedding)
-    said = mirror_warning(flipped, embedding) or "nothing: MISSED"
-    unflipped = mirror_warning(match_embeddings(embedding, embedding), mirrored) or "nothing"
+    image = volume.with_array(np.ascontiguousarray(volume.array[:, :, ::-1]))
+    flipped, same_scan = (match_embeddings(one, embedding) for one in (mirrored, embedding))
+    said = finish(mirror_warning(flipped, embedding, (image, volume))) or "nothing: MISSED"
+    unflipped = finish(mirror_warning(same_scan, mirrored, (volume, volume))) or "nothing"
     return (
         f"{name} with itself: {100 * same:.2f} % of the patches are matched to themselves. Said "
         f"of its mirror image: “{said}” Said of itself: {unflipped}."

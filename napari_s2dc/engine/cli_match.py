@@ -235,8 +235,9 @@ def _match_all(
 ) -> int:
     from napari_s2dc.engine.aligned_match import match_aligned
     from napari_s2dc.engine.match import match_embeddings
-    from napari_s2dc.engine.match_checks import assess, embed_mirrored, mirror_warning
+    from napari_s2dc.engine.match_checks import assess
     from napari_s2dc.engine.match_files import affine_facts, save_affine, save_pairs, save_plan
+    from napari_s2dc.engine.mirror_check import embed_mirrored, mirror_warning
     from napari_s2dc.engine.progress import finish_with_bar
 
     out, plan, affine = outputs
@@ -272,17 +273,20 @@ def _match_all(
         second = embedded.of(scan.path)
         b, grid_b = second.embedding, second.grid
         require_same_encoder(a, b, moving, scan.path)
-        if align and not (is_embedding_file(moving) or is_embedding_file(scan.path)):
-            steps = match_aligned(
-                (a, b), (grid_a, grid_b), embedded.network, embedded.settings, matching
-            )
+        images = None  # of files of features there are none
+        if not (is_embedding_file(moving) or is_embedding_file(scan.path)):
+            images = grid_a, grid_b
+        if align and images is not None:
+            steps = match_aligned((a, b), images, embedded.network, embedded.settings, matching)
             match = finish_with_bar(steps)
         else:
             match = match_embeddings(a, b, matching)
         kinds = kinds_of((moving, grid_a), (scan.path, grid_b))
         result = assess(match, kinds=kinds, kind="rigid" if rigid else "affine")
         warnings = list(result.warnings)
-        if mirrored is not None and (swapped := mirror_warning(match, mirrored, matching)):
+        if mirrored is not None and (
+            swapped := finish_with_bar(mirror_warning(match, mirrored, images, matching))
+        ):
             warnings.append(swapped)
         for sentence in warnings:
             tell(f"{scan.path}: {sentence}")

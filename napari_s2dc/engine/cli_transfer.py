@@ -122,7 +122,8 @@ def run_transfer(
     from napari_s2dc.engine.aligned_match import match_aligned
     from napari_s2dc.engine.label_borders import refine_borders
     from napari_s2dc.engine.match import match_embeddings
-    from napari_s2dc.engine.match_checks import assess, mirror_warning
+    from napari_s2dc.engine.match_checks import assess
+    from napari_s2dc.engine.mirror_check import mirror_warning
     from napari_s2dc.engine.progress import finish_with_bar
     from napari_s2dc.engine.registration import RegistrationSettings
     from napari_s2dc.engine.transfer import TransferSettings, fuse, transfer_labels
@@ -162,19 +163,20 @@ def run_transfer(
         for one in atlases:
             require_same_encoder(one.embedding, own, one.path, scan.path)
             kinds = kinds_of((one.path, one.scan), (scan.path, whole))
+            images = one.scan, target_scan.grid
             if refine != "scans" or kinds is None or kinds[0] == kinds[1]:
                 match = match_embeddings(one.embedding, own, matching)
             else:  # the registration could not mend a map that is far off
                 steps = match_aligned(
                     (one.embedding, own),
-                    (one.scan, target_scan.grid),
+                    images,
                     embedded.network,
                     embedded.settings,
                     matching,
                 )
                 match = finish_with_bar(steps)
             warnings += assess(match, kinds=kinds).warnings
-            if swapped := mirror_warning(match, one.mirrored, matching):
+            if swapped := finish_with_bar(mirror_warning(match, one.mirrored, images, matching)):
                 warnings.append(swapped)
             try:
                 transfers.append(
@@ -257,7 +259,7 @@ def _split(text: str) -> tuple[Path, Path]:
 
 def _read(path: Path, label_path: Path, embedded: EmbeddedScans) -> _Atlas:
     from napari_s2dc.engine.evaluate import may_be_labels, require_same_grid
-    from napari_s2dc.engine.match_checks import embed_mirrored
+    from napari_s2dc.engine.mirror_check import embed_mirrored
     from napari_s2dc.engine.progress import finish_with_bar
     from napari_s2dc.volumes.io import read_volume
 

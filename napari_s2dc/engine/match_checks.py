@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -15,14 +15,10 @@ from napari_s2dc.engine.alignment import (
     fit_alignment,
     nearest_rigid,
 )
-from napari_s2dc.engine.embed import embed_volume
-from napari_s2dc.engine.embed_settings import EmbedSettings
 from napari_s2dc.engine.embedding import Embedding
 from napari_s2dc.engine.encoders import ANY_CONTRAST
-from napari_s2dc.engine.match import Match, MatchSettings, Pairs, match_embeddings
-from napari_s2dc.engine.progress import Steps
+from napari_s2dc.engine.match import Match, Pairs
 from napari_s2dc.errors import S2DCError
-from napari_s2dc.method.encoder import SwinEncoder
 from napari_s2dc.volumes.preprocess import guess_preset
 from napari_s2dc.volumes.volume import Volume
 
@@ -30,9 +26,8 @@ __all__ = [
     "Assessment",
     "align_match",
     "assess",
-    "embed_mirrored",
     "kind_of",
-    "mirror_warning",
+    "looks_mirrored",
     "warnings_before",
 ]
 
@@ -49,11 +44,6 @@ _FEW_CONFIDENT = 0.15
 # Measured in the same way: 0.84 to 1.00 of the confident pairs of scans that show one region, 0 to
 # 0.60 of the others, which have few.
 _LEAST_AGREEMENT = 0.45
-# Measured in the same way: 1.57 to 2.01 for mirrored scans of one subject, 1.17 to 1.56 for
-# mirrored phantoms of another, 0.5 to 0.86 for what is not mirrored. Mirrored brains and thoraces
-# of another subject have 0.75 to 1.16, too little to tell; so much alike are their sides that
-# brains that lie askew to each other have up to 1.34 though neither is mirrored.
-_MIRROR_GAIN = 1.15
 _KINDS = {"ct": "CT", "mr": "MR", "pet": "PET"}
 
 
@@ -262,73 +252,14 @@ def assess(
             "different for this encoder."
         )
     elif alignment is not None and alignment.mirrored:
-        sentences.append(_mirrored(a, b, "the map that fits the pairs is a mirror image"))
+        sentences.append(looks_mirrored(a, b, "the map that fits the pairs is a mirror image"))
     agreed = not doubt and alignment is not None and not alignment.mirrored
     return Assessment(pairs, confident, alignment, tuple(sentences), agreed)
 
 
-def _mirrored(a: Embedding, b: Embedding, why: str) -> str:
+def looks_mirrored(a: Embedding, b: Embedding, why: str) -> str:
+    """Sentence that says that left and right are swapped, and `why` it is said."""
     return (
         f"{a.name} and {b.name} look like mirror images, left and right swapped: {why}. Check the "
         "orientation in the files before using the match."
     )
-
-
-def embed_mirrored(
-    volume: Volume, encoder: SwinEncoder, settings: EmbedSettings
-) -> Steps[Embedding]:
-    """Embed a scan with left and right swapped, for :func:`mirror_warning`.
-
-    Parameters
-    ----------
-    volume : Volume
-        Scan with raw intensities.
-    encoder, settings
-        As for :func:`napari_s2dc.engine.embed.embed_volume`.
-
-    Yields
-    ------
-    Progress
-        After every batch of windows.
-    """
-    width = volume.shape[2]
-    roi = settings.roi
-    if roi is not None:
-        roi = (roi[0], roi[1], (width - roi[2][1], width - roi[2][0]))
-    swapped = volume.with_array(np.ascontiguousarray(volume.array[:, :, ::-1]))
-    return (yield from embed_volume(swapped, encoder, replace(settings, roi=roi)))
-
-
-def mirror_warning(match: Match, mirrored: Embedding, settings: MatchSettings | None = None) -> str:
-    """Say when the mirrored scan A matches scan B better than scan A itself.
-
-    Parameters
-    ----------
-    match : Match
-        Scan A with scan B.
-    mirrored : Embedding
-        Of A with left and right swapped, see :func:`embed_mirrored`.
-    settings : MatchSettings, optional
-        Those of the match.
-
-    Returns
-    -------
-    str
-        A sentence, or "" when all is well.
-
-    Notes
-    -----
-    The map of the pairs does not tell: where the prior expects a partner near its own place, or a
-    body is much the same on both sides, the pairs of a mirrored scan fit a map that is no mirror
-    image. A mirrored body that is much the same on both sides, such as a brain or a thorax, is told
-    from a scan of the same subject only.
-    """
-    other = float(match_embeddings(mirrored, match.b, settings).mass.amax(1).mean())
-    # A second look makes any match surer; what is mirrored had none.
-    first = match if match.matrix is None else match_embeddings(match.a, match.b, settings)
-    own = float(first.mass.amax(1).mean())
-    if not own > 0 or other < _MIRROR_GAIN * own:
-        return ""
-    gain = other / own
-    why = f"with {match.a.name} mirrored, patches are matched {100 * (gain - 1):.0f} % more surely"
-    return _mirrored(match.a, match.b, why)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from napari_s2dc.engine.embedding import Embedding
 from napari_s2dc.engine.progress import Progress, Steps
-from napari_s2dc.engine.scan_agreement import Agreement, Level, grid_places, to_tensor
+from napari_s2dc.engine.scan_agreement import Agreement, Level, grid_places, mean_of, to_tensor
 from napari_s2dc.errors import ConfigurationError
 from napari_s2dc.volumes.preprocess import foreground_mask, normalize
 from napari_s2dc.volumes.volume import Volume
@@ -76,6 +76,8 @@ class Registration:
         What is added to that, in mm of A, for blocks of voxels of scan B.
     agreement : Tensor (gz, gy, gx)
         Squared local correlation of the intensities, 0 to 1, for the same blocks.
+    correlation : float
+        Its mean over the tissue of B that scan A shows too.
     block : tuple of int
         Voxels (z, y, x) of a block.
     shape : tuple of int
@@ -87,6 +89,7 @@ class Registration:
     matrix: np.ndarray
     bending_mm: Tensor
     agreement: Tensor
+    correlation: float
     block: tuple[int, int, int]
     shape: tuple[int, int, int]
     affine: np.ndarray
@@ -234,7 +237,8 @@ def register(
             yield Progress(done, total, "steps")
     with torch.no_grad():
         bend = field()
-        agreement = model.local_correlation(bend, *fine)[0].clamp(0, 1)
+        agreement, counts = model.local_correlation(bend, *fine)
+        agreement = agreement.clamp(0, 1)
     margins = []
     for part, length in reversed(list(zip(box, whole_b.tissue.shape, strict=True))):
         margins += [part.start, length - part.stop]
@@ -243,6 +247,7 @@ def register(
         matrix=model.matrix(),
         bending_mm=F.pad(bend[None], margins, mode="replicate")[0],
         agreement=F.pad(agreement, margins),
+        correlation=float(mean_of(agreement, counts)),
         block=whole_b.block,
         shape=image_b.shape,
         affine=image_b.affine,

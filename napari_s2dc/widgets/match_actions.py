@@ -225,7 +225,7 @@ class MatchActions(QObject):
             self._jobs.run(
                 "mirror",
                 "Checking left and right",
-                lambda: check_mirrored(match, a, chosen),
+                lambda: check_mirrored(match, a, b, chosen),
                 self._show_mirrored,
             )
 

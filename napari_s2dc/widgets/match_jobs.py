@@ -76,13 +76,16 @@ def check_itself(
     return check, assess(check.match), unmatched_of(check.match)
 
 
-def check_mirrored(match: Match, a: Embedded, chosen: dict[str, Any]) -> Generator[Any, None, str]:
-    """Look whether the mirrored moving scan would match better; a sentence if so."""
+def check_mirrored(
+    match: Match, a: Embedded, b: Embedded, chosen: dict[str, Any]
+) -> Generator[Any, None, str]:
+    """Look whether the mirrored moving scan would fit better; a sentence if so."""
     from napari_s2dc.engine.match import MatchSettings
-    from napari_s2dc.engine.match_checks import embed_mirrored, mirror_warning
+    from napari_s2dc.engine.mirror_check import embed_mirrored, mirror_warning
 
-    mirrored = yield from embed_mirrored(a.source.load(), a.encoder.network, a.settings)
-    return mirror_warning(match, mirrored, MatchSettings(**chosen))
+    images = a.source.load(), b.source.load()
+    mirrored = yield from embed_mirrored(images[0], a.encoder.network, a.settings)
+    return (yield from mirror_warning(match, mirrored, images, MatchSettings(**chosen)))
 
 
 def unmatched_of(match: Match) -> tuple[np.ndarray, np.ndarray]:

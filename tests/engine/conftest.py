@@ -67,3 +67,27 @@ def labelled_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             nibabel.save(nibabel.Nifti1Image(voxels, affine), path)
     (folder / "dataset.json").write_text('{"labels": {"0": "background", "1": "first organ"}}')
     return folder
+
+
+@pytest.fixture(scope="session")
+def torsos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two torsos with labels, stored (x, y, z) to the right and the front, as decathlon does."""
+    folder = tmp_path_factory.mktemp("torsos")
+    affine = np.diag([3.0, 3.0, 3.0, 1.0])
+    affine[:3, 3] = (-60.0, -70.0, 30.0)
+    for seed in (1, 2):
+        for volume, kind in zip(
+            phantom((32, 48, 48), seed=seed), ("images", "labels"), strict=True
+        ):
+            voxels = np.ascontiguousarray(volume.array.transpose(2, 1, 0)[::-1, ::-1])
+            (folder / kind).mkdir(exist_ok=True)
+            nibabel.save(nibabel.Nifti1Image(voxels, affine), folder / kind / f"torso{seed}.nii.gz")
+    return folder
+
+
+@pytest.fixture
+def coarse_from_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the small torsos count as large."""
+    small = {"MOST_VOXELS": 20_000, "_WORTH_IT": 1000, "_FEWEST": 100, "_SHORTEST": 1}
+    for name, value in small.items():
+        monkeypatch.setattr(f"napari_s2dc.volumes.coarser.{name}", value)

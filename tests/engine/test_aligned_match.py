@@ -16,7 +16,7 @@ from napari_s2dc.engine.embed_settings import region_of
 from napari_s2dc.engine.embedding import Embedding
 from napari_s2dc.engine.encoders import ANY_CONTRAST, bundled_encoder, encoder_named
 from napari_s2dc.engine.match import MatchSettings, match_embeddings
-from napari_s2dc.engine.match_checks import assess, mirror_warning
+from napari_s2dc.engine.match_checks import assess
 from napari_s2dc.engine.progress import Progress, finish
 from napari_s2dc.engine.self_check import KnownView, judge, known_view, self_check
 from napari_s2dc.errors import S2DCError
@@ -273,17 +273,3 @@ def test_patches_out_of_the_other_scan_have_no_features(
     seen = part.features.any(0)
     assert seen[:2][known.scan.foreground[:2]].all()
     assert not seen[7:].any()
-
-
-def test_a_mirrored_scan_is_noticed_after_the_second_look(
-    scan: Volume, bundled: SwinEncoder, known: KnownView
-) -> None:
-    mirrored = scan.with_array(np.ascontiguousarray(scan.array[..., ::-1]))
-    wrong, right = embedded(mirrored, bundled), known.scan
-    first = match_embeddings(wrong, right)
-    # A second look makes a wrong match surer too: it must not be compared with a first one.
-    surer = replace(first, mass=2 * first.mass, matrix=np.eye(4))
-    sentence = mirror_warning(first, right)
-    assert "mirror images" in sentence
-    assert mirror_warning(surer, right) == sentence
-    assert mirror_warning(match_embeddings(right, right), wrong) == ""

@@ -8,22 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from napari_s2dc.engine.embed import EmbedSettings
 from napari_s2dc.engine.embedding import Embedding
 from napari_s2dc.engine.encoders import ANY_CONTRAST
-from napari_s2dc.engine.match import Match, MatchSettings, match_embeddings
+from napari_s2dc.engine.match import MatchSettings, match_embeddings
 from napari_s2dc.engine.match_checks import (
     assess,
-    embed_mirrored,
     kind_of,
-    mirror_warning,
     warnings_before,
 )
-from napari_s2dc.engine.progress import finish
 from napari_s2dc.errors import S2DCError
-from napari_s2dc.method.encoder import SwinEncoder
 from napari_s2dc.volumes.phantom import phantom
-from napari_s2dc.volumes.volume import Volume
 from tests.engine.random_features import embedding, moved
 
 
@@ -132,21 +126,3 @@ def test_a_map_that_mirrors_is_said() -> None:
     assert found.alignment is not None
     assert found.alignment.mirrored
     assert any("mirror images, left and right swapped" in sentence for sentence in found.warnings)
-
-
-def test_a_flipped_scan_is_told_from_the_scan(
-    torso: Volume, tiny: SwinEncoder, settings: EmbedSettings, embedding: Embedding
-) -> None:
-    flipped = finish(embed_mirrored(torso, tiny, settings))
-    wrong: Match = match_embeddings(flipped, embedding)
-    assert "more surely" in mirror_warning(wrong, embedding)
-    assert mirror_warning(match_embeddings(embedding, embedding), flipped) == ""
-
-
-def test_the_mirrored_region_is_the_region(
-    torso: Volume, tiny: SwinEncoder, settings: EmbedSettings
-) -> None:
-    roi = ((0, 32), (0, 48), (0, 32))
-    flipped = finish(embed_mirrored(torso, tiny, replace(settings, roi=roi)))
-    assert flipped.shape == (32, 48, 32)
-    assert flipped.offset_vox == (0, 0, 16)
