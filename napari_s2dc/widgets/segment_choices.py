@@ -12,6 +12,7 @@ from napari_s2dc.engine.fewshot_settings import (
     FinetuneSettings,
     SegmentSettings,
     note_on_background,
+    note_on_spacings,
 )
 from napari_s2dc.widgets.encoder_actions import EncoderActions
 from napari_s2dc.widgets.header import Header
@@ -210,9 +211,24 @@ class SegmentChoices(QObject):
             words = f"Train {trained} on {with_more(str(labels.name), len(self._tab.more.pairs))}"
             more = "" if self.unlabelled is None else f" and the scans in {self.unlabelled.name}"
             does = f"{words}{more}, and segment {image.name}"
-            note = note_on_background(self.settings())
+            settings = self.settings()
+            notes = (
+                note_on_background(settings),
+                note_on_spacings(self._spacings_mm(), settings),
+            )
+            note = " ".join(filter(None, notes))
         self._tab.show_ready(words, does, problem, note)
         self.changed.emit()
+
+    def _spacings_mm(self) -> list[tuple[str, tuple[float, float, float]]]:
+        """Name and spacing of the chosen scan and of the others that are learned from."""
+        source = self._encoders.source()
+        if source is None:
+            return []
+        chosen = source.stored.spacing_mm
+        more = [(one, level_like(one, chosen)) for one, _ in self._tab.more.pairs]
+        others = [(str(one.name), snapshot(one, level).spacing_mm) for one, level in more]
+        return [(source.name, chosen), *others]
 
     def problem(self) -> str:
         """Why training cannot begin; empty when it can."""

@@ -261,3 +261,16 @@ def test_what_does_not_fit_together_is_said(
     tab.train_button.click()
     qtbot.waitUntil(lambda: "holds no label" in workbench.message.text())
     assert workbench.segmenting.training.model is None
+
+
+def test_voxels_of_another_size_are_said(
+    two: tuple[Any, Any, Any, Any], workbench: Any, viewer: Any, qtbot: Any
+) -> None:
+    other, more = two[2:]
+    tab = workbench.segment_tab
+    for layer in (other, more):
+        layer.metadata = {key: value for key, value in layer.metadata.items() if key != "s2dc"}
+        layer.scale = np.asarray(layer.scale) * 2
+    workbench.segmenting.choices.offer()
+    tab.more.tick(other)
+    qtbot.waitUntil(lambda: f"{other.name} has voxels of" in tab.note.text())
