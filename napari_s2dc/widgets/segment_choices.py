@@ -66,6 +66,7 @@ class SegmentChoices(QObject):
         painting.changed.connect(self.offer)
         session.encoder_changed.connect(self.update)
         header.volume_changed.connect(self.offer)
+        header.settings_changed.connect(self.update)
 
     def offer(self, _: object = None) -> None:
         """Offer the other labelled scans, which are others for another volume or other labels."""

@@ -264,13 +264,20 @@ def test_what_does_not_fit_together_is_said(
 
 
 def test_voxels_of_another_size_are_said(
-    two: tuple[Any, Any, Any, Any], workbench: Any, viewer: Any, qtbot: Any
+    workbench: Any, viewer: Any, scan: Any, qtbot: Any
 ) -> None:
-    other, more = two[2:]
-    tab = workbench.segment_tab
-    for layer in (other, more):
-        layer.metadata = {key: value for key, value in layer.metadata.items() if key != "s2dc"}
-        layer.scale = np.asarray(layer.scale) * 2
-    workbench.segmenting.choices.offer()
+    array, coarse = np.asarray(scan.data), np.asarray(scan.data)[::2, ::2, ::2]
+    levels = viewer.add_image([array, coarse], multiscale=True, name="levels")
+    viewer.add_labels(np.ones(array.shape, np.uint8), name="levels mask")
+    other = viewer.add_image(coarse, scale=(2, 2, 2), name="coarse")
+    viewer.add_labels(np.ones(coarse.shape, np.uint8), scale=(2, 2, 2), name="coarse mask")
+    tab, level = workbench.segment_tab, workbench.header.level
+    workbench.tabs.setCurrentIndex(3)
+    workbench.header.volume.choose(levels)
     tab.more.tick(other)
-    qtbot.waitUntil(lambda: f"{other.name} has voxels of" in tab.note.text())
+    qtbot.waitUntil(tab.train_button.isEnabled)
+    assert "coarse has voxels of 2 × 2 × 2 mm and levels of 1 × 1 × 1 mm" in tab.note.text()
+    level.setCurrentIndex(1)
+    assert "has voxels of" not in tab.note.text()
+    level.setCurrentIndex(0)
+    assert "has voxels of" in tab.note.text()
