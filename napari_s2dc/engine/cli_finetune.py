@@ -135,7 +135,7 @@ def run_finetune(
     voxels = _voxels_of(scans)
     if not json:
         _print_classes(classes, voxels)
-    _tell_doubts(classes, voxels, settings)
+    _tell_doubts(scans, classes, voxels, settings)
     started = time.perf_counter()
     with NotedInterrupt() as interrupt:
         steps = train_model(
@@ -298,13 +298,18 @@ def _voxels_of(scans: Sequence[LabelledScan]) -> dict[int, int]:
 
 
 def _tell_doubts(
-    classes: Sequence[SegmentationClass], voxels: Mapping[int, int], settings: FewshotSettings
+    scans: Sequence[LabelledScan],
+    classes: Sequence[SegmentationClass],
+    voxels: Mapping[int, int],
+    settings: FewshotSettings,
 ) -> None:
-    """Say on standard error what a model of these labels will hardly do well."""
-    from napari_s2dc.engine.fewshot_settings import note_on_background
+    """Say on standard error what a model of these scans will hardly do well."""
+    from napari_s2dc.engine.fewshot_settings import note_on_background, note_on_spacings
 
-    if note := note_on_background(settings):
-        tell(note)
+    spacings = [(scan.image.name, scan.image.spacing_mm) for scan in scans]
+    for note in (note_on_background(settings), note_on_spacings(spacings, settings)):
+        if note:
+            tell(note)
     for one in classes:
         if voxels[one.label] == 1:
             tell(f"Label {one.label} ({one.name}) has a single voxel, too little to learn it from.")

@@ -14,7 +14,7 @@ from napari_s2dc.engine import segment as segmenting
 from napari_s2dc.engine.cli_labels import LABEL_ENDINGS, LABEL_MAP
 from napari_s2dc.engine.cli_scans import MAPS
 from napari_s2dc.engine.encoders import difference
-from napari_s2dc.engine.fewshot_settings import SegmentSettings
+from napari_s2dc.engine.fewshot_settings import SPACING_FACTOR, SegmentSettings
 from napari_s2dc.engine.labelled_scans import voxels_of_labels
 from napari_s2dc.engine.progress import Steps
 from napari_s2dc.engine.segment import Segmentation
@@ -37,9 +37,6 @@ __all__ = [
 _UNCERTAINTY = "uncertainty map"
 _MAKER = "model"
 """Begins the name of every maker; its fingerprint follows, and in label maps that of the voxels."""
-_SPACING_FACTOR = 1.5
-"""Beyond it on any axis, voxels count as unlike those of the training. On voxels of 3 x 3 x 6 mm, a
-model that learned at 3 mm agreed with its own result at 3 mm by a Dice of 0.49."""
 
 
 @dataclass(frozen=True)
@@ -238,4 +235,4 @@ def spacing_of_training(model: SegmentationModel) -> tuple[float, ...] | None:
 def unlike_training(volume: Volume, model: SegmentationModel) -> str:
     """Say in a sentence when a scan is far from those that a model was trained on; else ""."""
     spacing = spacing_of_training(model)
-    return difference(volume, model.preset, spacing, "the model", _SPACING_FACTOR)
+    return difference(volume, model.preset, spacing, "the model", SPACING_FACTOR)

@@ -50,6 +50,12 @@ class Overlays:
         self._viewer = viewer
         self._made: WeakKeyDictionary[Any, dict[str, ref[Any]]] = WeakKeyDictionary()
         self._placements: WeakKeyDictionary[Any, Placement] = WeakKeyDictionary()
+        self._keeping = False
+
+    @property
+    def keeps_selection(self) -> bool:
+        """Whether a layer is being added, so that the user has selected none of those announced."""
+        return self._keeping
 
     def find(self, source: Layer, kind: str) -> Any | None:
         """Give the layer of a kind that belongs to a source, if the user has not removed it."""
@@ -308,9 +314,13 @@ class Overlays:
         """Leave the user's selected layer selected: a new layer would take the mouse from it."""
         layers = self._viewer.layers
         active = layers.selection.active
-        yield
-        if active is not None and active in layers:
-            layers.selection.active = active
+        before, self._keeping = self._keeping, True
+        try:
+            yield
+            if active is not None and active in layers:
+                layers.selection.active = active
+        finally:
+            self._keeping = before
 
 
 def _shape(layer: Layer) -> tuple[int, ...]:

@@ -150,6 +150,7 @@ class SegmentActions(QObject):
         if task is None:
             return
         self._tell("")
+        self._choices.keep_labels()
         if self._choices.is_quick:
             self._learn(image, labels, task, None, quiet=False)
         else:

@@ -230,7 +230,8 @@ class AutosaveActions(QObject):
         mode = self._tab.mode.findData(facts.mode)
         if mode >= 0:
             self._tab.mode.setCurrentIndex(mode)
-        self._painting.take(layer, Meaning(facts.zero, facts.background))
+        image = self._painting.scan_of(layer, facts.image)
+        self._painting.take(layer, Meaning(facts.zero, facts.background), image)
         # Until the next stroke the file is all there is, so this process takes it over.
         mine = autosave_folder() / own_name(next(_numbers))
         self._paths[layer] = mine

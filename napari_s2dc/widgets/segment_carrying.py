@@ -72,7 +72,7 @@ class CarryingActions(QObject):
         def done(result: tuple[np.ndarray, list[int]]) -> None:
             if self._session.has(image) and self._session.has(labels):
                 found, lost = result
-                self._painting.take(self._layers.carry(image, found, labels), meaning)
+                self._painting.take(self._layers.carry(image, found, labels), meaning, image)
                 gone = ", ".join(names.get(label) or f"class {label}" for label in lost)
                 self._tell(
                     "The labels are resampled. Look whether they lie well, then train."

@@ -12,6 +12,7 @@ from napari_s2dc.engine.fewshot_settings import (
     FinetuneSettings,
     SegmentSettings,
     note_on_background,
+    note_on_spacings,
 )
 from napari_s2dc.widgets.encoder_actions import EncoderActions
 from napari_s2dc.widgets.header import Header
@@ -61,10 +62,11 @@ class SegmentChoices(QObject):
         self._painting = painting
         tab.mode_changed.connect(self.update)
         tab.unlabelled.folder_changed.connect(self.update)
-        tab.more.pairs_changed.connect(self.update)
+        tab.more.pairs_changed.connect(self._on_ticked)
         painting.changed.connect(self.offer)
         session.encoder_changed.connect(self.update)
         header.volume_changed.connect(self.offer)
+        header.settings_changed.connect(self.update)
 
     def offer(self, _: object = None) -> None:
         """Offer the other labelled scans, which are others for another volume or other labels."""
@@ -73,13 +75,29 @@ class SegmentChoices(QObject):
             []
             if image is None or labels is None
             else pair_up(
-                (one for one in reversed(self._header.volume.layers) if one is not image),
-                (one for one in self._tab.labels.layers if one is not labels),
-                self._painting.chosen_for,
+                [image, *(one for one in reversed(self._header.volume.layers) if one is not image)],
+                self._tab.labels.layers,
+                lambda one: labels if one is image else self._painting.chosen_for(one),
             )
         )
-        self._tab.offer_more([pair for pair in pairs if pair[1] is not labels], image)
+        self._tab.offer_more([pair for pair in pairs if pair[0] is not image], image)
         self.update()
+
+    def _on_ticked(self) -> None:
+        """Remember what was put together: it is to stay so, whichever of the scans is chosen."""
+        for image, labels in self._tab.more.pairs:
+            self._painting.settle(image, labels)
+        if self._tab.more.pairs:
+            self.keep_labels()
+        self.update()
+
+    def keep_labels(self) -> None:
+        """Remember the chosen labels as those of the chosen scan, where nothing speaks against."""
+        image, labels = self.image, self.labels
+        if image is None or labels is None or grid_problem(labels, image):
+            return
+        if self._painting.other_scan_of(labels) is None:
+            self._painting.settle(image, labels)
 
     @property
     def image(self) -> Any | None:
@@ -194,9 +212,24 @@ class SegmentChoices(QObject):
             words = f"Train {trained} on {with_more(str(labels.name), len(self._tab.more.pairs))}"
             more = "" if self.unlabelled is None else f" and the scans in {self.unlabelled.name}"
             does = f"{words}{more}, and segment {image.name}"
-            note = note_on_background(self.settings())
+            settings = self.settings()
+            notes = (
+                note_on_background(settings),
+                note_on_spacings(self._spacings_mm(), settings),
+            )
+            note = " ".join(filter(None, notes))
         self._tab.show_ready(words, does, problem, note)
         self.changed.emit()
+
+    def _spacings_mm(self) -> list[tuple[str, tuple[float, float, float]]]:
+        """Name and spacing of the chosen scan and of the others that are learned from."""
+        source = self._encoders.source()
+        if source is None:
+            return []
+        chosen = source.stored.spacing_mm
+        more = [(one, level_like(one, chosen)) for one, _ in self._tab.more.pairs]
+        others = [(str(one.name), snapshot(one, level).spacing_mm) for one, level in more]
+        return [(source.name, chosen), *others]
 
     def problem(self) -> str:
         """Why training cannot begin; empty when it can."""
@@ -213,6 +246,12 @@ class SegmentChoices(QObject):
             return self._painting.problem.rstrip(".") or "The labels are being counted"
         if not counts:
             return "Paint a few strokes of every class, the background too"
+        other = self._painting.other_scan_of(self.labels)
+        if other is not None:
+            return (
+                f"{self.labels.name} is of {other.name}: choose it again under Labels if it is "
+                f"right for {self.image.name}, too, or press New"
+            )
         if self._tab.more.pairs:
             # What is not painted here may be painted there.
             return self._problem_of_more(self.labels)
@@ -228,7 +267,7 @@ class SegmentChoices(QObject):
 
     def _problem_of_more(self, chosen: Any) -> str:
         """Why the other scans that are ticked cannot be learned from together with the chosen."""
-        zero = self._tab.zero.currentData()
+        zero, background = self._tab.zero.currentData(), self._tab.background.currentData()
         known = {label: (name, chosen.name) for label, name in _names(chosen).items()}
         for image, labels in self._tab.more.pairs:
             different = grid_problem(labels, image)
@@ -239,6 +278,13 @@ class SegmentChoices(QObject):
                 return (
                     f"0 does not mean the same in {labels.name} and {chosen.name}: choose "
                     f"{image.name} as volume to change that, or take it out of what is learned from"
+                )
+            there = None if meaning is None else meaning.background
+            if zero == UNLABELLED and there is not None and there != background:
+                here = "none" if background is None else f"class {background}"
+                return (
+                    f"Class {there} means background in {labels.name}, and {here} in "
+                    f"{chosen.name}: choose the same for both"
                 )
             for label, name in _names(labels).items():
                 other, where = known.setdefault(label, (name, labels.name))

@@ -67,9 +67,8 @@ class ClassTable(QTableWidget):
         self.verticalHeader().setDefaultSectionSize(_ROW_PX)
         header = self.horizontalHeader()
         header.setMinimumSectionSize(24)
-        for column in (_COLOUR, _LABEL, _VOXELS):
-            header.setSectionResizeMode(column, QHeaderView.ResizeMode.ResizeToContents)
         header.setSectionResizeMode(_NAME, QHeaderView.ResizeMode.Stretch)
+        self._fit_columns(QHeaderView.ResizeMode.ResizeToContents)
         self.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
         self.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
         self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
@@ -92,11 +91,17 @@ class ClassTable(QTableWidget):
             self._waiting = tuple(rows), painted_with  # a name is being typed
             return
         self._waiting = None
-        self._rows = tuple(rows)
+        before, self._rows = self._rows, tuple(rows)
         blocked = self.blockSignals(True)
+        # Columns would be measured anew with every item, which takes a second for 300 classes.
+        self._fit_columns(QHeaderView.ResizeMode.Fixed)
         self.setRowCount(len(rows))
         self.clearSelection()
         for number, row in enumerate(rows):
+            if row.label == painted_with:
+                self.selectRow(number)
+            if number < len(before) and row == before[number] and self._names(number, row):
+                continue
             words = ("", str(row.label), row.name, f"{row.voxels:,}")
             for column, text in enumerate(words):
                 item = QTableWidgetItem(text)
@@ -113,10 +118,18 @@ class ClassTable(QTableWidget):
                     patch.fill(QColor.fromRgbF(*row.colour))
                     item.setIcon(QIcon(patch))  # a background would hide behind the selection
                 self.setItem(number, column, item)
-            if row.label == painted_with:
-                self.selectRow(number)
+        self._fit_columns(QHeaderView.ResizeMode.ResizeToContents)
         self.blockSignals(blocked)
         self._fit()
+
+    def _names(self, number: int, row: ClassRow) -> bool:
+        """Whether a row of the table has the name of a class, and not what was typed there."""
+        item = self.item(number, _NAME)
+        return item is not None and item.text() == row.name
+
+    def _fit_columns(self, mode: QHeaderView.ResizeMode) -> None:
+        for column in (_COLOUR, _LABEL, _VOXELS):
+            self.horizontalHeader().setSectionResizeMode(column, mode)
 
     def closeEditor(self, editor: QWidget, hint: QAbstractItemDelegate.EndEditHint) -> None:
         """Show what has changed while a name was typed."""

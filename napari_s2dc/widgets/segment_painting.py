@@ -26,6 +26,7 @@ from napari_s2dc.widgets.segment_layers import (
     slice_on_screen,
 )
 from napari_s2dc.widgets.segment_meaning import UNLABELLED, Meaning, likely_meaning
+from napari_s2dc.widgets.segment_pairs import called_after
 from napari_s2dc.widgets.segment_tab import SegmentTab
 from napari_s2dc.widgets.segment_use import counted
 from napari_s2dc.widgets.session import Session
@@ -54,8 +55,8 @@ class PaintingActions(QObject):
         Adds layers.
     jobs : Jobs
         Threads.
-    volume : callable
-        Gives the volume chosen in the header.
+    volume, volumes : callable
+        Give the volume chosen in the header, and all that can be chosen.
     tell : callable
         Shows a sentence to the user.
     """
@@ -74,12 +75,13 @@ class PaintingActions(QObject):
         layers: SegmentLayers,
         jobs: Jobs,
         volume: Callable[[], Layer | None],
+        volumes: Callable[[], list[Any]],
         tell: Callable[[str], None],
         parent: QObject,
     ) -> None:
         super().__init__(parent)
         self._session, self._tab, self._layers, self._jobs = session, tab, layers, jobs
-        self._volume, self._tell = volume, tell
+        self._volume, self._volumes, self._tell = volume, volumes, tell
         self._meanings: WeakKeyDictionary[Any, Meaning] = WeakKeyDictionary()
         self._chosen: WeakKeyDictionary[Any, ref[Any]] = WeakKeyDictionary()  # for a volume
         self._followed: Any | None = None
@@ -92,7 +94,7 @@ class PaintingActions(QObject):
         self._rest.setInterval(_REST_MS)
         self._rest.timeout.connect(self._count)
         tab.labels_changed.connect(self._on_labels)
-        tab.labels.activated.connect(self._settle)  # by the user, not by the program
+        tab.labels.activated.connect(self._on_chosen)  # by the user, not by the program
         tab.shown.connect(self._count_soon)  # later, once the first picture is on the screen
         tab.new_labels_wanted.connect(self.new_labels)
         tab.class_wanted.connect(self._add_class)
@@ -141,7 +143,8 @@ class PaintingActions(QObject):
     def suggest(self, _: object = None) -> None:
         """Choose the labels on the grid of the volume with the name most like its own.
 
-        Those that the user has chosen, made or painted in for this volume are chosen again.
+        Those that the user has chosen, made or painted in for this volume are chosen again; those
+        of another scan only where there are no others.
         """
         image = self._volume()
         if image is None:
@@ -155,7 +158,8 @@ class PaintingActions(QObject):
         if known is not None:
             self._tab.labels.choose(known)
         elif fitting:
-            self._tab.labels.choose(most_alike(fitting, str(image.name)))
+            own = [one for one in fitting if self.other_scan_of(one) is None]
+            self._tab.labels.choose(most_alike(own or fitting, str(image.name)))
 
     def chosen_for(self, image: Layer) -> Any | None:
         """Give the labels that the user has chosen, made or painted in for a volume."""
@@ -163,16 +167,54 @@ class PaintingActions(QObject):
         layer = None if known is None else known()
         return layer if layer is not None and layer in self._tab.labels.layers else None
 
-    def _settle(self, _: object = None) -> None:
+    def other_scan_of(self, labels: Labels) -> Any | None:
+        """Give the other scan on their grid that labels are of, None where they fit the volume.
+
+        They are of the scan that they were chosen, made or painted in for, else of the one that
+        they are called after. Several scans may lie on one grid, such as brains of an atlas.
+        """
+        image = self._volume()
+        if image is None or self.chosen_for(image) is labels or grid_problem(labels, image):
+            return None
+        scans = [one for one in self._volumes() if not grid_problem(labels, one)]
+        others = [one for one in scans if self.chosen_for(one) is labels]
+        others = others or called_after(labels, scans)
+        return None if not others or image in others else others[0]
+
+    def settle(self, image: Layer, labels: Labels) -> None:
+        """Remember labels as those of a scan."""
+        self._chosen[plain(image)] = ref(plain(labels))
+
+    def _settle(self) -> None:
         image = self._volume()
         if image is not None and self.labels is not None:
-            self._chosen[plain(image)] = ref(plain(self.labels))
+            self.settle(image, self.labels)
 
-    def take(self, layer: Labels, meaning: Meaning) -> None:
-        """Choose a labels layer whose meaning is known."""
+    def _on_chosen(self, _: object = None) -> None:
+        self._settle()
+        self.changed.emit()
+
+    def scan_of(self, labels: Labels, path: str) -> Any | None:
+        """Give the scan on their grid that labels were painted on, None where none may be it.
+
+        It was read from `path`, else they are called after it, else it is the volume.
+        """
+        volume = self._volume()
+        scans = [one for one in self._volumes() if not grid_problem(labels, one)]
+        of_file = [one for one in scans if str(one.metadata.get("s2dc", {}).get("path")) == path]
+        found = of_file or called_after(labels, scans) or [one for one in scans if one is volume]
+        return volume if volume in found else next(iter(found), None)
+
+    def take(self, layer: Labels, meaning: Meaning, image: Layer | None) -> None:
+        """Take in a labels layer whose meaning is known, as that of a scan where it is of one.
+
+        It is chosen, unless it is of another scan than the volume.
+        """
         self._meanings[plain(layer)] = meaning
-        if self._tab.labels.choose(layer):
-            self._settle()
+        if image is not None:
+            self.settle(image, layer)
+        of_other = image is not None and plain(image) is not self._volume()
+        if not of_other and self._tab.labels.choose(layer):
             self._show_classes()
 
     # --------------------------------------------------------------------- what is asked for
@@ -182,7 +224,7 @@ class PaintingActions(QObject):
         if source is None:
             return
         layer = self._layers.new_labels(source)
-        self.take(layer, Meaning(UNLABELLED, 1))
+        self.take(layer, Meaning(UNLABELLED, 1), source)
         self._session.viewer.layers.selection.active = layer
         self._tell(
             "Take napari's brush and paint a few strokes of every class, the background too; "

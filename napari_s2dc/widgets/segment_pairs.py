@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from weakref import WeakSet
@@ -13,7 +14,7 @@ from napari_s2dc.widgets.layer_combo import letters_alike
 from napari_s2dc.widgets.layers import plain
 from napari_s2dc.widgets.segment_layers import LayerGrid
 
-__all__ = ["MoreScans", "pair_up"]
+__all__ = ["MoreScans", "called_after", "pair_up"]
 
 _ROWS = 4
 """Shown at once; the list scrolls."""
@@ -23,6 +24,39 @@ _SPACING_PIXELS = 2
 _TICK = {True: Qt.CheckState.Checked, False: Qt.CheckState.Unchecked}
 
 Pair = tuple[Any, Any]
+
+
+_NUMBER = re.compile(r" \[\d+\]$")
+"""Ends the name of a layer where napari had another one of that name already."""
+
+
+def called_after(labels: Any, images: Iterable[Any]) -> list[Any]:
+    """Give the scans that labels are called after: one name begins with the other as a whole.
+
+    Parameters
+    ----------
+    labels : napari Labels layer
+        Any.
+    images : iterable of napari layer
+        Scans.
+
+    Returns
+    -------
+    list of Image layer
+        Those with the longest name in common; several where they are channels of one scan, or
+        files of one name.
+    """
+    name = _NUMBER.sub("", str(labels.name))
+    found = [(_shared_name(name, _NUMBER.sub("", str(one.name))), one) for one in images]
+    longest = max((length for length, _ in found), default=0)
+    return [one for length, one in found if length == longest and length]
+
+
+def _shared_name(one: str, other: str) -> int:
+    """Letters of the shorter name where the longer one begins with it, whole words only; else 0."""
+    short, long = sorted((one, other), key=len)
+    rest = long[len(short) :]
+    return len(short) if long.startswith(short) and not rest[:1].isalnum() else 0
 
 
 def pair_up(
@@ -41,15 +75,16 @@ def pair_up(
     -------
     list of (Image layer, Labels layer)
         In the order of `images`. Labels that were chosen first, then those with the name most like
-        that of the scan; no labels twice.
+        that of the scan, but none that are called after another one; no labels twice.
     """
     images, labels = list(images), list(labels)
     grids = {layer: LayerGrid.of(layer) for layer in (*images, *labels)}
     found: dict[Any, Any] = {}
     chosen = [(image, chosen_for(image)) for image in images]
-    fitting = [
-        (image, layer) for image in images for layer in labels if grids[layer].is_like(grids[image])
-    ]
+    fitting = []
+    for layer in labels:
+        there = [image for image in images if grids[layer].is_like(grids[image])]
+        fitting += [(image, layer) for image in called_after(layer, there) or there]
     fitting.sort(key=lambda pair: letters_alike(pair[1], str(pair[0].name)), reverse=True)
     for image, layer in chosen + fitting:
         if layer in labels and image not in found and layer not in found.values():

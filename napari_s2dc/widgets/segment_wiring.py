@@ -65,7 +65,14 @@ class Segmenting(QObject):
         self._tab, self._renew = tab, offer
         self.layers = SegmentLayers(session, self._on_corrected)
         self.painting = PaintingActions(
-            session, tab, self.layers, jobs, lambda: header.volume.layer, tell, self
+            session,
+            tab,
+            self.layers,
+            jobs,
+            lambda: header.volume.layer,
+            lambda: header.volume.layers,
+            tell,
+            self,
         )
         header.volume_changed.connect(self.painting.suggest)
         self.choices = SegmentChoices(session, header, encoders, tab, self.painting, self)

@@ -304,6 +304,8 @@ class Workbench(QWidget):
         )
 
     def _follow_active(self, _: object = None) -> None:
+        if self.session.overlays.keeps_selection:
+            return  # whoever chose another volume in the header keeps it when a result comes up
         active = self._viewer.layers.selection.active
         if active is not None and plain(active) is not self.header.volume.layer:
             self.header.volume.choose(active)  # does nothing for layers that are no scan

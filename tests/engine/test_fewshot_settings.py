@@ -12,6 +12,7 @@ import yaml
 from napari_s2dc.engine.fewshot_settings import (
     FewshotSettings,
     note_on_background,
+    note_on_spacings,
     settings_from,
     write_settings,
 )
@@ -57,3 +58,11 @@ def test_where_nothing_is_background_a_sentence_says_what_follows() -> None:
     assert "one of the classes" in note_on_background(replace(strokes, mode="finetune"))
     assert note_on_background(replace(strokes, zero="background")) == ""
     assert note_on_background(replace(strokes, background=0)) == ""
+
+
+def test_voxels_of_another_size_are_said_unless_all_are_brought_to_one() -> None:
+    settings = FewshotSettings()
+    scans = [("a", (1.0, 1.0, 1.0)), ("b", (1.4, 1.0, 1.0)), ("c", (2.0, 1.0, 1.0))]
+    assert "c has voxels of 2 × 1 × 1 mm and a of 1 × 1 × 1 mm" in note_on_spacings(scans, settings)
+    assert note_on_spacings(scans[:2], settings) == note_on_spacings([], settings) == ""
+    assert note_on_spacings(scans, replace(settings, spacing_mm=(1.0, 1.0, 1.0))) == ""

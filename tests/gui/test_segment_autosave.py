@@ -21,7 +21,7 @@ from napari_s2dc.widgets.segment_recovery import (
     read_facts,
     read_labels,
 )
-from tests.gui.conftest import open_workbench
+from tests.gui.conftest import add_phantom, open_workbench
 from tests.gui.segmenting import LUNG, MUSCLE, painted, settled, stroke, trained
 
 DEAD = own_name(0).split("-")[0] + "-4000000-1700000000-0.npz"
@@ -130,6 +130,34 @@ def test_a_segmentation_that_was_painted_in_is_kept_and_comes_back(
     again.segment_tab.labels.choose(viewer.layers[name])
     assert again.segment_tab.zero.currentData() == "background"
     written(again, qtbot)
+
+
+def test_strokes_of_several_scans_come_back_to_their_scans(
+    workbench: Any, viewer: Any, scan: Any, qtbot: Any, folder: Path
+) -> None:
+    other = add_phantom(viewer, seed=2)  # on the same grid
+    names = {}
+    for image in (scan, other):
+        workbench.header.volume.choose(image)
+        names[image] = painted(workbench, qtbot).name
+        settled(workbench, qtbot)
+    written(workbench, qtbot)
+    for number, path in enumerate(sorted(folder.iterdir())):
+        path.rename(folder / DEAD.replace("-0.npz", f"-{number}.npz"))
+    viewer.window.remove_dock_widget(workbench)
+    for layer in [layer for layer in viewer.layers if layer.name in names.values()]:
+        viewer.layers.remove(layer)
+    again = open_workbench(viewer, qtbot)
+    tab = again.segment_tab
+    again.header.volume.choose(scan)
+    qtbot.waitUntil(lambda: "did not end properly" in tab.offer.text())
+    tab.restore_button.click()
+    qtbot.waitUntil(lambda: "The labels are back" in again.message.text())
+    assert tab.labels.layer.name == names[scan]
+    again.header.volume.choose(other)
+    assert tab.labels.layer.name == names[other]
+    tab.more.tick(scan)
+    assert [labels.name for _, labels in tab.more.pairs] == [names[scan]]
 
 
 def test_strokes_are_kept_in_a_layer_that_is_not_chosen_and_while_the_panel_is_hidden(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from qtpy.QtGui import QColor
 from qtpy.QtWidgets import QColorDialog, QLineEdit
 
 from napari_s2dc.widgets.placement import geometry_of
+from napari_s2dc.widgets.segment_classes import ClassRow, ClassTable
 from napari_s2dc.widgets.segment_layers import colours_of, names_of, recolour_class
 from tests.gui.conftest import add_labels, add_phantom
 from tests.gui.segmenting import LUNG, MUSCLE, painted, settled, stroke
@@ -205,3 +207,22 @@ def test_why_labels_cannot_be_counted_is_said(
     stroke(layer, LUNG)
     layer.data_setitem((np.array([3]), np.array([4]), np.array([5])), MUSCLE)
     qtbot.waitUntil(tab.train_button.isEnabled)
+
+
+def test_only_classes_that_changed_are_written_into_the_table_anew(qtbot: Any) -> None:
+    table = ClassTable()
+    qtbot.addWidget(table)
+    rows = [ClassRow(label, f"class {label}", (0.1, 0.5, 0.5), label) for label in range(1, 301)]
+    table.show_classes(rows, 3)
+    kept, renewed = table.item(7, 2), table.item(8, 2)
+    rows[8] = replace(rows[8], name="liver")
+    table.item(7, 2).setText("class 8")  # as it was
+    table.show_classes(rows, 4)
+    assert table.item(7, 2) is kept
+    assert table.item(8, 2) is not renewed
+    assert table.item(8, 2).text() == "liver"
+    assert [index.row() for index in table.selectionModel().selectedRows()] == [3]
+    table.show_classes(rows[:5], 4)
+    assert table.rowCount() == 5
+    table.show_classes(rows[4:], 5)
+    assert [table.item(number, 1).text() for number in (0, 295)] == ["5", "300"]

@@ -10,7 +10,8 @@ import pytest
 from napari_s2dc.volumes.phantom import phantom
 from napari_s2dc.widgets.placement import geometry_of
 from napari_s2dc.widgets.segment_layers import name_class
-from napari_s2dc.widgets.segment_pairs import pair_up
+from napari_s2dc.widgets.segment_meaning import Meaning
+from napari_s2dc.widgets.segment_pairs import called_after, pair_up
 from tests.gui.conftest import SHAPE, add_phantom
 from tests.gui.segmenting import LUNG, painted, settled, stroke, trained
 
@@ -56,6 +57,8 @@ def test_labels_go_to_the_scan_on_their_grid_with_the_name_most_like_theirs(
     scan, labels, other, more = two
     assert pair_up([other, scan], [labels, more], lambda _: None) == [(other, more), (scan, labels)]
     chosen = {id(scan): more}
+    assert pair_up([other, scan], [labels, more], lambda one: chosen.get(id(one))) == [(scan, more)]
+    labels.name = "first"  # called after neither
     assert pair_up([other, scan], [labels, more], lambda one: chosen.get(id(one))) == [
         (other, labels),
         (scan, more),
@@ -66,6 +69,47 @@ def test_labels_go_to_the_scan_on_their_grid_with_the_name_most_like_theirs(
     assert pair_up([scan, other], [more], lambda _: None) == []
     workbench.segment_tab.train_button.click()
     assert "lies elsewhere; take it out" in workbench.message.text()
+
+
+def test_labels_that_are_called_after_a_scan_are_given_to_no_other(
+    workbench: Any, viewer: Any, scan: Any, qtbot: Any
+) -> None:
+    plain, more = add_phantom(viewer, seed=2), add_phantom(viewer, seed=3)
+    labels = mask(viewer, scan, 1)
+    second = mask(viewer, more, 3, name=f"{more.name} [1]")  # files of one name
+    tab = workbench.segment_tab
+    workbench.tabs.setCurrentIndex(3)
+    assert called_after(labels, [plain, scan]) == [scan]
+    assert called_after(second, [plain, scan, more]) == [more]
+    assert pair_up([plain, scan, more], [labels, second], lambda _: None) == [
+        (scan, labels),
+        (more, second),
+    ]
+    workbench.header.volume.choose(scan)
+    qtbot.waitUntil(tab.train_button.isEnabled)
+    workbench.header.volume.choose(plain)  # has none of its own
+    assert not tab.train_button.isEnabled()
+    assert f"{labels.name} is of {scan.name}: choose it again" in tab.note.text()
+    tab.labels.activated.emit(tab.labels.currentIndex())
+    assert tab.train_button.isEnabled()
+    assert tab.labels.layer is labels
+
+
+def test_what_was_ticked_stays_together_whatever_the_names_say(
+    workbench: Any, viewer: Any, scan: Any, qtbot: Any
+) -> None:
+    other = add_phantom(viewer, seed=2)
+    first, second = mask(viewer, scan, 1, name="first"), mask(viewer, other, 2, name="second")
+    tab = workbench.segment_tab
+    workbench.tabs.setCurrentIndex(3)
+    workbench.header.volume.choose(scan)
+    pairs = {scan: tab.labels.layer, other: ({first, second} - {tab.labels.layer}).pop()}
+    tab.more.tick(other)
+    for chosen in (other, scan):
+        workbench.header.volume.choose(chosen)
+        assert {chosen: tab.labels.layer, **dict(tab.more.pairs)} == pairs
+    scan.name, other.name = "a", "second, but another one"
+    assert {scan: tab.labels.layer, **dict(tab.more.pairs)} == pairs
 
 
 def test_the_row_is_there_only_with_other_labelled_scans(
@@ -203,8 +247,35 @@ def test_what_does_not_fit_together_is_said(
     tab.zero.setCurrentIndex(tab.zero.findData("unlabelled"))
     tab.zero.activated.emit(tab.zero.currentIndex())
     assert tab.train_button.isEnabled()
+    name_class(more, {1: "", 2: ""})
+    workbench.segmenting.painting._meanings[more] = Meaning(background=2)
+    workbench.segmenting.choices.update()
+    assert f"Class 2 means background in {more.name}, and none in {labels.name}" in tab.note.text()
+    del workbench.segmenting.painting._meanings[more]
+    workbench.segmenting.choices.update()
+    assert tab.train_button.isEnabled()
     more.data = np.zeros(SHAPE, np.uint8)
     qtbot.waitUntil(tab.train_button.isEnabled)
     tab.train_button.click()
     qtbot.waitUntil(lambda: "holds no label" in workbench.message.text())
     assert workbench.segmenting.training.model is None
+
+
+def test_voxels_of_another_size_are_said(
+    workbench: Any, viewer: Any, scan: Any, qtbot: Any
+) -> None:
+    array, coarse = np.asarray(scan.data), np.asarray(scan.data)[::2, ::2, ::2]
+    levels = viewer.add_image([array, coarse], multiscale=True, name="levels")
+    viewer.add_labels(np.ones(array.shape, np.uint8), name="levels mask")
+    other = viewer.add_image(coarse, scale=(2, 2, 2), name="coarse")
+    viewer.add_labels(np.ones(coarse.shape, np.uint8), scale=(2, 2, 2), name="coarse mask")
+    tab, level = workbench.segment_tab, workbench.header.level
+    workbench.tabs.setCurrentIndex(3)
+    workbench.header.volume.choose(levels)
+    tab.more.tick(other)
+    qtbot.waitUntil(tab.train_button.isEnabled)
+    assert "coarse has voxels of 2 × 2 × 2 mm and levels of 1 × 1 × 1 mm" in tab.note.text()
+    level.setCurrentIndex(1)
+    assert "has voxels of" not in tab.note.text()
+    level.setCurrentIndex(0)
+    assert "has voxels of" in tab.note.text()

@@ -85,6 +85,20 @@ def test_names_and_removals_are_followed(
     assert not workbench.embed_tab.embed_button.isEnabled()
 
 
+def test_the_volume_of_the_header_stays_when_a_layer_comes_up(
+    workbench: Workbench, viewer: Any, scan: Any
+) -> None:
+    other = add_phantom(viewer, 2)
+    viewer.layers.selection.active = other
+    workbench.header.volume.choose(scan)  # another one than napari has selected
+    workbench.session.overlays.new_labels(scan, "strokes")
+    assert viewer.layers.selection.active == other
+    assert workbench.header.volume.layer is scan
+    viewer.layers.selection.active = viewer.layers[-1]
+    viewer.layers.selection.active = other
+    assert workbench.header.volume.layer is other
+
+
 def test_a_far_scan_is_warned_of(workbench: Workbench, viewer: Any, qtbot: Any) -> None:
     qtbot.waitUntil(lambda: not workbench.jobs.is_running("mismatch"))
     assert not workbench.header.warning.isVisibleTo(workbench)
