@@ -101,8 +101,9 @@ class Row:
             return dict.fromkeys(SEEDS, self.encoders[data])
         files = {seed: folder / f"untrained_{seed}.safetensors" for seed in SEEDS}
         for seed, file in files.items():
-            encoder = self.candidate(data, seed).encoder
-            encoder.save(file, encoder.metadata)
+            if not file.is_file():
+                encoder = self.candidate(data, seed).encoder
+                encoder.save(file, encoder.metadata)
         return files
 
 
@@ -267,8 +268,10 @@ def fewshot_table(rows: Sequence[Row], data: Path, runs: Path, jobs: int) -> str
         cells = [row.name]
         for which in (MOUSE, HIPPOCAMPUS):
             files = row.files(which.name, runs)
-            coarse = row.network_encoders.get(which.name)
-            networks = dict.fromkeys(SEEDS, coarse) if coarse else files
+            network = row.network_encoders.get(which.name)
+            if row.untrained:
+                network = row.encoders[which.name]  # its weights do not count from scratch
+            networks = dict.fromkeys(SEEDS, network) if network else files
 
             def work_of(path: Path, which: LabelledSet = which) -> VolumesWork:
                 return VolumesWork(data / which.name, which, path, path)
@@ -294,7 +297,15 @@ def fewshot_table(rows: Sequence[Row], data: Path, runs: Path, jobs: int) -> str
 
 @dataclass(frozen=True)
 class Task:
-    """What is learned in a column: of a data set, in a way, from so many labelled scans."""
+    """What is learned in a column.
+
+    Parameters
+    ----------
+    data, way : str
+        Data set, and how labels are learned.
+    shots : int
+        Labelled scans.
+    """
 
     data: str
     way: str

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from napari_s2dc.engine.embed import normalised
 from napari_s2dc.engine.embed_settings import EmbedSettings, region_of
 from napari_s2dc.engine.embedding import Embedding
-from napari_s2dc.engine.encode import encode
+from napari_s2dc.engine.encode import encode, out_of_memory
 from napari_s2dc.engine.match import Match, MatchSettings, match_embeddings, voxels_of
 from napari_s2dc.engine.match_checks import assess
 from napari_s2dc.engine.measures import foreground_tokens
@@ -174,7 +174,9 @@ def match_aligned(
             )
             yield Progress(0, 0, "plans")
             match = match_embeddings(turned, b, settings, matrix=matrix)
-        except (S2DCError, MemoryError, np.linalg.LinAlgError):
+        except (S2DCError, MemoryError, RuntimeError, np.linalg.LinAlgError) as error:
+            if isinstance(error, RuntimeError) and not out_of_memory(error):
+                raise
             break  # what there is by now is a match, too
         # Fitted to the new pairs: they pull the map farther than the registration got by itself.
         found = assess(replace(match, matrix=None))

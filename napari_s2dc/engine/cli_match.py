@@ -273,9 +273,10 @@ def _match_all(
         second = embedded.of(scan.path)
         b, grid_b = second.embedding, second.grid
         require_same_encoder(a, b, moving, scan.path)
-        images = None  # of files of features there are none
-        if not (is_embedding_file(moving) or is_embedding_file(scan.path)):
-            images = grid_a, grid_b
+        # Of files of features there are none.
+        images = (
+            None if is_embedding_file(moving) or is_embedding_file(scan.path) else (grid_a, grid_b)
+        )
         if align and images is not None:
             steps = match_aligned((a, b), images, embedded.network, embedded.settings, matching)
             match = finish_with_bar(steps)
@@ -284,10 +285,9 @@ def _match_all(
         kinds = kinds_of((moving, grid_a), (scan.path, grid_b))
         result = assess(match, kinds=kinds, kind="rigid" if rigid else "affine")
         warnings = list(result.warnings)
-        if mirrored is not None and (
-            swapped := finish_with_bar(mirror_warning(match, mirrored, images, matching))
-        ):
-            warnings.append(swapped)
+        if mirrored is not None:
+            swapped = finish_with_bar(mirror_warning(match, mirrored, images, matching))
+            warnings += [swapped] if swapped else []
         for sentence in warnings:
             tell(f"{scan.path}: {sentence}")
         if plans is not None:

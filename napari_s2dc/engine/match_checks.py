@@ -27,7 +27,7 @@ __all__ = [
     "align_match",
     "assess",
     "kind_of",
-    "looks_mirrored",
+    "mirror_sentence",
     "warnings_before",
 ]
 
@@ -252,12 +252,12 @@ def assess(
             "different for this encoder."
         )
     elif alignment is not None and alignment.mirrored:
-        sentences.append(looks_mirrored(a, b, "the map that fits the pairs is a mirror image"))
+        sentences.append(mirror_sentence(a, b, "the map that fits the pairs is a mirror image"))
     agreed = not doubt and alignment is not None and not alignment.mirrored
     return Assessment(pairs, confident, alignment, tuple(sentences), agreed)
 
 
-def looks_mirrored(a: Embedding, b: Embedding, why: str) -> str:
+def mirror_sentence(a: Embedding, b: Embedding, why: str) -> str:
     """Sentence that says that left and right are swapped, and `why` it is said."""
     return (
         f"{a.name} and {b.name} look like mirror images, left and right swapped: {why}. Check the "

@@ -9,8 +9,9 @@ import numpy as np
 from napari_s2dc.engine.embed import embed_volume
 from napari_s2dc.engine.embed_settings import EmbedSettings
 from napari_s2dc.engine.embedding import Embedding
+from napari_s2dc.engine.encode import out_of_memory
 from napari_s2dc.engine.match import Match, MatchSettings, match_embeddings
-from napari_s2dc.engine.match_checks import align_match, looks_mirrored
+from napari_s2dc.engine.match_checks import align_match, mirror_sentence
 from napari_s2dc.engine.progress import Progress, Steps
 from napari_s2dc.engine.registration import register
 from napari_s2dc.errors import S2DCError
@@ -19,12 +20,12 @@ from napari_s2dc.volumes.volume import Volume
 
 __all__ = ["embed_mirrored", "mirror_warning"]
 
-_SURER = 1.15
+_LEAST_CONFIDENCE_RATIO = 1.15
 """How much more surely the mirrored scan is matched, as it lies. Measured with the bundled encoder:
 1.26 to 2.01 for mirrored scans of one subject, 1.17 to 1.56 for mirrored phantoms of another, 1.16
 and 1.34 for two thoraces; 0.5 to 0.86 for what is not mirrored, but up to 1.42 for brains that lie
 askew to each other, so much alike are their sides."""
-_LIKER = 1.05
+_LEAST_CORRELATION_RATIO = 1.05
 """How much better its intensities agree, registered. Measured in the same way where the mirrored
 scan is matched more surely: 1.24 to 1.55 for mirrored scans of one subject, 1.12 to 1.14 for
 mirrored phantoms of another, 1.09 and 1.11 for two thoraces; 0.84 to 1.02 for brains that are not
@@ -90,7 +91,9 @@ def mirror_warning(
     The first look asks whether the mirrored scan is matched more surely, both as they lie. Features
     turn with a scan, so of scans that lie askew the mirrored one may be nearer to B by its pose
     alone. Where the first look would warn, the second one registers both with B, each from the map
-    of its own pairs, and compares how well their intensities agree.
+    of its own pairs, and compares how well their intensities agree: not at all where the pairs
+    agree on no map, or on one that is a mirror image. Where neither has such a map, or memory is
+    short, the first look stands.
 
     The map of the pairs does not tell: where the prior expects a partner near its own place, or a
     body is much the same on both sides, the pairs of a mirrored scan fit a map that is no mirror
@@ -101,31 +104,36 @@ def mirror_warning(
     # A further look in one pose makes any match surer; what is mirrored had none.
     own = match if match.matrix is None else match_embeddings(match.a, match.b, settings)
     sure, surer = (float(one.mass.amax(1).mean()) for one in (own, other))
-    if not sure > 0 or surer < _SURER * sure:
+    if not sure > 0 or surer < _LEAST_CONFIDENCE_RATIO * sure:
         return ""
     if images is not None:
-        image_a, image_b = images
-        as_it_is = yield from _agreement(own, (image_a, image_b))
-        swapped = yield from _agreement(other, (_swapped(image_a), image_b))
-        if as_it_is is not None and swapped is not None and swapped < _LIKER * as_it_is:
-            return ""
+        try:
+            image_a, image_b = images
+            as_it_is = yield from _correlation(own, (image_a, image_b))
+            swapped = yield from _correlation(other, (_swapped(image_a), image_b))
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+        else:
+            if swapped < _LEAST_CORRELATION_RATIO * as_it_is:
+                return ""
     why = f"with {match.a.name} mirrored, patches are matched {100 * (surer / sure - 1):.0f} % "
-    return looks_mirrored(match.a, match.b, f"{why}more surely")
+    return mirror_sentence(match.a, match.b, f"{why}more surely")
 
 
 def _swapped(volume: Volume) -> Volume:
     return volume.with_array(np.ascontiguousarray(volume.array[:, :, ::-1]))
 
 
-def _agreement(match: Match, images: tuple[Volume, Volume]) -> Steps[float | None]:
-    """Correlation of the intensities of two registered scans, None where that decides nothing."""
+def _correlation(match: Match, images: tuple[Volume, Volume]) -> Steps[float]:
+    """Correlation of the intensities of two registered scans; 0 without a map to start from."""
     yield Progress(0, 0, "steps")
     try:
         found = align_match(match)
         if found.mirrored:
-            return None  # it undoes the swap
+            return 0.0  # it would undo the swap
         start = np.linalg.inv(found.matrix)
         registration = yield from register((match.a, match.b), images, start)
-    except (S2DCError, MemoryError, np.linalg.LinAlgError):
-        return None
+    except (S2DCError, np.linalg.LinAlgError):
+        return 0.0
     return registration.correlation

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from napari_s2dc.engine.embedding import Embedding
 from napari_s2dc.engine.progress import Progress, Steps
-from napari_s2dc.engine.scan_agreement import Agreement, Level, grid_places, mean_of, to_tensor
+from napari_s2dc.engine.scan_agreement import Agreement, Level, grid_places, masked_mean, to_tensor
 from napari_s2dc.errors import ConfigurationError
 from napari_s2dc.volumes.preprocess import foreground_mask, normalize
 from napari_s2dc.volumes.volume import Volume
@@ -77,7 +77,7 @@ class Registration:
     agreement : Tensor (gz, gy, gx)
         Squared local correlation of the intensities, 0 to 1, for the same blocks.
     correlation : float
-        Its mean over the tissue of B that scan A shows too.
+        Its mean over the tissue of B that scan A shows too: of squared local correlations.
     block : tuple of int
         Voxels (z, y, x) of a block.
     shape : tuple of int
@@ -247,7 +247,7 @@ def register(
         matrix=model.matrix(),
         bending_mm=F.pad(bend[None], margins, mode="replicate")[0],
         agreement=F.pad(agreement, margins),
-        correlation=float(mean_of(agreement, counts)),
+        correlation=float(masked_mean(agreement, counts)),
         block=whole_b.block,
         shape=image_b.shape,
         affine=image_b.affine,

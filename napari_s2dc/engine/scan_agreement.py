@@ -17,7 +17,7 @@ from torch import Tensor
 from napari_s2dc.engine.embedding import Embedding
 from napari_s2dc.volumes.volume import Volume
 
-__all__ = ["Agreement", "Level", "grid_places", "is_inside", "mean_of", "sample", "to_tensor"]
+__all__ = ["Agreement", "Level", "grid_places", "is_inside", "masked_mean", "sample", "to_tensor"]
 
 MOST_VOXELS = 2_000_000
 """Blocks of a scan at most, however much larger it is than the other one."""
@@ -201,7 +201,7 @@ class Agreement:
         sampled = sample(self.tissue_and_unit_a, place.clamp(torch.zeros(3), most))
         # Unit vectors get shorter in between; what is shorter for lack of tissue stays so.
         cosine = sampled[0] * (F.normalize(sampled[1:], dim=0) * self.unit_b.mT).sum(0)
-        return 1 - mean_of(cosine, is_inside(place, self.a.grid, 0.5))
+        return 1 - masked_mean(cosine, is_inside(place, self.a.grid, 0.5))
 
     def local_correlation(
         self, bending_mm: Tensor | None, a: Level, b: Level
@@ -222,7 +222,7 @@ class Agreement:
 
     def loss(self, bending_mm: Tensor | None, a: Level, b: Level) -> Tensor:
         """Give what the steps make small."""
-        loss = 1 - mean_of(*self.local_correlation(bending_mm, a, b))
+        loss = 1 - masked_mean(*self.local_correlation(bending_mm, a, b))
         if self.feature_weight:
             loss = loss + self.feature_weight * self.features_loss(bending_mm, b)
         return loss
@@ -234,7 +234,7 @@ def is_inside(place: Tensor, shape: Sequence[int], margin: float) -> Tensor:
     return ((place >= -margin) & (place <= most)).all(-1)
 
 
-def mean_of(values: Tensor, chosen: Tensor) -> Tensor:
+def masked_mean(values: Tensor, chosen: Tensor) -> Tensor:
     """Mean of the chosen values; 0 without any."""
     return (values * chosen).sum() / chosen.sum().clamp(min=1)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, ref
@@ -146,31 +146,32 @@ class SegmentActions(QObject):
         if different:
             self.carrying_wanted.emit(image, labels, different)
             return
-        task = self._choices.task()
-        if task is None:
+        found = self._choices.task()
+        if found is None:
             return
+        task, images = found
         self._tell("")
         self._choices.keep_labels()
         if self._choices.is_quick:
-            self._learn(image, labels, task, None, quiet=False)
+            self._learn(images, labels, task, None, quiet=False)
         else:
             self._tab.plot.clear()
             self.fine_tuning_wanted.emit(image, labels, task)
 
     def _learn(
         self,
-        image: Any,
+        images: Sequence[Any],
         labels: Any,
         task: Task,
         start: SegmentationModel | None,
         *,
         quiet: bool,
     ) -> None:
-        """Train Quick; what is on the screen is shown before the rest is segmented."""
+        """Train Quick on images; what is on the screen is shown before the rest is segmented."""
+        image = images[task.chosen]
         self._jobs.cancel(_segmenting(image))
         self._learning, self._waiting = True, None
         self._tab.plot.clear()
-        images = self._choices.images
         known = [self._ready.get(plain(one)) for one in images]
         plane = plane_on_screen(self._session.viewer, image, task.scan)
 
@@ -200,7 +201,7 @@ class SegmentActions(QObject):
 
         self._jobs.run(
             TRAINING,
-            f"Training Quick on {labels.name}",
+            f"Training Quick on {task.labels_name}",
             lambda: learn(task, known, start, plane),
             done,
             quiet=quiet,
@@ -211,8 +212,9 @@ class SegmentActions(QObject):
 
         def done(model: SegmentationModel) -> None:
             self._trained_on[model] = tuple(map(ref, learned.ready))
-            self._head = model
-            self.use(model, image, task.scan, labels, learned.ready[task.chosen])
+            if self._head is learned.model:  # else another scan's stroke made a newer one
+                self._head = self.model = model
+            self._segment(model, image, task.scan, labels, learned.ready[task.chosen])
 
         self._jobs.run(
             _segmenting(image),
@@ -230,10 +232,11 @@ class SegmentActions(QObject):
         if self._jobs.is_running(TRAINING):
             self._waiting = (image, labels) if self._learning else None
             return False
-        task = self._choices.task()
-        if task is None:
+        found = self._choices.task()
+        if found is None:
             return False
-        ready = [self._ready.get(plain(one)) for one in self._choices.images]
+        task, images = found
+        ready = [self._ready.get(plain(one)) for one in images]
         at_hand = all(
             known is not None and known.suits(one.scan, task)
             for known, one in zip(ready, task.scans, strict=True)
@@ -242,7 +245,7 @@ class SegmentActions(QObject):
         origin = None if head is None else self._trained_on.get(head)
         # A head knows the features of the scans that it was trained on.
         mine = origin is not None and [one() for one in origin] == ready
-        self._learn(image, labels, task, head if at_hand and mine else None, quiet=at_hand)
+        self._learn(images, labels, task, head if at_hand and mine else None, quiet=at_hand)
         return True
 
     def _catch_up(self) -> bool:
@@ -270,7 +273,6 @@ class SegmentActions(QObject):
         image: Any,
         scan: LayerSnapshot,
         labels: Any | None = None,
-        ready: Ready | None = None,
     ) -> None:
         """Take a model and segment a scan with it in a thread.
 
@@ -284,10 +286,19 @@ class SegmentActions(QObject):
             What of it is segmented.
         labels : napari Labels layer, optional
             Strokes, which stay above what is found.
-        ready : Ready, optional
-            What Quick knows of the scan.
         """
         self.model = model
+        self._segment(model, image, scan, labels)
+
+    def _segment(
+        self,
+        model: SegmentationModel,
+        image: Any,
+        scan: LayerSnapshot,
+        labels: Any | None,
+        ready: Ready | None = None,
+    ) -> None:
+        """Segment a scan in a thread, where Quick is ready with its features."""
         if not self._session.has(image):
             self._tell(f"The model is there. {scan.name} was removed, so it is not segmented.")
             return

@@ -18,7 +18,13 @@ from napari_s2dc.widgets.encoder_actions import EncoderActions
 from napari_s2dc.widgets.header import Header
 from napari_s2dc.widgets.preferences import preferences
 from napari_s2dc.widgets.segment_jobs import PaintedScan, Task, given_names, with_more
-from napari_s2dc.widgets.segment_layers import colours_of, finest, grid_problem, names_of
+from napari_s2dc.widgets.segment_layers import (
+    colours_of,
+    finest,
+    grid_problem,
+    kept_colours,
+    names_of,
+)
 from napari_s2dc.widgets.segment_meaning import UNLABELLED
 from napari_s2dc.widgets.segment_painting import PaintingActions
 from napari_s2dc.widgets.segment_pairs import pair_up
@@ -155,50 +161,43 @@ class SegmentChoices(QObject):
             segment=self.segmenting(mode),
         )
 
-    @property
-    def _pairs(self) -> list[tuple[Any, Any]]:
-        """What is learned from, in the order of names: the result does not depend on the chosen."""
-        pairs = [(self.image, self.labels), *self._tab.more.pairs]
-        return sorted(pairs, key=lambda pair: str(pair[0].name))
-
-    @property
-    def images(self) -> list[Any]:
-        """The scans of the task."""
-        return [image for image, _ in self._pairs]
-
-    def task(self) -> Task | None:
-        """Note what is to be learned, None where nothing can be."""
+    def task(self) -> tuple[Task, list[Any]] | None:
+        """Note what is to be learned, and the layers of its images; None where nothing can be."""
         image, labels = self.image, self.labels
         source, encoder = self._encoders.source(), self._session.encoder
         if image is None or labels is None or source is None or encoder is None:
             return None
         chosen = source.stored  # labels lie on the voxels of the scan
+        pairs = [(image, labels), *self._tab.more.pairs]
+        pairs.sort(key=lambda pair: str(pair[0].name))  # the result depends on no choice
+        images = [one for one, _ in pairs]
         scans = [
             self._painted(
                 one,
                 painted,
                 chosen if one is image else snapshot(one, level_like(one, chosen.spacing_mm)),
             )
-            for one, painted in self._pairs
+            for one, painted in pairs
         ]
-        return Task(
+        task = Task(
             scans=tuple(scans),
-            chosen=self.images.index(image),
+            chosen=images.index(image),
             settings=self.settings(),
             encoder=encoder,
             unlabelled=self.unlabelled,
         )
+        return task, images
 
     def _painted(self, image: Any, labels: Any, scan: LayerSnapshot) -> PaintedScan:
         embedded = self._session.embedded(image)
+        counts = self._painting.counts_of(labels)
         return PaintedScan(
             scan=scan,
             labels=finest(labels),
             labels_name=str(labels.name),
             names=names_of(labels),
-            colours=colours_of(
-                labels, {*names_of(labels), *self._painting.counts_of(labels)} - {0}
-            ),
+            # Of labels that were never chosen nobody has counted which there are.
+            colours=kept_colours(labels, ()) if counts is None else colours_of(labels, counts),
             embedding=None if embedded is None else embedded.embedding,
             files=tuple(Path(layer.source.path) for layer in (image, labels) if layer.source.path),
         )
@@ -272,7 +271,10 @@ class SegmentChoices(QObject):
         for image, labels in self._tab.more.pairs:
             different = grid_problem(labels, image)
             if different:
-                return f"{different}; take it out of what is learned from, or bring it there"
+                return (
+                    f"{different}: choose {image.name} as volume to resample them, or take it out "
+                    "of what is learned from"
+                )
             meaning = self._painting.known_meaning_of(labels)
             if meaning is not None and meaning.zero != zero:
                 return (

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from napari_s2dc.engine.progress import Progress, as_one
-from napari_s2dc.errors import S2DCError
+from napari_s2dc.errors import SCAN_ERRORS, S2DCError, reason_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -89,8 +89,11 @@ class PaintedScan:
         from napari_s2dc.volumes.volume import Volume
 
         image = self.scan.load() if image is None else image
-        complete = zero == "background"
-        labels = at_level(np.array(self.labels), image.shape, complete=complete)
+        try:
+            painted = np.array(self.labels)
+        except SCAN_ERRORS as error:
+            raise S2DCError(f"{self.labels_name} cannot be read: {reason_of(error)}") from error
+        labels = at_level(painted, image.shape, complete=zero == "background")
         return LabelledScan(image, Volume(labels, image.affine, name=self.labels_name))
 
 
@@ -128,8 +131,15 @@ class Task:
         """Name of the layer with its labels, and how many more scans are learned from."""
         return with_more(self.scans[self.chosen].labels_name, len(self.scans) - 1)
 
-    def load(self, images: Sequence[Volume | None] = ()) -> list[LabelledScan]:
+    def load(
+        self, images: Sequence[Volume | None] = ()
+    ) -> Generator[Progress, None, list[LabelledScan]]:
         """Read the labels of the moment, and the images that are not at hand.
+
+        Yields
+        ------
+        Progress
+            Scans, where there are several.
 
         Raises
         ------
@@ -138,7 +148,9 @@ class Task:
         """
         known = images or [None] * len(self.scans)
         found: list[LabelledScan] = []
-        for one, image in zip(self.scans, known, strict=True):
+        for number, (one, image) in enumerate(zip(self.scans, known, strict=True)):
+            if len(self.scans) > 1:
+                yield Progress(number, len(self.scans), "scans")
             scan = one.load(self.settings.zero, image)
             if len(self.scans) > 1 and not scan.labels.array.any():
                 # By mistake it would be a whole scan of background.
@@ -155,7 +167,7 @@ class Task:
 
         names: dict[int, str] = {}
         colours: dict[int, tuple[float, float, float]] = {}
-        for one in (*self.scans, self.scans[self.chosen]):  # which has the last word
+        for one in (*self.scans, self.scans[self.chosen]):  # the chosen one has the last word
             names |= given_names(one.names)
             colours |= one.colours
         return classes_in(scans, self.settings, names=names, colours=colours)
@@ -257,10 +269,16 @@ class Learned:
     labels: tuple[np.ndarray, ...]
     plane: Segmentation | None
 
-    @property
     def painted(self) -> list[tuple[QuickScan, np.ndarray]]:
         """Features and labels of every scan."""
-        return [(one.features, lab) for one, lab in zip(self.ready, self.labels, strict=True)]
+        return features_with(self.ready, self.labels)
+
+
+def features_with(
+    ready: Sequence[Ready], labels: Sequence[np.ndarray]
+) -> list[tuple[QuickScan, np.ndarray]]:
+    """Give the features of every scan with its labels, as Quick takes them."""
+    return [(one.features, array) for one, array in zip(ready, labels, strict=True)]
 
 
 def learn(
@@ -292,14 +310,16 @@ def learn(
         ready if ready is not None and ready.suits(one.scan, task) else None
         for one, ready in zip(task.scans, known, strict=True)
     ]
-    scans = task.load([None if ready is None else ready.features.volume for ready in at_hand])
+    scans = yield from task.load(
+        [None if ready is None else ready.features.volume for ready in at_hand]
+    )
     classes = task.classes_in(scans)
     if start is not None and (None in at_hand or not _knows(start, classes)):
         start = None
     ready = yield from _prepare(task, scans, at_hand)
     labels = tuple(scan.labels.array for scan in scans)
-    painted = [(one.features, array) for one, array in zip(ready, labels, strict=True)]
     network, settings = task.encoder.network, task.settings
+    painted = features_with(ready, labels)
     model = yield from train_quick(painted, classes, network, settings, start=start)
     if start is None:
         model = with_provenance(model, network, [scan.image for scan in scans], settings)
@@ -350,7 +370,7 @@ def learn_all(
     """
     from napari_s2dc.engine.quick_spread import learn_from_spread_strokes
 
-    return (yield from learn_from_spread_strokes(learned.painted, learned.model, settings))
+    return (yield from learn_from_spread_strokes(learned.painted(), learned.model, settings))
 
 
 def _knows(model: SegmentationModel, classes: tuple[SegmentationClass, ...]) -> bool:
@@ -414,7 +434,7 @@ def tune(tuning: Tuning) -> Generator[Any, None, SegmentationModel]:
     load_fine_tuning()
     if tuning.run is None:
         task = tuning.task
-        scans = task.load()
+        scans = yield from task.load()
         tuning.images = tuple(scan.image for scan in scans)
         more: list[Path] = []
         if task.unlabelled is not None:

@@ -112,13 +112,12 @@ class PaintingActions(QObject):
     @property
     def counts(self) -> dict[int, int] | None:
         """Voxels of every class of the chosen layer, None until they are counted."""
-        known = None if self.labels is None else self._counted.get(self.labels)
-        return None if known is None else known[1]
+        return None if self.labels is None else self.counts_of(self.labels)
 
-    def counts_of(self, layer: Labels) -> dict[int, int]:
-        """Voxels of every class of a layer as they were last counted; none before."""
+    def counts_of(self, layer: Labels) -> dict[int, int] | None:
+        """Voxels of every class of a layer as they were last counted, None before."""
         known = self._counted.get(plain(layer))
-        return {} if known is None else known[1]
+        return None if known is None else known[1]
 
     @property
     def problem(self) -> str:
@@ -130,9 +129,12 @@ class PaintingActions(QObject):
         return self._meanings.get(layer) or likely_meaning(layer)
 
     def known_meaning_of(self, layer: Labels) -> Meaning | None:
-        """Say what the labels of a layer mean, None where neither choice nor origin tells."""
-        meaning = self.meaning_of(layer)
-        return None if layer not in self._meanings and meaning == Meaning() else meaning
+        """Say what the labels of a layer mean, None where nothing tells.
+
+        Who has painted in a layer has seen what the tab says of it.
+        """
+        meaning, told = self.meaning_of(layer), layer in self._meanings or layer in self._strokes
+        return meaning if told or meaning != Meaning() else None
 
     def offer(self, layers: Iterable[Layer]) -> None:
         """Renew the choices after layers came, went or changed name."""

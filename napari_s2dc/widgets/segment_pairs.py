@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakSet, ref
 
 from qtpy.QtCore import Qt, Signal
 from qtpy.QtWidgets import QListWidget, QListWidgetItem, QSizePolicy, QWidget
@@ -99,10 +99,10 @@ class MoreScans(QListWidget):
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
-        self._ticked: WeakSet[Any] = WeakSet()  # images; they come and go with the chosen one
-        self._offered: list[Pair] = []
+        self._together: WeakSet[Any] = WeakSet()  # scans, the chosen one among them or not
+        self._offered: list[tuple[ref[Any], ref[Any]]] = []
         self._entries: list[tuple[str, str, bool]] = []  # as shown
-        self._chosen: Any | None = None
+        self._chosen: ref[Any] | None = None
         self.setToolTip(
             "Scans with labels on their grid that are learned from, too.\n"
             "0 and the background mean the same in all of them."
@@ -117,29 +117,36 @@ class MoreScans(QListWidget):
     @property
     def pairs(self) -> list[Pair]:
         """Image and labels layer of every scan that is ticked."""
-        return [pair for pair in self._offered if pair[0] in self._ticked]
+        return [pair for pair in self._pairs if self._is_ticked(pair[0])]
+
+    @property
+    def _pairs(self) -> list[Pair]:
+        """What is offered, without layers that are gone."""
+        pairs = ((image(), labels()) for image, labels in self._offered)
+        return [(one, other) for one, other in pairs if one is not None and other is not None]
+
+    def _is_ticked(self, image: Any) -> bool:
+        """Whether a scan is learned from together with the chosen one."""
+        chosen = None if self._chosen is None else self._chosen()
+        return chosen is not None and {chosen, image} <= set(self._together)
 
     def offer(self, pairs: Sequence[Pair], chosen: Any | None) -> None:
         """Renew the list; `chosen` is the scan that is learned from in any case.
 
-        Who goes on to another of the scans that are learned from together, keeps them together.
+        Scans that were put together stay so, whichever of them is chosen.
         """
-        before, self._chosen = self._chosen, plain(chosen)
-        if self._chosen in self._ticked:
-            self._ticked.discard(self._chosen)
-            if before is not None:
-                self._ticked.add(before)
-        self._offered = [(plain(image), plain(labels)) for image, labels in pairs]
+        self._chosen = None if chosen is None else ref(plain(chosen))
+        self._offered = [(ref(plain(image)), ref(plain(labels))) for image, labels in pairs]
         entries = [
-            (_words(str(image.name), str(labels.name)), str(labels.name), image in self._ticked)
-            for image, labels in self._offered
+            (_words(str(image.name), str(labels.name)), str(labels.name), self._is_ticked(image))
+            for image, labels in self._pairs
         ]
         if entries == self._entries:
             return
         self._entries = entries
         blocked = self.blockSignals(True)
         self.clear()
-        for (words, labels, ticked), (image, _) in zip(entries, self._offered, strict=True):
+        for (words, labels, ticked), (image, _) in zip(entries, self._pairs, strict=True):
             item = QListWidgetItem(words, self)
             item.setFlags(Qt.ItemFlag.ItemIsEnabled | Qt.ItemFlag.ItemIsUserCheckable)
             item.setCheckState(_TICK[ticked])
@@ -149,19 +156,18 @@ class MoreScans(QListWidget):
         rows = min(_ROWS, max(1, self.count()))
         self.setFixedHeight(rows * height + 2 * (self.frameWidth() + self.spacing()))
 
-    def tick(self, image: Any, on: bool = True) -> None:
-        """Learn from a scan, or no longer."""
-        for row, (one, _) in enumerate(self._offered):
-            if one is plain(image):
-                self.item(row).setCheckState(_TICK[on])
-
     def _on_ticked(self, item: QListWidgetItem) -> None:
         self._entries = []  # no longer as it was filled
-        image = self._offered[self.row(item)][0]
+        image = self._offered[self.row(item)][0]()
+        chosen = None if self._chosen is None else self._chosen()
+        if image is None or chosen is None:
+            return
+        if chosen not in self._together:
+            self._together = WeakSet({chosen})
         if item.checkState() == _TICK[True]:
-            self._ticked.add(image)
+            self._together.add(image)
         else:
-            self._ticked.discard(image)
+            self._together.discard(image)
         self.pairs_changed.emit()
 
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from scipy import ndimage
 
+from napari_s2dc.engine import mirror_check
 from napari_s2dc.engine.alignment import Alignment
 from napari_s2dc.engine.embed import EmbedSettings, embed_volume
 from napari_s2dc.engine.embedding import Embedding
 from napari_s2dc.engine.encoders import bundled_encoder
-from napari_s2dc.engine.match import match_embeddings
+from napari_s2dc.engine.match import Match, match_embeddings
 from napari_s2dc.engine.mirror_check import embed_mirrored, mirror_warning
-from napari_s2dc.engine.progress import finish
+from napari_s2dc.engine.progress import Progress, Steps, finish
 from napari_s2dc.errors import S2DCError
 from napari_s2dc.method.encoder import SwinEncoder
 from napari_s2dc.volumes.phantom import phantom
@@ -35,6 +37,16 @@ def scan() -> Volume:
     return phantom(SHAPE, SPACING_MM, seed=6)[0]
 
 
+@pytest.fixture(scope="module")
+def right(scan: Volume, bundled: SwinEncoder) -> Embedding:
+    return embedded(scan, bundled)
+
+
+@pytest.fixture(scope="module")
+def wrong(scan: Volume, bundled: SwinEncoder) -> Embedding:
+    return embedded(swapped(scan), bundled)
+
+
 def swapped(volume: Volume) -> Volume:
     return volume.with_array(np.ascontiguousarray(volume.array[..., ::-1]))
 
@@ -51,13 +63,15 @@ def embedded(volume: Volume, encoder: SwinEncoder) -> Embedding:
     return finish(embed_volume(volume, encoder, SETTINGS))
 
 
-def test_a_flipped_scan_is_told_from_the_scan(scan: Volume, bundled: SwinEncoder) -> None:
-    right, wrong = (embedded(one, bundled) for one in (scan, swapped(scan)))
-    other = phantom(SHAPE, SPACING_MM, seed=7)[0]
-    for b, target in ((scan, right), (other, embedded(other, bundled))):
-        flipped = match_embeddings(wrong, target)
-        assert "more surely" in finish(mirror_warning(flipped, right, (swapped(scan), b)))
-        assert finish(mirror_warning(match_embeddings(right, target), wrong, (scan, b))) == ""
+def test_a_flipped_scan_is_told_from_the_scan(
+    scan: Volume, bundled: SwinEncoder, right: Embedding, wrong: Embedding
+) -> None:
+    other = phantom(SHAPE, SPACING_MM, seed=7)[0]  # of another body
+    target = embedded(other, bundled)
+    flipped = match_embeddings(wrong, target)
+    assert "more surely" in finish(mirror_warning(flipped, right, (swapped(scan), other)))
+    match = match_embeddings(right, target)
+    assert finish(mirror_warning(match, wrong, (scan, other))) == ""
 
 
 def test_a_symmetric_body_that_lies_askew_is_not_called_mirrored(
@@ -72,25 +86,53 @@ def test_a_symmetric_body_that_lies_askew_is_not_called_mirrored(
 
 
 @pytest.mark.parametrize("undone", [False, True])
-def test_without_a_map_that_could_tell_the_first_look_stands(
-    scan: Volume, bundled: SwinEncoder, monkeypatch: pytest.MonkeyPatch, undone: bool
+@pytest.mark.parametrize(
+    ("as_it_is", "mirrored", "said"), [(0, 0, True), (0, 1, True), (1, 0, False)]
+)
+def test_a_scan_without_a_map_or_with_a_mirroring_one_agrees_with_nothing(
+    scan: Volume,
+    right: Embedding,
+    wrong: Embedding,
+    monkeypatch: pytest.MonkeyPatch,
+    undone: bool,
+    as_it_is: int,
+    mirrored: int,
+    said: bool,
 ) -> None:
-    right, wrong = embedded(scan, bundled), embedded(swapped(scan), bundled)
+    match = match_embeddings(wrong, right)
+    has_map = {id(wrong): as_it_is, id(right): mirrored}
 
-    def align(_: object) -> Alignment:
-        if undone:
-            return Alignment(np.diag([1.0, 1.0, -1.0, 1.0]), np.ones(20, dtype=bool), 1.0)
-        raise S2DCError("No map agrees.")
+    def align(one: Match) -> Alignment:
+        if not has_map[id(one.a)] and not undone:
+            raise S2DCError("No map agrees.")
+        sign = 1.0 if has_map[id(one.a)] else -1.0
+        return Alignment(np.diag([1.0, 1.0, sign, 1.0]), np.ones(20, dtype=bool), 1.0)
 
-    monkeypatch.setattr("napari_s2dc.engine.mirror_check.align_match", align)
-    said = finish(mirror_warning(match_embeddings(wrong, right), right, (swapped(scan), scan)))
-    assert "left and right swapped" in said
+    def register(*_: object) -> Steps[SimpleNamespace]:
+        yield Progress(1, 1, "steps")
+        return SimpleNamespace(correlation=0.5)
+
+    monkeypatch.setattr(mirror_check, "align_match", align)
+    monkeypatch.setattr(mirror_check, "register", register)
+    sentence = finish(mirror_warning(match, right, (swapped(scan), scan)))
+    assert ("left and right swapped" in sentence) is said
+
+
+def test_without_memory_for_a_second_look_the_first_one_stands(
+    scan: Volume, right: Embedding, wrong: Embedding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    match = match_embeddings(wrong, right)
+
+    def full(*_: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(mirror_check, "register", full)
+    assert "mirror images" in finish(mirror_warning(match, right, (scan, scan)))
 
 
 def test_a_mirrored_scan_is_noticed_after_a_match_in_one_pose(
-    scan: Volume, bundled: SwinEncoder
+    right: Embedding, wrong: Embedding
 ) -> None:
-    right, wrong = embedded(scan, bundled), embedded(swapped(scan), bundled)
     first = match_embeddings(wrong, right)
     # A match in one pose makes a wrong one surer too: it must not be compared with a first one.
     surer = replace(first, mass=2 * first.mass, matrix=np.eye(4))

@@ -396,7 +396,7 @@ def test_large_scans_are_matched_on_the_grid_that_was_chosen(
     np.testing.assert_allclose(own, scans.pairs.voxel_a * factors + (factors - 1) / 2, atol=1e-3)
     labels = add_labels(viewer, scan)
     workbench.segment_tab.labels.choose(labels)
-    task = workbench.segmenting.choices.task()
+    task, _ = workbench.segmenting.choices.task()
     assert task.scan.shape == SHAPE  # whose voxels the labels lie on
     tab.labels.choose(labels)
     assert tab.transfer_button.isEnabled()

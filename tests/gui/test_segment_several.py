@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from qtpy.QtCore import Qt
 
 from napari_s2dc.volumes.phantom import phantom
 from napari_s2dc.widgets.placement import geometry_of
@@ -31,6 +33,13 @@ def mask(viewer: Any, image: Any, seed: int, name: str = "") -> Any:
     return viewer.add_labels(
         data, name=name or f"{image.name} mask", metadata=about, **geometry_of(image)
     )
+
+
+def tick(tab: Any, image: Any, on: bool = True) -> None:
+    """Tick a scan in the list, or take the tick away, as a click would."""
+    places = [one for one, _ in tab.more._pairs]
+    state = Qt.CheckState.Checked if on else Qt.CheckState.Unchecked
+    tab.more.item(places.index(image)).setCheckState(state)
 
 
 @pytest.fixture
@@ -64,11 +73,11 @@ def test_labels_go_to_the_scan_on_their_grid_with_the_name_most_like_theirs(
         (scan, more),
     ]
     assert pair_up([scan, other], [more], lambda _: None) == [(other, more)]
-    workbench.segment_tab.more.tick(other)
+    tick(workbench.segment_tab, other)
     more.translate = np.asarray(more.translate) + 9.0
     assert pair_up([scan, other], [more], lambda _: None) == []
     workbench.segment_tab.train_button.click()
-    assert "lies elsewhere; take it out" in workbench.message.text()
+    assert f"lies elsewhere: choose {other.name} as volume" in workbench.message.text()
 
 
 def test_labels_that_are_called_after_a_scan_are_given_to_no_other(
@@ -104,7 +113,7 @@ def test_what_was_ticked_stays_together_whatever_the_names_say(
     workbench.tabs.setCurrentIndex(3)
     workbench.header.volume.choose(scan)
     pairs = {scan: tab.labels.layer, other: ({first, second} - {tab.labels.layer}).pop()}
-    tab.more.tick(other)
+    tick(tab, other)
     for chosen in (other, scan):
         workbench.header.volume.choose(chosen)
         assert {chosen: tab.labels.layer, **dict(tab.more.pairs)} == pairs
@@ -145,7 +154,7 @@ def test_quick_learns_from_all_that_are_ticked_as_the_engine_does(
     tab, training = workbench.segment_tab, workbench.segmenting.training
     alone = trained(workbench, qtbot).data.copy()
     assert len(training.model.metadata["scans"]) == 1
-    tab.more.tick(other)
+    tick(tab, other)
     assert f"{labels.name} and 1 more" in tab.train_button.text()
     found = trained(workbench, qtbot)
     facts = training.model.metadata["scans"]
@@ -166,14 +175,53 @@ def test_who_goes_on_to_another_of_the_scans_keeps_them_together(
 ) -> None:
     scan, labels, other, more = two
     tab = workbench.segment_tab
-    tab.more.tick(other)
+    tick(tab, other)
     workbench.header.volume.choose(other)
     assert tab.labels.layer is more
     assert tab.more.pairs == [(scan, labels)]
-    tab.more.tick(scan, False)
+    tick(tab, scan, False)
     workbench.header.volume.choose(scan)
     assert tab.labels.layer is labels
     assert tab.more.pairs == []
+
+
+def test_a_glance_at_another_scan_changes_nothing_of_what_is_together(
+    two: tuple[Any, Any, Any, Any], workbench: Any, viewer: Any
+) -> None:
+    scan, labels, other, _ = two
+    tab = workbench.segment_tab
+    tick(tab, other)
+    third = add_phantom(viewer, seed=3)
+    mask(viewer, third, 3)
+    workbench.header.volume.choose(third)
+    assert tab.more.pairs == []
+    workbench.header.volume.choose(other)
+    assert tab.more.pairs == [(scan, labels)]
+    workbench.header.volume.choose(third)
+    tick(tab, scan)  # something new is put together
+    assert tab.more.pairs == [(scan, labels)]
+    workbench.header.volume.choose(other)
+    assert tab.more.pairs == []
+
+
+def test_labels_that_cannot_be_read_are_named(
+    two: tuple[Any, Any, Any, Any], workbench: Any, qtbot: Any
+) -> None:
+    from napari_s2dc.engine.progress import finish
+    from napari_s2dc.errors import S2DCError
+
+    class Gone:
+        shape = SHAPE
+
+        def __array__(self, *_: Any, **__: Any) -> Any:
+            raise OSError("the disk is gone")
+
+    _, _, other, more = two
+    tick(workbench.segment_tab, other)
+    task, _ = workbench.segmenting.choices.task()
+    broken = [replace(one, labels=Gone()) if one.labels is more.data else one for one in task.scans]
+    with pytest.raises(S2DCError, match=f"{more.name} cannot be read: the disk is gone"):
+        finish(replace(task, scans=tuple(broken)).load())
 
 
 def test_fine_tuning_learns_from_all_that_are_ticked(
@@ -181,7 +229,7 @@ def test_fine_tuning_learns_from_all_that_are_ticked(
 ) -> None:
     scan, _, other, _ = two
     tab = workbench.segment_tab
-    tab.more.tick(other)
+    tick(tab, other)
     tab.mode.setCurrentIndex(tab.mode.findData("finetune"))
     tab.steps.setValue(10)
     trained(workbench, qtbot)
@@ -201,7 +249,7 @@ def test_a_stroke_trains_the_head_of_all_scans_on(
     tab = workbench.segment_tab
     assert tab.labels.layer is strokes
     assert tab.more.pairs == []
-    tab.more.tick(other)
+    tick(tab, other)
     assert tab.more.pairs == [(other, second)]
     trained(workbench, qtbot)
     model = workbench.segmenting.training.model
@@ -212,7 +260,7 @@ def test_a_stroke_trains_the_head_of_all_scans_on(
     refreshed = workbench.segmenting.training.model
     assert refreshed.metadata["steps"] < model.metadata["steps"]  # trained on, not anew
     assert refreshed.metadata["scans"] == model.metadata["scans"]
-    tab.more.tick(other, False)  # features of one scan are no longer those of the head
+    tick(tab, other, False)  # features of one scan are no longer those of the head
     stroke(strokes, LUNG, plane=22, count=60)
     qtbot.waitUntil(lambda: workbench.segmenting.training.model.tensors is not refreshed.tensors)
     settled(workbench, qtbot)
@@ -227,11 +275,11 @@ def test_what_does_not_fit_together_is_said(
 ) -> None:
     _, labels, other, more = two
     tab = workbench.segment_tab
-    tab.more.tick(other)
+    tick(tab, other)
     assert tab.train_button.isEnabled()
     name_class(labels, {1: "muscle"})
     name_class(more, {1: "class 1"})  # nobody has named it
-    assert tab.train_button.isEnabled()
+    assert workbench.segmenting.choices.problem() == ""
     name_class(more, {1: "Liver"})
     workbench.segmenting.choices.update()
     assert f"Class 1 is muscle in {labels.name} and Liver in {more.name}" in tab.note.text()
@@ -254,6 +302,12 @@ def test_what_does_not_fit_together_is_said(
     del workbench.segmenting.painting._meanings[more]
     workbench.segmenting.choices.update()
     assert tab.train_button.isEnabled()
+    workbench.segmenting.painting._strokes[more] = 1  # painted in, with the tab saying unlabelled
+    tab.zero.setCurrentIndex(tab.zero.findData("background"))
+    tab.zero.activated.emit(tab.zero.currentIndex())
+    assert f"0 does not mean the same in {more.name}" in tab.note.text()
+    tab.zero.setCurrentIndex(tab.zero.findData("unlabelled"))
+    tab.zero.activated.emit(tab.zero.currentIndex())
     more.data = np.zeros(SHAPE, np.uint8)
     qtbot.waitUntil(tab.train_button.isEnabled)
     tab.train_button.click()
@@ -272,7 +326,7 @@ def test_voxels_of_another_size_are_said(
     tab, level = workbench.segment_tab, workbench.header.level
     workbench.tabs.setCurrentIndex(3)
     workbench.header.volume.choose(levels)
-    tab.more.tick(other)
+    tick(tab, other)
     qtbot.waitUntil(tab.train_button.isEnabled)
     assert "coarse has voxels of 2 × 2 × 2 mm and levels of 1 × 1 × 1 mm" in tab.note.text()
     level.setCurrentIndex(1)

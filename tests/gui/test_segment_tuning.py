@@ -126,7 +126,7 @@ def test_labels_are_carried_to_a_folder_first(
     assert "broken.nii.gz" in tab.models.about.text()
     tab.unlabelled.forget_button.click()
     assert tab.unlabelled.folder is None
-    assert workbench.segmenting.choices.task().unlabelled is None
+    assert workbench.segmenting.choices.unlabelled is None
 
 
 def test_stopped_while_labels_are_carried_nothing_is_left(
