@@ -84,6 +84,17 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
         temporary.write_bytes(content)
 
 
+def holds_tensors(path: Path, key: str) -> bool:
+    """Whether a file is one of `write_tensors` whose header has a key."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as stream:
+            return key in (stream.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
+
+
 @contextmanager
 def reading_tensors(
     path: Path, key: str, latest: int, what: str, writer: str, kind: type[S2DCError]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,12 +65,16 @@ def _parser() -> ArgumentParser:
     )
     commands = parser.add_subcommands(metavar="COMMAND")
 
-    summary = "Describe a checkpoint (what fits), a file of s2dc embed, or the header of a scan."
+    summary = (
+        "Describe a checkpoint (what fits), a file of s2dc embed, a model of s2dc finetune, or the "
+        "header of a scan."
+    )
     info = ArgumentParser(description=summary)
     info.add_argument(
         "file",
         type=str,
-        help="Checkpoint of ours or of others, run folder, scan, or DICOM series folder.",
+        help="Checkpoint of ours or of others, run folder, file of s2dc embed or s2dc finetune, "
+        "scan, or DICOM series folder.",
     )
     info.add_argument(
         "--json", action="store_true", help="Print JSON instead of text, for other programs."
@@ -126,6 +131,8 @@ def _info(file: str, json: bool) -> int:
     path = Path(file)
     if _is_embedding(path):
         return _embedding_info(path, json)
+    if _is_model(path):
+        return _model_info(path, json)
     if _is_checkpoint(path):
         return _checkpoint_info(path, json)
     return _scan_info(path, json)
@@ -202,6 +209,46 @@ def _embedding_info(path: Path, as_json: bool) -> int:
             "stage": embedding.metadata.get("stage", "not stated"),
         }
     )
+    return 0
+
+
+def _is_model(path: Path) -> bool:
+    from napari_s2dc.engine.segmentation_model import holds_model
+
+    return path.is_file() and holds_model(path)
+
+
+def _model_info(path: Path, as_json: bool) -> int:
+    from napari_s2dc.engine.segmentation_model import SegmentationModel
+
+    model = SegmentationModel.load(path)
+    known, classes = model.metadata, [asdict(one) for one in model.classes]
+    if as_json:
+        _print_json(
+            {
+                "kind": "segmentation model",
+                "path": str(path),
+                "mode": model.kind,
+                "classes": classes,
+                "preset": model.preset,
+                "spacing_mm": model.spacing_mm,
+                "segment": asdict(model.segment),
+                "metadata": known,
+            }
+        )
+        return 0
+    print(f"{path}: segmentation model, written by s2dc finetune or the Segment tab")
+    scans, spacing = known.get("scans", []), model.spacing_mm
+    facts = {
+        "mode": model.kind,
+        "classes": ", ".join(f"{one.label} {one.name}" for one in model.classes),
+        "intensities": model.preset,
+        "spacing in mm": " x ".join(f"{side:.4g}" for side in spacing) if spacing else "as scans",
+        "encoder": known.get("encoder", "not stated"),
+        "learned from": ", ".join(one["name"] for one in scans) or "not stated",
+        "steps": known.get("steps", "not stated"),
+    }
+    _print_table({**facts, **known.get("metrics", {})})
     return 0
 
 

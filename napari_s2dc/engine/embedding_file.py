@@ -13,7 +13,7 @@ from torch import Tensor
 
 from napari_s2dc.engine.embedding import Embedding
 from napari_s2dc.errors import S2DCError
-from napari_s2dc.files import reading_tensors, write_tensors
+from napari_s2dc.files import holds_tensors, reading_tensors, write_tensors
 
 __all__ = ["SUFFIX", "EmbeddingFileError", "holds_embedding", "load_embedding", "save_embedding"]
 
@@ -92,13 +92,7 @@ def load_embedding(path: str | Path) -> Embedding:
 
 def holds_embedding(path: Path) -> bool:
     """Whether the header of a file says that `save_embedding` wrote it."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "np") as stream:
-            return _KEY in (stream.metadata() or {})
-    except (OSError, SafetensorError):
-        return False
+    return holds_tensors(path, _KEY)
 
 
 def _assemble(facts: dict[str, Any], tensors: dict[str, Tensor]) -> Embedding:

@@ -15,11 +15,11 @@ from napari_s2dc import __version__
 from napari_s2dc.engine.encoders import weights_hash
 from napari_s2dc.engine.fewshot_settings import SegmentationClass, SegmentSettings
 from napari_s2dc.errors import ConfigurationError, S2DCError
-from napari_s2dc.files import reading_tensors, write_tensors
+from napari_s2dc.files import holds_tensors, reading_tensors, write_tensors
 from napari_s2dc.method.encoder import DERIVED_SUFFIX, EncoderConfig, SwinEncoder
 from napari_s2dc.volumes.preprocess import PRESETS
 
-__all__ = ["ModelFileError", "SegmentationModel"]
+__all__ = ["ModelFileError", "SegmentationModel", "holds_model"]
 
 _KEY = "napari_s2dc_segmentation"
 _FORMAT = 1
@@ -144,6 +144,11 @@ class SegmentationModel:
                 raise ModelFileError(f"{path}: {error.sentence}", error.hint) from error
             _require_usable(model)
             return model
+
+
+def holds_model(path: Path) -> bool:
+    """Whether the header of a file says that :meth:`SegmentationModel.save` wrote it."""
+    return holds_tensors(path, _KEY)
 
 
 def _assemble(facts: dict[str, Any], tensors: dict[str, Tensor]) -> SegmentationModel:

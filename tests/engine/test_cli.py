@@ -19,6 +19,10 @@ from napari_s2dc.engine.cli import main
 from napari_s2dc.engine.console import run_reporting_errors
 from napari_s2dc.engine.embedding import Embedding
 from napari_s2dc.engine.embedding_file import save_embedding
+from napari_s2dc.engine.fewshot_settings import SegmentationClass
+from napari_s2dc.engine.quick_features import Projection
+from napari_s2dc.engine.quick_head import QuickHead, tensors_of
+from napari_s2dc.engine.segmentation_model import SegmentationModel
 from napari_s2dc.errors import ConfigurationError
 from napari_s2dc.method.encoder import EncoderConfig, SwinEncoder
 
@@ -83,6 +87,29 @@ def test_info_prints_the_report_of_what_it_refuses(
     assert captured.err.startswith("s2dc: error: Only ")
     assert "layers3.0.blocks.0.norm1.weight (missing)" in captured.err
     assert captured.err.count("\n") == 1
+
+
+def test_info_describes_a_segmentation_model(
+    encoder: SwinEncoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    head = QuickHead(inputs=1 + 3 + 2, hidden=4, outputs=2)
+    path = SegmentationModel(
+        kind="quick",
+        encoder=encoder,
+        tensors=tensors_of(head, [Projection(torch.zeros(48), torch.ones(48, 2))]),
+        classes=(SegmentationClass(300, "liver", (1.0, 0.5, 0.0)),),
+        preset="mr",
+        metadata={"scans": [{"name": "a"}, {"name": "b"}], "stages": [2], "smoothing_vox": [0.0]},
+    ).save(tmp_path / "model.safetensors")
+    assert main(["info", str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"{path}: segmentation model, written by s2dc finetune")
+    assert "300 liver" in shown
+    assert "a, b" in shown
+    assert main(["info", str(path), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["kind"], facts["mode"]) == ("segmentation model", "quick")
+    assert facts["classes"][0]["name"] == "liver"
 
 
 def test_info_describes_a_file_of_features(
