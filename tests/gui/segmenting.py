@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from qtpy.QtCore import Qt
 
 from napari_s2dc.volumes.phantom import phantom
 from napari_s2dc.widgets.workbench import Workbench
@@ -67,6 +68,13 @@ def trained(workbench: Workbench, qtbot: Any) -> Any:
     layer = workbench.segmenting.layers.found_for(image)
     assert layer is not None, workbench.message.text()
     return layer
+
+
+def tick(tab: Any, image: Any, on: bool = True) -> None:
+    """Tick a scan in the list, or take the tick away, as a click would."""
+    places = [one for one, _ in tab.more._pairs]
+    state = Qt.CheckState.Checked if on else Qt.CheckState.Unchecked
+    tab.more.item(places.index(image)).setCheckState(state)
 
 
 def share_right(found: np.ndarray) -> float:

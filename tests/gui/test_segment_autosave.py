@@ -22,7 +22,7 @@ from napari_s2dc.widgets.segment_recovery import (
     read_labels,
 )
 from tests.gui.conftest import add_phantom, open_workbench
-from tests.gui.segmenting import LUNG, MUSCLE, painted, settled, stroke, trained
+from tests.gui.segmenting import LUNG, MUSCLE, painted, settled, stroke, tick, trained
 
 DEAD = own_name(0).split("-")[0] + "-4000000-1700000000-0.npz"
 """File of a process that is not there: Linux numbers them up to 4194304, at most."""
@@ -156,7 +156,7 @@ def test_strokes_of_several_scans_come_back_to_their_scans(
     assert tab.labels.layer.name == names[scan]
     again.header.volume.choose(other)
     assert tab.labels.layer.name == names[other]
-    tab.more.tick(scan)
+    tick(tab, scan)
     assert [labels.name for _, labels in tab.more.pairs] == [names[scan]]
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from qtpy.QtCore import Qt
 
 from napari_s2dc.volumes.phantom import phantom
 from napari_s2dc.widgets.placement import geometry_of
@@ -15,7 +14,7 @@ from napari_s2dc.widgets.segment_layers import name_class
 from napari_s2dc.widgets.segment_meaning import Meaning
 from napari_s2dc.widgets.segment_pairs import called_after, pair_up
 from tests.gui.conftest import SHAPE, add_phantom
-from tests.gui.segmenting import LUNG, painted, settled, stroke, trained
+from tests.gui.segmenting import LUNG, painted, settled, stroke, tick, trained
 
 pytestmark = pytest.mark.usefixtures("light_quick")
 
@@ -33,13 +32,6 @@ def mask(viewer: Any, image: Any, seed: int, name: str = "") -> Any:
     return viewer.add_labels(
         data, name=name or f"{image.name} mask", metadata=about, **geometry_of(image)
     )
-
-
-def tick(tab: Any, image: Any, on: bool = True) -> None:
-    """Tick a scan in the list, or take the tick away, as a click would."""
-    places = [one for one, _ in tab.more._pairs]
-    state = Qt.CheckState.Checked if on else Qt.CheckState.Unchecked
-    tab.more.item(places.index(image)).setCheckState(state)
 
 
 @pytest.fixture
