@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LayerGrid",
+    "LayerGrids",
     "SegmentLayers",
     "colours_in",
     "colours_of",
@@ -42,6 +43,8 @@ SEGMENTATION, UNCERTAINTY = "segmentation", "uncertainty"
 
 Colour = tuple[float, float, float]
 
+_OFF_MM, _OFF_SHARE = 1e-4, 1e-5
+"""How much grids that count as one may differ, by rounding in files."""
 _COLOURED = 256
 """Labels below keep their colour, also where none of them is painted or named yet."""
 
@@ -73,7 +76,27 @@ class LayerGrid:
 
     def is_like(self, other: LayerGrid) -> bool:
         """Whether both have the same voxels."""
-        return self.shape == other.shape and np.allclose(self.place, other.place, atol=1e-4)
+        if self.shape != other.shape:
+            return False
+        off = np.abs(self.place - other.place)  # as np.allclose, which takes ten times as long
+        return bool((off <= _OFF_MM + _OFF_SHARE * np.abs(other.place)).all())
+
+
+class LayerGrids:
+    """Grids of layers at one moment, each looked at once: that takes napari a tenth of a ms."""
+
+    def __init__(self) -> None:
+        self._known: dict[Any, LayerGrid] = {}
+
+    def of(self, layer: Any) -> LayerGrid:
+        """Give the grid of a layer."""
+        if layer not in self._known:
+            self._known[layer] = LayerGrid.of(layer)
+        return self._known[layer]
+
+    def alike(self, one: Any, other: Any) -> bool:
+        """Whether two layers have the same voxels."""
+        return self.of(one).is_like(self.of(other))
 
 
 def grid_problem(labels: Any, image: Any) -> str:

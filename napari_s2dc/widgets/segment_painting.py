@@ -16,10 +16,10 @@ from napari_s2dc.widgets.layers import plain
 from napari_s2dc.widgets.reasons import allow
 from napari_s2dc.widgets.segment_classes import ClassRow
 from napari_s2dc.widgets.segment_layers import (
+    LayerGrids,
     SegmentLayers,
     colours_of,
     finest,
-    grid_problem,
     name_class,
     names_of,
     recolour_class,
@@ -151,16 +151,17 @@ class PaintingActions(QObject):
         image = self._volume()
         if image is None:
             return
-        known = self.chosen_for(image)
+        known, grids = self.chosen_for(image), LayerGrids()
+        if known is not None:
+            self._tab.labels.choose(known)
+            return
         fitting = [
             one
             for one in (self.labels, *self._tab.labels.layers)  # equally alike: as it is
-            if one is not None and not grid_problem(one, image)
+            if one is not None and grids.alike(one, image)
         ]
-        if known is not None:
-            self._tab.labels.choose(known)
-        elif fitting:
-            own = [one for one in fitting if self.other_scan_of(one) is None]
+        if fitting:
+            own = [one for one in fitting if self.other_scan_of(one, grids) is None]
             self._tab.labels.choose(most_alike(own or fitting, str(image.name)))
 
     def chosen_for(self, image: Layer) -> Any | None:
@@ -169,16 +170,19 @@ class PaintingActions(QObject):
         layer = None if known is None else known()
         return layer if layer is not None and layer in self._tab.labels.layers else None
 
-    def other_scan_of(self, labels: Labels) -> Any | None:
+    def other_scan_of(self, labels: Labels, grids: LayerGrids | None = None) -> Any | None:
         """Give the other scan on their grid that labels are of, None where they fit the volume.
 
         They are of the scan that they were chosen, made or painted in for, else of the one that
         they are called after. Several scans may lie on one grid, such as brains of an atlas.
         """
         image = self._volume()
-        if image is None or self.chosen_for(image) is labels or grid_problem(labels, image):
+        if image is None or self.chosen_for(image) is labels:
             return None
-        scans = [one for one in self._volumes() if not grid_problem(labels, one)]
+        grids = grids or LayerGrids()
+        scans = [one for one in self._volumes() if grids.alike(labels, one)]
+        if image not in scans:
+            return None
         others = [one for one in scans if self.chosen_for(one) is labels]
         others = others or called_after(labels, scans)
         return None if not others or image in others else others[0]
@@ -201,8 +205,8 @@ class PaintingActions(QObject):
 
         It was read from `path`, else they are called after it, else it is the volume.
         """
-        volume = self._volume()
-        scans = [one for one in self._volumes() if not grid_problem(labels, one)]
+        volume, grids = self._volume(), LayerGrids()
+        scans = [one for one in self._volumes() if grids.alike(labels, one)]
         of_file = [one for one in scans if str(one.metadata.get("s2dc", {}).get("path")) == path]
         found = of_file or called_after(labels, scans) or [one for one in scans if one is volume]
         return volume if volume in found else next(iter(found), None)

@@ -12,7 +12,7 @@ from qtpy.QtWidgets import QListWidget, QListWidgetItem, QSizePolicy, QWidget
 
 from napari_s2dc.widgets.layer_combo import letters_alike
 from napari_s2dc.widgets.layers import plain
-from napari_s2dc.widgets.segment_layers import LayerGrid
+from napari_s2dc.widgets.segment_layers import LayerGrids
 
 __all__ = ["MoreScans", "called_after", "pair_up"]
 
@@ -78,12 +78,12 @@ def pair_up(
         that of the scan, but none that are called after another one; no labels twice.
     """
     images, labels = list(images), list(labels)
-    grids = {layer: LayerGrid.of(layer) for layer in (*images, *labels)}
+    grids = LayerGrids()
     found: dict[Any, Any] = {}
     chosen = [(image, chosen_for(image)) for image in images]
     fitting = []
     for layer in labels:
-        there = [image for image in images if grids[layer].is_like(grids[image])]
+        there = [image for image in images if grids.alike(layer, image)]
         fitting += [(image, layer) for image in called_after(layer, there) or there]
     fitting.sort(key=lambda pair: letters_alike(pair[1], str(pair[0].name)), reverse=True)
     for image, layer in chosen + fitting:

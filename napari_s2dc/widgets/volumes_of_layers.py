@@ -212,7 +212,7 @@ def problem_of(layer: Layer | None) -> str:
     if layer is None:
         return "Open or select a 3D image first."
     try:
-        snapshot(layer)
+        _checked(layer)
     except VolumeError as error:
         return str(error)
     return ""
@@ -234,6 +234,42 @@ def snapshot(layer: Layer, level: int | tuple[int, int, int] = 0) -> LayerSnapsh
     VolumeError
         The layer is not one 3D scan, or has no such level.
     """
+    levels, number, shape = _checked(layer, level)
+    made = level if isinstance(level, tuple) else None
+    finest = [float(size) for size in levels[0].shape]
+    z, y, x = (whole / part for whole, part in zip(finest, made or shape, strict=True))
+    known = layer.metadata.get("s2dc", {})
+    path = known.get("path")
+    return LayerSnapshot(
+        data=levels[number],
+        affine=_affine_mm(layer, (z, y, x)),
+        name=str(layer.name),
+        level=number,
+        factors=(z, y, x),
+        original=known.get("original") if number == 0 else None,
+        path=None if path is None else Path(path),
+        modality=known.get("modality"),
+        overview=levels[-1] if len(levels) > 1 else None,
+        grid=made,
+    )
+
+
+def level_like(layer: Layer, spacing_mm: Sequence[float]) -> int:
+    """Resolution level of a layer with voxels most like those of some size in mm, (z, y, x)."""
+    if not getattr(layer, "multiscale", False):
+        return 0
+
+    def distance(level: int) -> float:
+        mine = np.asarray(snapshot(layer, level).spacing_mm)
+        return float(np.abs(np.log(mine / np.asarray(spacing_mm))).sum())
+
+    return min(range(len(layer.data)), key=distance)
+
+
+def _checked(
+    layer: Layer, level: int | tuple[int, int, int] = 0
+) -> tuple[list[Any], int, tuple[int, ...]]:
+    """Give the levels of a layer, which of them is meant, and its shape; as :func:`snapshot`."""
     name = layer.name
     if type_of(layer) != "image":
         raise VolumeError(f"Layer {name} is no image layer.", "Select a 3D image.")
@@ -264,34 +300,7 @@ def snapshot(layer: Layer, level: int | tuple[int, int, int] = 0) -> LayerSnapsh
             f"Layer {name} has fewer voxels than the resolution that was chosen.",
             "Choose the resolution again.",
         )
-    finest = [float(size) for size in levels[0].shape]
-    z, y, x = (whole / part for whole, part in zip(finest, made or shape, strict=True))
-    known = layer.metadata.get("s2dc", {})
-    path = known.get("path")
-    return LayerSnapshot(
-        data=data,
-        affine=_affine_mm(layer, (z, y, x)),
-        name=str(name),
-        level=number,
-        factors=(z, y, x),
-        original=known.get("original") if number == 0 else None,
-        path=None if path is None else Path(path),
-        modality=known.get("modality"),
-        overview=levels[-1] if len(levels) > 1 else None,
-        grid=made,
-    )
-
-
-def level_like(layer: Layer, spacing_mm: Sequence[float]) -> int:
-    """Resolution level of a layer with voxels most like those of some size in mm, (z, y, x)."""
-    if not getattr(layer, "multiscale", False):
-        return 0
-
-    def distance(level: int) -> float:
-        mine = np.asarray(snapshot(layer, level).spacing_mm)
-        return float(np.abs(np.log(mine / np.asarray(spacing_mm))).sum())
-
-    return min(range(len(layer.data)), key=distance)
+    return levels, number, shape
 
 
 def type_of(layer: Layer) -> str:
