@@ -139,8 +139,8 @@ class SegmentTab(QWidget):
         self.note = _wrapped()
         self.refresh = QCheckBox("Refresh while painting")
         self.refresh.setToolTip(
-            "Train on after every stroke in the chosen labels: the slice on the screen first, then\n"
-            "the volume"
+            "Train on after every stroke in the chosen labels:\n"
+            "the slice on the screen first, then the volume"
         )
         self.next_button = QPushButton("Where to label next")
         self.next_button.setToolTip(
