@@ -151,7 +151,7 @@ class SegmentActions(QObject):
             return
         task, images = found
         self._tell("")
-        self._choices.keep_labels()
+        self._painting.keep_labels()
         if self._choices.is_quick:
             self._learn(images, labels, task, None, quiet=False)
         else:

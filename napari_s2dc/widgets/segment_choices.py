@@ -94,16 +94,8 @@ class SegmentChoices(QObject):
         for image, labels in self._tab.more.pairs:
             self._painting.settle(image, labels)
         if self._tab.more.pairs:
-            self.keep_labels()
+            self._painting.keep_labels()
         self.update()
-
-    def keep_labels(self) -> None:
-        """Remember the chosen labels as those of the chosen scan, where nothing speaks against."""
-        image, labels = self.image, self.labels
-        if image is None or labels is None or grid_problem(labels, image):
-            return
-        if self._painting.other_scan_of(labels) is None:
-            self._painting.settle(image, labels)
 
     @property
     def image(self) -> Any | None:

@@ -191,13 +191,18 @@ class PaintingActions(QObject):
         """Remember labels as those of a scan."""
         self._chosen[plain(image)] = ref(plain(labels))
 
-    def _settle(self) -> None:
-        image = self._volume()
-        if image is not None and self.labels is not None:
-            self.settle(image, self.labels)
+    def keep_labels(self) -> None:
+        """Remember the chosen labels as those of the volume, where nothing speaks against it."""
+        image, labels = self._volume(), self.labels
+        if image is None or labels is None or not LayerGrids().alike(labels, image):
+            return
+        if self.other_scan_of(labels) is None:
+            self.settle(image, labels)
 
     def _on_chosen(self, _: object = None) -> None:
-        self._settle()
+        image = self._volume()
+        if image is not None and self.labels is not None:
+            self.settle(image, self.labels)  # the user has the last word
         self.changed.emit()
 
     def scan_of(self, labels: Labels, path: str) -> Any | None:
@@ -358,7 +363,7 @@ class PaintingActions(QObject):
             if before != counts and strokes == strokes_before:  # undone, or painted unwatched
                 self.undone.emit(layer)
             if before != counts or strokes != strokes_before:
-                self._settle()
+                self.keep_labels()
                 self.painted.emit()
             if known is None or before != counts:
                 self._show_classes()

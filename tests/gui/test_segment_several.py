@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import pytest
+from qtpy.QtCore import Qt
 
 from napari_s2dc.volumes.phantom import phantom
 from napari_s2dc.widgets.placement import geometry_of
 from napari_s2dc.widgets.segment_layers import name_class
 from napari_s2dc.widgets.segment_meaning import Meaning
-from napari_s2dc.widgets.segment_pairs import called_after, pair_up
+from napari_s2dc.widgets.segment_pairs import MoreScans, called_after, pair_up
 from tests.gui.conftest import SHAPE, add_phantom
 from tests.gui.segmenting import LUNG, painted, settled, stroke, tick, trained
 
@@ -194,6 +197,37 @@ def test_a_glance_at_another_scan_changes_nothing_of_what_is_together(
     assert tab.more.pairs == [(scan, labels)]
     workbench.header.volume.choose(other)
     assert tab.more.pairs == []
+
+
+def test_a_stroke_in_labels_of_another_scan_does_not_make_them_those_of_the_volume(
+    workbench: Any, viewer: Any, scan: Any, qtbot: Any
+) -> None:
+    strokes = painted(workbench, qtbot)
+    other = add_phantom(viewer, seed=2)  # on the same grid, without labels
+    workbench.header.volume.choose(other)
+    tab = workbench.segment_tab
+    assert tab.labels.layer is strokes  # there are no others
+    stroke(strokes, LUNG, plane=20)
+    settled(workbench, qtbot)
+    assert workbench.segmenting.painting.chosen_for(other) is None
+    assert f"is of {scan.name}" in tab.note.text()
+    assert not tab.train_button.isEnabled()
+
+
+def test_layers_are_not_kept_by_the_list(qapp: Any) -> None:
+    class Layer:
+        name = "scan"
+
+    more = MoreScans()
+    chosen, image, labels = Layer(), Layer(), Layer()
+    more.offer([(image, labels)], chosen)
+    more.item(0).setCheckState(Qt.CheckState.Checked)
+    assert more.pairs == [(image, labels)]
+    gone = ref(image)
+    del image
+    gc.collect()
+    assert gone() is None
+    assert more.pairs == []
 
 
 def test_labels_that_cannot_be_read_are_named(
