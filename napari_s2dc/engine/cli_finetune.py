@@ -123,12 +123,19 @@ def run_finetune(
             "Quick learns nothing from --unlabelled.", "Use --mode finetune, or leave it out."
         )
     require_preset(settings.preset)
-    there = labelled_files(images, labels)
+    there, missing = labelled_files(images, labels)
     files, judges = _choose(there, shots, held_out, settings.seed)
     target = Path(out)
     known = [one.scan for one in (*files, *judges)] + [one.labels for one in there]
     more = unlabelled_files(unlabelled, known) if unlabelled else []
     _require_place(target, [*known, *more])
+    used = {path.resolve() for path in more}
+    if left_out := [path for path in missing if path.resolve() not in used]:
+        advice = _advice(images, known) if settings.mode == "finetune" and not unlabelled else ""
+        tell(
+            f"{len(left_out)} of {len(there) + len(missing)} scans in {images} have no labels in "
+            f"{labels}: left out{advice}"
+        )
     network = encoder_of(encoder)
     scans, others = ([_read(one, network) for one in part] for part in (files, judges))
     classes = _classes(files, scans, labels, settings)
@@ -179,6 +186,15 @@ def run_finetune(
     if interrupt.noted:
         tell(f"interrupted; {target} holds the best model so far")
     return INTERRUPTED if interrupt.noted else 0
+
+
+def _advice(images: str, known: Sequence[Path]) -> str:
+    """How fine-tuning could use the scans that have no labels, where any is not a mere channel."""
+    try:
+        unlabelled_files([images], known)
+    except S2DCError:
+        return ""
+    return f" (--unlabelled {images} would carry labels to them and learn from them too)"
 
 
 def _choose(

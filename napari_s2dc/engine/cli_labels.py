@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from napari_s2dc.engine.cli_scans import ScanFile, bare_name, scans_in
-from napari_s2dc.engine.console import tell
 from napari_s2dc.engine.random_order import chance_of
 from napari_s2dc.errors import S2DCError
 
@@ -107,7 +106,7 @@ def _without_ending(name: str) -> str:
     return name
 
 
-def labelled_files(images: str, labels: str) -> list[LabelledFile]:
+def labelled_files(images: str, labels: str) -> tuple[list[LabelledFile], list[Path]]:
     """Find the label map of every scan that has one.
 
     Parameters
@@ -121,8 +120,10 @@ def labelled_files(images: str, labels: str) -> list[LabelledFile]:
 
     Returns
     -------
-    list of LabelledFile
-        By name. Standard error says how many scans have no labels.
+    found : list of LabelledFile
+        By name.
+    missing : list of Path
+        Scans that have no labels.
 
     Raises
     ------
@@ -138,7 +139,7 @@ def labelled_files(images: str, labels: str) -> list[LabelledFile]:
                 f"{labels} is one file, but {images} holds {len(scans)} scans.",
                 "Name a folder for --labels.",
             )
-        return [LabelledFile(scans[0].path, Path(labels), scans[0].name)]
+        return [LabelledFile(scans[0].path, Path(labels), scans[0].name)], []
     maps = label_maps_in(Path(labels), without=[scan.path for scan in scans])
     found = [
         LabelledFile(scan.path, path, scan.name)
@@ -150,10 +151,9 @@ def labelled_files(images: str, labels: str) -> list[LabelledFile]:
             f"No label map in {labels} has the name of a scan in {images}.",
             f"Names are compared without ending and without {' or '.join(LABEL_ENDINGS)}.",
         )
-    missing = len(scans) - len(found)
-    if missing:
-        tell(f"{missing} of {len(scans)} scans in {images} have no labels in {labels}: left out")
-    return sorted(found, key=lambda one: one.name)
+    there = {one.scan for one in found}
+    missing = [scan.path for scan in scans if scan.path not in there]
+    return sorted(found, key=lambda one: one.name), missing
 
 
 def _require_there(paths: Sequence[str]) -> None:

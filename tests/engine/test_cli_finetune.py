@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
@@ -187,6 +188,27 @@ def test_unlabelled_scans_must_be_others_and_are_not_for_quick(
     assert run(labelled_folder, out, checkpoint, "--unlabelled", images, "nowhere") == 2
     assert "nowhere does not exist" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_scans_without_labels_are_told_and_how_they_could_be_used(
+    labelled_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, labels = labelled_folder / "imagesTr", tmp_path / "labels"
+    labels.mkdir()
+    shutil.copy(labelled_folder / "labelsTr" / "torso1.nii.gz", labels)
+    left_out = f"2 of 3 scans in {images} have no labels in {labels}: left out"
+    asked = ["finetune", "--images", str(images), "--labels", str(labels), "--encoder", "nowhere"]
+    asked += ["--out", str(tmp_path / "model.safetensors")]
+    for more, told in (
+        ([], f"{left_out} (--unlabelled {images} would carry labels to them"),
+        (["--mode", "quick"], f"{left_out}\n"),
+        (["--unlabelled", str(images / "torso2.nii.gz")], "1 of 3 scans in "),
+        (["--unlabelled", str(images)], ""),
+    ):
+        assert main([*asked, *more]) == 2  # there is no such encoder
+        printed = capsys.readouterr().err
+        assert told in printed
+        assert ("no labels in" in printed) == bool(told)
 
 
 def test_a_real_training_that_is_stopped_gives_a_model(

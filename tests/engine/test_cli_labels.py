@@ -38,20 +38,18 @@ def write(path: Path, result: str = "") -> Path:
         ("scans/a.nii.gz", "scans/a.labels.nii.gz"),
     ],
 )
-def test_label_maps_are_found_by_name(
-    image: str, labels: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_label_maps_are_found_by_name(image: str, labels: str, tmp_path: Path) -> None:
     scan, truth = write(tmp_path / image), write(tmp_path / labels)
-    write(tmp_path / Path(image).parts[0] / "unlabelled.nii.gz")
+    other = write(tmp_path / Path(image).parts[0] / "unlabelled.nii.gz")
     folders = [str(tmp_path / Path(one).parts[0]) for one in (image, labels)]
-    (found,) = labelled_files(*folders)
-    assert (found.scan, found.labels) == (scan, truth)
-    assert "1 of 2 scans" in capsys.readouterr().err
+    (found,), missing = labelled_files(*folders)
+    assert (found.scan, found.labels, missing) == (scan, truth, [other])
 
 
 def test_two_files_are_a_pair(tmp_path: Path) -> None:
     scan, truth = write(tmp_path / "a.nii"), write(tmp_path / "strokes.nii")
-    (found,) = labelled_files(str(scan), str(truth))
+    (found,), missing = labelled_files(str(scan), str(truth))
+    assert not missing
     assert (found.scan, found.labels, found.name) == (scan, truth, Path("a"))
 
 
