@@ -162,6 +162,7 @@ def draw(parts: dict[str, list[Row]], path: Path) -> None:
 
 def features_sentence() -> str:
     """Say how large the features of a large CT are at each stage."""
+    from napari_s2dc.engine.large_arrays import IN_MEMORY_BYTES
     from napari_s2dc.engine.window_plan import plan_windows
     from napari_s2dc.method.encoder import STRIDES, EncoderConfig
 
@@ -175,10 +176,9 @@ def features_sentence() -> str:
         parts.append(f"{sizes[0]:.0f} and {sizes[1]:.0f} MB at stage {stage} ({STRIDES[stage]})")
     return (
         f"Features of {'×'.join(map(str, LARGE_CT))} voxels, tiny and base, voxels a token side in "
-        f"brackets: {', '.join(parts)}. They are held in memory at every stage: those of the usual "
-        "stages are far smaller than the scan, and for the others a file would not help, because "
-        "colours, clicks and matches need them all at once, as float32 of length 1, which is twice "
-        "as large."
+        f"brackets: {', '.join(parts)}. Above {IN_MEMORY_BYTES // 2**20} MB they lie in a temporary "
+        "file that is mapped into memory, window by window, and so do features of length 1, which "
+        "colours, clicks and matches need: float32, twice as large."
     )
 
 

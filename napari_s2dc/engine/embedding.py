@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from napari_s2dc.engine.large_arrays import zeros
+
 __all__ = ["Embedding", "Token", "to_voxels"]
 
 _AT_ONCE = 2**16  # tokens that are normalised together
@@ -118,7 +120,7 @@ class Embedding:
     @cached_property
     def _unit(self) -> Tensor:
         flat = self.features.reshape(len(self.features), -1).mT
-        unit = torch.empty(flat.shape)
+        unit = zeros(flat.shape, torch.float32)
         # Part by part, or the memory would be taken three times over.
         for part, target in zip(flat.split(_AT_ONCE), unit.split(_AT_ONCE), strict=True):
             F.normalize(part.float(), dim=1, out=target)

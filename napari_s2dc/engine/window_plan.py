@@ -10,6 +10,7 @@ from itertools import product
 import torch.nn.functional as F
 from torch import Tensor
 
+from napari_s2dc.engine.large_arrays import IN_MEMORY_BYTES
 from napari_s2dc.errors import ConfigurationError
 from napari_s2dc.method.encoder import STRIDES, EncoderConfig
 
@@ -225,8 +226,10 @@ def _bytes_needed(
     ]
     voxels = math.prod(shape)
     features = math.prod(_grid(shape, STRIDES[stage])) * config.feature_size * 2**stage
-    # The mask, twice while it is made; features in half precision; sums of one slab in float32.
-    fixed = 2 * voxels + 2 * features + 4 * features * min(1.0, window[0] / shape[0])
+    # The mask, twice while it is made; features in half precision, as far as they are no file; sums
+    # of one slab in float32.
+    held = min(2 * features, IN_MEMORY_BYTES)
+    fixed = 2 * voxels + held + 4 * features * min(1.0, window[0] / shape[0])
     return int(fixed + together * bytes_of_window(config, window))
 
 

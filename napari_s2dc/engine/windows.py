@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from napari_s2dc.engine.large_arrays import zeros
 from napari_s2dc.engine.window_plan import WindowPlan
 from napari_s2dc.method.encoder import SwinEncoder
 
@@ -37,7 +38,7 @@ class _Blend:
         depth = plan.window[0] // plan.stride
         self.sums = torch.zeros(channels, depth, height, width)
         self.weights = torch.zeros(depth, height, width)
-        self.result = torch.zeros(channels, *plan.tokens, dtype=dtype)
+        self.result = zeros((channels, *plan.tokens), dtype)
 
     def add(self, start: Sequence[int], weighted: Tensor) -> None:
         """Add the weighted features (C, wz, wy, wx) of the window that starts at a token."""
