@@ -176,9 +176,9 @@ def features_sentence() -> str:
         parts.append(f"{sizes[0]:.0f} and {sizes[1]:.0f} MB at stage {stage} ({STRIDES[stage]})")
     return (
         f"Features of {'×'.join(map(str, LARGE_CT))} voxels, tiny and base, voxels a token side in "
-        f"brackets: {', '.join(parts)}. Above {IN_MEMORY_BYTES // 2**20} MB they lie in a temporary "
-        "file that is mapped into memory, window by window, and so do features of length 1, which "
-        "colours, clicks and matches need: float32, twice as large."
+        f"brackets: {', '.join(parts)}. Above {IN_MEMORY_BYTES // 2**20} MB they lie in a "
+        "temporary file that is mapped into memory, window by window, and so do features of "
+        "length 1, which colours, clicks and matches need: float32, twice as large."
     )
 
 

@@ -65,8 +65,7 @@ class FeatureViews(QObject):
 
     def _on_embedding(self, layer: Layer) -> None:
         self._clusters.pop(plain(layer), None)
-        self._session.overlays.remove(layer, "clusters")
-        self._session.overlays.remove(layer, "selected")
+        self._session.overlays.remove(layer, "clusters", "selected")
         embedded = self._session.embedded(layer)
         if embedded is None:
             self._session.overlays.clear_colours(layer)

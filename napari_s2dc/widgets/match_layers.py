@@ -61,8 +61,15 @@ class MatchLayers:
 
     def withdraw(self) -> None:
         """Show the viewer as it was without the match, which is remembered."""
-        self._remove_results()
-        self._take_back()
+        gone = self._results()
+        copy, self._beside = self._beside, None
+        if copy is not None:
+            gone.append(copy)
+        hidden, self._hidden, self._stand_ins = self._hidden, [], []
+        self._overlays.take_away(gone)
+        for layer in hidden:
+            if self._session.has(layer):
+                layer.visible = True
         self._apart = False
 
     def place(self, *, beside: bool, keep: Sequence[Any] = ()) -> None:
@@ -124,24 +131,12 @@ class MatchLayers:
         self._stand_ins.append(StandIn(copy, source, scans.copy_of_b(apart=False)[2]))
         return copy
 
-    def _take_back(self) -> None:
-        for layer in self._hidden:
-            if self._session.has(layer):
-                layer.visible = True
-        self._hidden, self._stand_ins = [], []
-        copy, self._beside = self._beside, None
-        if copy is not None and self._session.has(copy):
-            self._session.viewer.layers.remove(copy)
-
-    def _remove_results(self) -> None:
+    def _results(self) -> list[Any]:
         scans = self._scans
-        if scans is None:
-            return
-        owners = [scans.moving, scans.reference, self._beside]
-        for owner in owners:
-            if owner is not None:
-                for kind in (_SEGMENTS, _ROW, _FROM, _TO, _UNMATCHED, _CARRIED):
-                    self._overlays.remove(owner, kind)
+        owners = () if scans is None else (scans.moving, scans.reference, self._beside)
+        there = [owner for owner in owners if owner is not None]
+        kinds = (_SEGMENTS, _ROW, _FROM, _TO, _UNMATCHED, _CARRIED)
+        return self._overlays.find_all(there, *kinds)
 
     def partner_world(self, token: Token) -> np.ndarray:
         """World position of a token of B, where B is shown."""
@@ -183,8 +178,8 @@ class MatchLayers:
             return
         sides = (scans.first, scans.second(self._beside))
         if not on:
-            for side in sides:
-                self._overlays.remove(side.layer, _UNMATCHED)
+            layers = [side.layer for side in sides]
+            self._overlays.remove_all(layers, _UNMATCHED)
             return
         for side, values in zip(sides, scans.unmatched, strict=True):
             self._overlays.add(
@@ -224,9 +219,8 @@ class MatchLayers:
         """Take the row of a patch away."""
         scans = self._scans
         if scans is not None:
-            for side in (scans.first, scans.second(self._beside)):
-                for kind in (_ROW, _FROM, _TO):
-                    self._overlays.remove(side.layer, kind)
+            layers = [scans.first.layer, scans.second(self._beside).layer]
+            self._overlays.remove_all(layers, _ROW, _FROM, _TO)
 
     def _mark(self, side: Side, kind: str, token: Token, colour: str) -> None:
         place = np.asarray([token], dtype=float)

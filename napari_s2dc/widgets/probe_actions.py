@@ -115,9 +115,8 @@ class ProbeActions(QObject):
 
     def clear(self) -> None:
         """Forget the clicked patches and take away what shows them."""
-        for layer in list(self._session.viewer.layers):
-            for kind in ("similarity", "nearest", "clicked"):
-                self._session.overlays.remove(layer, kind)
+        overlays, layers = self._session.overlays, self._session.viewer.layers
+        overlays.remove_all(layers, "similarity", "nearest", "clicked")
         self._home, self._similarity = None, None
         self._positive, self._negative, self._nearest = [], [], []
         self._marks = [], []
@@ -232,9 +231,9 @@ class ProbeActions(QObject):
         if home is None:
             return
         if not on:
-            for layer in self._session.embedded_layers():
-                if layer is not home:
-                    self._session.overlays.remove(layer, "similarity")
+            overlays = self._session.overlays
+            others = [layer for layer in self._session.embedded_layers() if layer is not home]
+            overlays.remove_all(others, "similarity")
         self._update_heat(fit_contrast=True)
 
     # ----------------------------------------------------------------------------- panel

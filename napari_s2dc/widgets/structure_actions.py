@@ -82,9 +82,12 @@ class StructureActions(QObject):
         if on:
             self.update()
             return
-        for layer in list(self._session.viewer.layers):
-            self._session.overlays.remove(layer, "structure")
+        self._remove_previews()
         self._forget("Switch the preview on first")
+
+    def _remove_previews(self) -> None:
+        overlays = self._session.overlays
+        overlays.remove_all(self._session.viewer.layers, "structure")
 
     def _on_threshold(self, value: float | None) -> None:
         self._threshold = value
@@ -99,8 +102,7 @@ class StructureActions(QObject):
         home, similarity = self._probe.home, self._probe.similarity
         embedded = self._session.embedded(home)
         if home is None or similarity is None or embedded is None:
-            for layer in list(self._session.viewer.layers):
-                self._session.overlays.remove(layer, "structure")
+            self._remove_previews()
             self._forget("Probe a patch first")
             return
         if not self._tab.preview.isChecked():

@@ -23,7 +23,7 @@ from qtpy.QtCore import QObject
 
 import napari_s2dc
 from napari_s2dc._reader import layer_data
-from napari_s2dc.engine.loading import load_engine
+from napari_s2dc.engine.loading import load_engine, load_fine_tuning
 from napari_s2dc.engine.progress import Progress
 from napari_s2dc.widgets.match_tab import MatchTab
 from napari_s2dc.widgets.placement import geometry_of
@@ -49,6 +49,7 @@ def screen() -> None:
     if linux and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         pytest.skip("no screen: run the tests with make test, or install Xvfb")
     load_engine()
+    load_fine_tuning()  # later, it would undo what follows
     gc.collect()
     gc.freeze()
 
