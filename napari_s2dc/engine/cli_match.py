@@ -53,7 +53,9 @@ def match_parser() -> ArgumentParser:
         "reference",
         type=str,
         nargs="*",
-        help="Scan B, several, or folders with scans (label maps are left out).",
+        default=[],
+        help="Scan B, several, or folders with scans (label maps are left out); none for "
+        "--self-check.",
     )
     parser.add_argument(
         "--out",
