@@ -317,6 +317,23 @@ def test_finished_run_can_be_prolonged(
     assert state["S2DCDataModule"]["next_sample"] == 8
 
 
+def test_optimizer_settings_may_be_changed_at_a_resume(
+    straight: Path, train_arguments: Arguments, tmp_path: Path
+) -> None:
+    out = tmp_path / "slower"
+    checkpoint = str(straight / "checkpoints" / "last.ckpt")
+    more = ["--optimizer.learning_rate", "1e-6", "--optimizer.final_learning_rate", "1"]
+    more += ["--optimizer.weight_decay", "0.3", "--optimizer.beta2", "0.9"]
+    more += ["--trainer.max_steps", "8", "--trainer.probe", "false"]
+    assert main(train_arguments(out, "--ckpt", checkpoint, *more)) == 0
+    rows = [row for row in read_rows(out / "metrics.csv") if row["loss"]]
+    assert [float(row["learning_rate"]) for row in rows] == [1e-6, 1e-6]
+    state = torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)
+    groups = state["optimizer_states"][0]["param_groups"]
+    assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
+    assert {group["betas"][1] for group in groups} == {0.9}
+
+
 @pytest.mark.parametrize(
     "error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("half")]
 )

@@ -263,6 +263,22 @@ class S2DCModule(L.LightningModule):
         end = model.teacher_momentum_end
         return end - (end - model.teacher_momentum) * remaining
 
+    def on_train_start(self) -> None:
+        """Let the settings rule the optimizer; a checkpoint has just brought those of before."""
+        settings = self.config.optimizer
+        optimizer: Any = self.optimizers()
+        schedule: Any = self.lr_schedulers()
+        schedule.base_lrs = [settings.learning_rate for _ in schedule.base_lrs]
+        for group, factor, decay in zip(
+            optimizer.param_groups, schedule.lr_lambdas, (settings.weight_decay, 0.0), strict=True
+        ):
+            group.update(
+                initial_lr=settings.learning_rate,
+                lr=settings.learning_rate * factor(schedule.last_epoch),
+                weight_decay=decay,
+                betas=(0.9, settings.beta2),
+            )
+
     def configure_optimizers(self) -> Any:
         """Return AdamW, without decay on norms, biases and the like; warm-up, then cosine."""
         settings = self.config.optimizer
