@@ -334,6 +334,21 @@ def test_optimizer_settings_may_be_changed_at_a_resume(
     assert {group["betas"][1] for group in groups} == {0.9}
 
 
+def test_diverged_weights_are_not_saved(
+    straight: Path,
+    train_arguments: Arguments,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = Path(shutil.copytree(straight, tmp_path / "run"))
+    before = {name: (out / name).read_bytes() for name in ("checkpoints/last.ckpt", "summary.json")}
+    more = ["--ckpt", "last", "--trainer.max_steps", "10", "--optimizer.learning_rate", "1e30"]
+    assert main(train_arguments(out, *more, "--optimizer.warmup_steps", "0")) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("s2dc-train: error: Training has diverged: after 8 steps")
+    assert {name: (out / name).read_bytes() for name in before} == before
+
+
 @pytest.mark.parametrize(
     "error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("half")]
 )

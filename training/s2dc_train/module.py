@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from napari_s2dc.errors import S2DCError
 from napari_s2dc.method.encoder import SIZES, STRIDES, EncoderConfig, SwinEncoder
 from napari_s2dc.method.tokens import merge_tokens, problems
 from s2dc_train.checks import check_configuration
@@ -277,6 +278,23 @@ class S2DCModule(L.LightningModule):
                 lr=settings.learning_rate * factor(schedule.last_epoch),
                 weight_decay=decay,
                 betas=(0.9, settings.beta2),
+            )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the last good checkpoint when training has diverged.
+
+        Raises
+        ------
+        S2DCError
+            A weight is no finite number.
+        """
+        state: dict[str, Tensor] = checkpoint["state_dict"]
+        if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
+            raise S2DCError(
+                f"Training has diverged: after {self.global_step} steps weights are NaN or "
+                "infinite, and they are not saved.",
+                "Lower --optimizer.learning_rate; with --ckpt last a run goes on from the last "
+                "weights it saved.",
             )
 
     def configure_optimizers(self) -> Any:
