@@ -117,6 +117,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], *parts: st
         (["--trainer.save_every", "0"], ["trainer.save_every must be at least 1"]),
         (["--trainer.max_minutes", "-1"], ["trainer.max_minutes must be at least 0"]),
         (["--trainer.devices", "0"], ["devices 0"]),
+        (["--trainer.devices", "all"], ["devices all"]),
         (["--trainer.accelerator", "abacus"], ["accelerator abacus"]),
         (["--seed", "-1"], ["seed must be at least 0"]),
         (["--ckpt", "last"], ["There is no checkpoint", "last.ckpt"]),

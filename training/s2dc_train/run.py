@@ -302,7 +302,7 @@ def _trainer(config: RunConfig, callbacks: list[Callback], clock: WaitClock) -> 
             # one limit for all waiting, so a process that hangs is noticed no earlier either.
             trainer = make(DDPStrategy(timeout=_CACHE_TIMEOUT))
         return trainer
-    except (MisconfigurationException, ValueError, RuntimeError) as error:
+    except (MisconfigurationException, TypeError, ValueError, RuntimeError) as error:
         raise ConfigurationError(
             f"This machine cannot run with trainer.accelerator {settings.accelerator}, "
             f"devices {settings.devices} and precision {settings.precision}: {error}"
