@@ -253,7 +253,14 @@ def test_folder_that_cannot_be_written(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "file").write_text("in the way")
-    refused(train_arguments(tmp_path / "file" / "run"), capsys, "Cannot write", str(tmp_path))
+    for out in (tmp_path / "file", tmp_path / "file" / "run"):
+        refused(train_arguments(out), capsys, f"the run folder {out}: {tmp_path}/file is a file")
+    with monkeypatch.context() as patch:
+        access = os.access
+        patch.setattr(os, "access", lambda path, mode: not mode & os.W_OK and access(path, mode))
+        # Before any scan is looked at, and without blaming the cache inside it.
+        arguments = train_arguments(tmp_path / "run", "--data.path", "/nowhere")
+        refused(arguments, capsys, f"{tmp_path} may not be written. Choose another --out.")
 
     # The tests may run as root, whom no permission stops.
     def denied(*args: Any, **kwargs: Any) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import json
 import math
+import os
 import resource
 import signal
 import warnings
@@ -131,6 +132,18 @@ def _disk_errors(out: Path) -> Iterator[None]:
         ) from error
 
 
+def _check_folder(out: Path) -> None:
+    """Refuse a run folder that cannot be written, before every scan is read."""
+    place = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    reason = ""
+    if not place.is_dir():
+        reason = f"{place} is a file"
+    elif not os.access(place, os.W_OK | os.X_OK):
+        reason = f"{place} may not be written"
+    if reason:
+        raise S2DCError(f"Cannot write to the run folder {out}: {reason}.", "Choose another --out.")
+
+
 def last_checkpoint(out: Path) -> Path | None:
     """Newest checkpoint of a run folder, None without one.
 
@@ -200,6 +213,7 @@ def _train(
     config: RunConfig, out: Path, resume: Path | None, request: StopRequest
 ) -> dict[str, Any]:
     check_configuration(config)
+    _check_folder(out)
     settings = config.trainer
     L.seed_everything(config.seed, workers=True, verbose=False)
     module = S2DCModule(config)
