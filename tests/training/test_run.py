@@ -349,11 +349,27 @@ def test_diverged_weights_are_not_saved(
     assert {name: (out / name).read_bytes() for name in before} == before
 
 
+class ShortStream:
+    """A file on a disk that has room for the beginning only."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+        self.room = 100_000
+
+    def write(self, content: bytes) -> int:
+        self.room -= len(content)
+        if self.room < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return int(self.stream.write(content))
+
+
 @pytest.mark.parametrize(
-    "error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("half")]
+    "error",
+    [OSError(errno.ENOSPC, "No space left on device"), "short", RuntimeError("half")],
+    ids=["disk", "archive", "fault"],
 )
 def test_failure_while_saving_keeps_the_old_checkpoint(
-    error: Exception,
+    error: Exception | str,
     straight: Path,
     train_arguments: Arguments,
     tmp_path: Path,
@@ -365,13 +381,16 @@ def test_failure_while_saving_keeps_the_old_checkpoint(
 
     def save(content: dict[str, Any], stream: Any) -> None:
         if content["global_step"] == 4:
+            if isinstance(error, str):  # torch meets the full disk itself
+                original(content, ShortStream(stream))
             stream.write(b"half a checkpoint")
+            assert isinstance(error, Exception)
             raise error
         original(content, stream)
 
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", save)
-        if isinstance(error, OSError):
+        if not isinstance(error, RuntimeError):
             assert main(train_arguments(out)) == 2
             message = capsys.readouterr().err.splitlines()[-1]
             assert message.startswith("s2dc-train: error: Cannot write ")

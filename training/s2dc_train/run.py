@@ -28,7 +28,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from napari_s2dc import __version__
 from napari_s2dc.engine.encoders import remember_local_run
 from napari_s2dc.errors import ConfigurationError, S2DCError
-from napari_s2dc.files import replace_atomically
+from napari_s2dc.files import replace_atomically, write_with_torch
 from s2dc_train.callbacks import MetricsFile, OrderlyStop, Progress
 from s2dc_train.checks import check_configuration, check_fit, read_training_checkpoint
 from s2dc_train.compiling import compile_encoders
@@ -63,9 +63,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
         """Write to a neighbouring file, flush it to disk and rename it."""
-        # Through a Python file, because torch's own writer hides why it failed.
-        with replace_atomically(Path(path)) as temporary, temporary.open("wb") as stream:
-            torch.save(checkpoint, stream)
+        write_with_torch(Path(path), checkpoint)
 
 
 def _accelerator(asked: str) -> str:
