@@ -24,6 +24,7 @@ from s2dc_train.interruption import Interrupted, StopRequest
 from s2dc_train.module import S2DCModule
 from s2dc_train.run import last_checkpoint
 from s2dc_train.validation import Validation
+from safetensors import safe_open
 
 from napari_s2dc.method.encoder import SwinEncoder
 
@@ -223,11 +224,16 @@ def test_signal_saves_after_the_step_and_resume_is_exact(
         patch.setattr(S2DCModule, "training_step", at_step(2, send(number)))
         assert main(train_arguments(out)) == code
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == handlers
-    assert f"s2dc-train --config {out}/config.yaml --ckpt last" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"s2dc-train --config {out}/config.yaml --ckpt last" in printed
     assert [step for step, _ in losses(out)] == [0, 1, 2]
     # No time for a measurement when someone waits for the process to end.
     assert [step for step, _ in validations(out)] == [0]
-    assert json.loads((out / "summary.json").read_text())["steps"] == 3
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["steps"], summary["measured_after_steps"]) == (3, 0)
+    assert f"{summary['match_accuracy_last']:.3f} (after 0 steps)" in printed
+    with safe_open(out / "encoder.safetensors", "pt") as stream:
+        assert '"match_accuracy": null' in stream.metadata()["napari_s2dc"]
 
     if number == signal.SIGTERM:  # both save in the same way
         # The very command that was printed.

@@ -108,7 +108,12 @@ def encoder_metadata(
             "synthetic_share": config.data.synthetic_share,
             "cross_contrast": bool(config.data.synthetic_share) and config.data.cross_contrast,
             "seconds": summary["seconds"],
-            "match_accuracy": summary["match_accuracy_last"],
+            # Not that of other weights, when a signal left no time to measure these.
+            "match_accuracy": (
+                summary["match_accuracy_last"]
+                if summary["measured_after_steps"] == summary["steps"]
+                else None
+            ),
             "seed": config.seed,
         },
         "version": __version__,
@@ -334,6 +339,8 @@ def _summary(
         "steps": steps,
         "seconds": round(training + validation.measuring_seconds, 1),
         "steps_per_second": round(steps / training, 4) if training else None,
+        # Steps after which the last figures were taken: fewer where a signal ended the run.
+        "measured_after_steps": validation.last_step,
         # Since the run was last started.
         "waiting_for_data": None if waiting_share is None else round(waiting_share, 4),
         **{
