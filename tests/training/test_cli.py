@@ -334,7 +334,7 @@ def test_two_processes(train_arguments: Arguments, tmp_path: Path) -> None:
     assert "Warning" not in finished.stderr
     assert [row["step"] for row in read_rows(out / "metrics.csv") if row["loss"]] == list("012")
     assert len(list((out / "tensorboard").glob("events*"))) == 1
-    assert yaml.safe_load((out / "config.yaml").read_text())["trainer"]["devices"] == "2"
+    assert yaml.safe_load((out / "config.yaml").read_text())["trainer"]["devices"] == 2
 
     seen = tmp_path / "run-seen"
     samples = [[int(line) for line in (seen / rank).read_text().split()] for rank in "01"]
