@@ -83,7 +83,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], *parts: st
     [
         (["--model.widnow_size", "3"], ["model.widnow_size"]),
         (["--trainer.max_steps", "many"], ["trainer.max_steps", "many"]),
-        (["--data.grid", "2"], ["data.grid"]),
+        (["--data.grid", "2"], ["--data.grid 2: a list such as [1,2,2] is expected."]),
         (["--config", "tiny_gpu"], ["There is no configuration 'tiny_gpu'", "tiny_cpu"]),
         (["--model.size", "huge"], ["model.size", "tiny"]),
         (["--views.matching", "both"], ["views.matching"]),
@@ -141,7 +141,10 @@ def test_configuration_file_with_an_unknown_field(
 ) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("trainer: {max_step: 5}\n")
-    refused(["--config", str(path)], capsys, "max_step")
+    refused(["--config", str(path)], capsys, "mine.yaml", "max_step")
+    for empty in ("", "# to be filled in\n", "tiny_cpu\n"):
+        path.write_text(empty)
+        refused(["--config", str(path)], capsys, "error: mine.yaml holds no settings. See")
     path.write_text("trainer: {max_steps: [\n")
     refused(["--config", str(path)], capsys, "mine.yaml")
 
