@@ -84,6 +84,34 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
         temporary.write_bytes(content)
 
 
+def write_with_torch(path: Path, content: Any) -> None:
+    """Write with torch.save; the file appears whole or not at all.
+
+    Parameters
+    ----------
+    path : Path
+        File to write; its folder is created.
+    content : object
+        What torch.save takes.
+
+    Raises
+    ------
+    S2DCError
+        The file cannot be written.
+    """
+    import torch
+
+    # Through a Python file, because torch's own writer hides why it failed.
+    with replace_atomically(path) as temporary, temporary.open("wb") as stream:
+        try:
+            torch.save(content, stream)
+        except RuntimeError as error:
+            # That its archive was cut short; the disk's own word came before.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+
+
 def holds_tensors(path: Path, key: str) -> bool:
     """Whether a file is one of `write_tensors` whose header has a key."""
     from safetensors import SafetensorError, safe_open

@@ -129,7 +129,7 @@ def fresh(wheel: Path, base_packages: set[str], tmp_path_factory: pytest.TempPat
 
 
 def test_the_wheel_holds_everything(wheel: Path) -> None:
-    """Both packages, the presets, the licence, and the manifest as a file and not as a link."""
+    """Both packages with type marks, presets, the licence, and the manifest as a file, no link."""
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         manifest = archive.getinfo("napari_s2dc/napari.yaml")
@@ -141,8 +141,9 @@ def test_the_wheel_holds_everything(wheel: Path) -> None:
         for path in folder.rglob("*")
         if path.suffix in (".py", ".yaml")
     }
+    typed = {"napari_s2dc/py.typed", "s2dc_train/py.typed"}
     presets = {Path(name).stem for name in names if re.match(r"s2dc_train/configs/.*\.yaml", name)}
-    assert sources <= names
+    assert sources | typed <= names
     assert {"tiny_cpu", "small_gpu", "base_paper", "reference"} <= presets
     assert any(name.endswith("licenses/LICENSE") for name in names)
     encoders = [name for name in names if re.match(r"napari_s2dc/weights/.*\.safetensors", name)]

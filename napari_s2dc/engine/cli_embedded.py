@@ -103,9 +103,29 @@ class EmbeddedScans:
 
         if is_embedding_file(path):
             embedding = load_embedding(path)
+            self._require_as_asked(embedding, path)
             grid = _own_grid(embedding)
             return EmbeddedScan(embedding, grid, grid)
         return self.of_scan(read_values(path), path)
+
+    def _require_as_asked(self, embedding: Embedding, path: Path) -> None:
+        """Refuse a file of features that ``--encoder`` or ``--stage`` would not have made."""
+        from napari_s2dc.engine.encoders import weights_hash
+
+        hint = "Leave the option out, or embed the scan again."
+        if self._option is not None and embedding.metadata.get("weights") != weights_hash(
+            self.network
+        ):
+            raise ConfigurationError(
+                f"{path} was embedded by another encoder than --encoder {self._option}.", hint
+            )
+        stage = self.settings.stage
+        if stage is not None and embedding.metadata.get("stage", stage) != stage:
+            raise ConfigurationError(
+                f"{path} holds features of stage {embedding.metadata['stage']}, not of --stage "
+                f"{stage}.",
+                hint,
+            )
 
     def of_scan(self, scan: Volume, path: Path) -> EmbeddedScan:
         """Embed a scan; says on standard error when it is far from what the encoder knows."""

@@ -30,6 +30,7 @@ _WORDS = {
     "<class 'float'>": "a number",
     "<class 'bool'>": "true or false",
     "<class 'str'>": "text",
+    "<class 'list'>": "a list such as [1,2,2]",
     "<class 'jsonargparse.typing.PositiveInt'>": "a whole number above 0",
     "<class 'jsonargparse.typing.NonNegativeInt'>": "a whole number of at least 0",
 }
@@ -110,7 +111,9 @@ def parse_arguments(parser: ArgumentParser, arguments: Sequence[str], program: s
         options = _option_names(commands.get(command, parser))
         sentence = _in_one_sentence(str(error), command, options)
         files = [Path(value).name for value in _config_files(arguments)]
-        if files and ("parsing config" in sentence or "Unexpected config" in sentence):
+        if files and sentence.startswith("Unexpected config"):
+            sentence = f"{', '.join(files)} holds no settings."
+        elif files and ("parsing config" in sentence or "does not accept option" in sentence):
             sentence = f"{', '.join(files)}: {sentence}"
         raise ConfigurationError(sentence, hint) from error
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from napari_s2dc.errors import CheckpointError
-from napari_s2dc.files import replace_atomically
+from napari_s2dc.files import write_with_torch
 
 ENCODER_NAME = "encoder.safetensors"
 FORMATS = ("monai-swin-unetr",)
@@ -76,8 +76,6 @@ def export_monai_swin_unetr(
     S2DCError
         The file cannot be written.
     """
-    import torch
-
     from napari_s2dc.method.encoder import SwinEncoder
 
     source = checkpoint_in(run)
@@ -101,9 +99,7 @@ def export_monai_swin_unetr(
     state = {
         f"swinViT.{name}": tensor.contiguous() for name, tensor in encoder.swin.state_dict().items()
     }
-    # Through a Python file, because torch's own writer hides why it failed.
-    with replace_atomically(target) as temporary, temporary.open("wb") as stream:
-        torch.save(state, stream)
+    write_with_torch(target, state)
     config = encoder.config
     usage = "\n".join(
         [

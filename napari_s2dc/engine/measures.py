@@ -237,7 +237,8 @@ def structure_accuracy(
     Returns
     -------
     float
-        Share of the labelled patches named right; NaN when either side has none.
+        Share of the labelled patches named right; NaN when either side has none, or a feature of
+        one is no finite number.
     """
     from sklearn.neighbors import KNeighborsClassifier
 
@@ -247,6 +248,8 @@ def structure_accuracy(
 
     (points, names), (questions, truth) = labelled(known), labelled(asked)
     if not len(names) or not len(truth):
+        return float("nan")
+    if not np.isfinite(points).all() or not np.isfinite(questions).all():
         return float("nan")
     classifier = KNeighborsClassifier(min(neighbours, len(names)), metric="cosine")
     return float(classifier.fit(points, names).score(questions, truth))

@@ -86,6 +86,15 @@ def without_voxels(header: FileHeader) -> FileArray:
     return FileArray(np.empty(header.shape, np.uint8), header)
 
 
+# What the readers say of a file that ends too early, where they do not raise an EOFError.
+_TRUNCATED = (
+    "mmap length",
+    "file be damaged",
+    "buffer size must be a multiple",  # NRRD, as the next
+    "Size of the data does not equal",
+)
+
+
 @contextmanager
 def one_sentence(path: Path) -> Iterator[None]:
     """Turn whatever a file library raises while reading into one sentence about `path`."""
@@ -107,7 +116,7 @@ def one_sentence(path: Path) -> Iterator[None]:
     except Exception as error:  # the readers raise a dozen unrelated types for a broken file
         message = " ".join(str(error).split("ITK ERROR:")[-1].split())
         reason = (message or type(error).__name__)[:200].rstrip("?.")
-        if any(words in message for words in ("mmap length", "file be damaged")):
+        if any(words in message for words in _TRUNCATED):
             reason = f"it seems truncated ({reason})"
         raise VolumeError(f"{path} cannot be read: {reason}.") from error
 

@@ -251,7 +251,7 @@ def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFi
         ),
         ("finetune --images a --labels b --out c --held-out -1", "error: --held-out: Not of type"),
         ("finetune --config nowhere.yaml", "error: --config: File does not exist: "),
-        ("finetune --config {tmp}/text.nii --images a", "text.nii: "),
+        ("finetune --config {tmp}/text.nii --images a", "text.nii holds no settings."),
         ("finetune --config {tmp}/latin.yaml --images a", "latin.yaml is not a UTF-8 text file."),
         ("embed", "required: scans. See s2dc embed --help"),
         ("embed x --no-such", "--no-such"),

@@ -241,6 +241,31 @@ def test_features_of_another_encoder_are_not_compared(
     assert "by another encoder" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["--encoder", "S2DC tiny"], "by another encoder than --encoder S2DC tiny."),
+        (["--stage", "1"], "holds features of stage 2, not of --stage 1."),
+    ],
+)
+def test_options_that_a_file_of_features_does_not_follow_are_refused(
+    more: list[str],
+    sentence: str,
+    scan: Path,
+    checkpoint: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    features, out = str(tmp_path / "scan.safetensors"), str(tmp_path / "heat.nii.gz")
+    made = ["--encoder", checkpoint, "--stage", "2"]
+    assert main(["embed", str(scan), "--out", features, *made]) == 0
+    probe = ["probe", features, "--point", "12,20,28", "--out", out]
+    assert main([*probe, *made]) == 0
+    assert main([*probe, *more]) == 2
+    assert f"s2dc: error: {features} " in (error := capsys.readouterr().err)
+    assert sentence in error
+
+
 def test_consistency_lies_on_the_grid_of_the_scan(
     scan: Path, checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -83,7 +83,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], *parts: st
     [
         (["--model.widnow_size", "3"], ["model.widnow_size"]),
         (["--trainer.max_steps", "many"], ["trainer.max_steps", "many"]),
-        (["--data.grid", "2"], ["data.grid"]),
+        (["--data.grid", "2"], ["--data.grid 2: a list such as [1,2,2] is expected."]),
         (["--config", "tiny_gpu"], ["There is no configuration 'tiny_gpu'", "tiny_cpu"]),
         (["--model.size", "huge"], ["model.size", "tiny"]),
         (["--views.matching", "both"], ["views.matching"]),
@@ -117,6 +117,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], *parts: st
         (["--trainer.save_every", "0"], ["trainer.save_every must be at least 1"]),
         (["--trainer.max_minutes", "-1"], ["trainer.max_minutes must be at least 0"]),
         (["--trainer.devices", "0"], ["devices 0"]),
+        (["--trainer.devices", "all"], ["devices all"]),
         (["--trainer.accelerator", "abacus"], ["accelerator abacus"]),
         (["--seed", "-1"], ["seed must be at least 0"]),
         (["--ckpt", "last"], ["There is no checkpoint", "last.ckpt"]),
@@ -140,7 +141,10 @@ def test_configuration_file_with_an_unknown_field(
 ) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("trainer: {max_step: 5}\n")
-    refused(["--config", str(path)], capsys, "max_step")
+    refused(["--config", str(path)], capsys, "mine.yaml", "max_step")
+    for empty in ("", "# to be filled in\n", "tiny_cpu\n"):
+        path.write_text(empty)
+        refused(["--config", str(path)], capsys, "error: mine.yaml holds no settings. See")
     path.write_text("trainer: {max_steps: [\n")
     refused(["--config", str(path)], capsys, "mine.yaml")
 
@@ -252,7 +256,14 @@ def test_folder_that_cannot_be_written(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "file").write_text("in the way")
-    refused(train_arguments(tmp_path / "file" / "run"), capsys, "Cannot write", str(tmp_path))
+    for out in (tmp_path / "file", tmp_path / "file" / "run"):
+        refused(train_arguments(out), capsys, f"the run folder {out}: {tmp_path}/file is a file")
+    with monkeypatch.context() as patch:
+        access = os.access
+        patch.setattr(os, "access", lambda path, mode: not mode & os.W_OK and access(path, mode))
+        # Before any scan is looked at, and without blaming the cache inside it.
+        arguments = train_arguments(tmp_path / "run", "--data.path", "/nowhere")
+        refused(arguments, capsys, f"{tmp_path} may not be written. Choose another --out.")
 
     # The tests may run as root, whom no permission stops.
     def denied(*args: Any, **kwargs: Any) -> None:
@@ -326,7 +337,7 @@ def test_two_processes(train_arguments: Arguments, tmp_path: Path) -> None:
     assert "Warning" not in finished.stderr
     assert [row["step"] for row in read_rows(out / "metrics.csv") if row["loss"]] == list("012")
     assert len(list((out / "tensorboard").glob("events*"))) == 1
-    assert yaml.safe_load((out / "config.yaml").read_text())["trainer"]["devices"] == "2"
+    assert yaml.safe_load((out / "config.yaml").read_text())["trainer"]["devices"] == 2
 
     seen = tmp_path / "run-seen"
     samples = [[int(line) for line in (seen / rank).read_text().split()] for rank in "01"]

@@ -39,6 +39,14 @@ def parse(*arguments: str) -> RunConfig:
     return run_config(parsed.as_dict())
 
 
+def test_devices_may_be_a_number_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    for written, read in (("2", 2), ("'2'", 2), ("auto", "auto"), ("'0,1'", "0,1")):
+        path.write_text(f"trainer: {{devices: {written}}}\n")
+        assert str(parse("--config", str(path)).trainer.devices) == str(read)
+    assert str(parse("--trainer.devices", "2").trainer.devices) == "2"
+
+
 def test_the_small_configuration_is_there() -> None:
     assert "tiny_cpu" in PRESETS
 

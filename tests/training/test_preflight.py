@@ -162,6 +162,17 @@ def test_relative_paths_are_found_while_itk_loads(tmp_path, save_scan):
     assert finished.stdout == "4 []\n"
 
 
+def test_scan_with_nan_does_not_spoil_the_ranges(tmp_path, save_scan, ball, small_config):
+    broken = ball()
+    broken[3, 4, 5] = np.nan
+    for number, array in enumerate((broken, ball(seed=1), ball(seed=2))):
+        save_scan(tmp_path / "scans" / f"{number}.nii.gz", array)
+    config = small_config(tmp_path / "scans")
+    shown = str(preflight(find_scans(config), config))
+    assert "nan" not in shown
+    assert "mr (2) (of 2 scans looked at)" in shown
+
+
 def test_scan_without_permission_is_skipped(tmp_path, save_scan, monkeypatch):
     good, locked = save_scan(tmp_path / "good.nii.gz"), save_scan(tmp_path / "locked.nii.gz")
     from napari_s2dc.volumes.io import read_header

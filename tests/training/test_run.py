@@ -24,6 +24,7 @@ from s2dc_train.interruption import Interrupted, StopRequest
 from s2dc_train.module import S2DCModule
 from s2dc_train.run import last_checkpoint
 from s2dc_train.validation import Validation
+from safetensors import safe_open
 
 from napari_s2dc.method.encoder import SwinEncoder
 
@@ -223,11 +224,16 @@ def test_signal_saves_after_the_step_and_resume_is_exact(
         patch.setattr(S2DCModule, "training_step", at_step(2, send(number)))
         assert main(train_arguments(out)) == code
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == handlers
-    assert f"s2dc-train --config {out}/config.yaml --ckpt last" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"s2dc-train --config {out}/config.yaml --ckpt last" in printed
     assert [step for step, _ in losses(out)] == [0, 1, 2]
     # No time for a measurement when someone waits for the process to end.
     assert [step for step, _ in validations(out)] == [0]
-    assert json.loads((out / "summary.json").read_text())["steps"] == 3
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["steps"], summary["measured_after_steps"]) == (3, 0)
+    assert f"{summary['match_accuracy_last']:.3f} (after 0 steps)" in printed
+    with safe_open(out / "encoder.safetensors", "pt") as stream:
+        assert '"match_accuracy": null' in stream.metadata()["napari_s2dc"]
 
     if number == signal.SIGTERM:  # both save in the same way
         # The very command that was printed.
@@ -317,11 +323,59 @@ def test_finished_run_can_be_prolonged(
     assert state["S2DCDataModule"]["next_sample"] == 8
 
 
+def test_optimizer_settings_may_be_changed_at_a_resume(
+    straight: Path, train_arguments: Arguments, tmp_path: Path
+) -> None:
+    out = tmp_path / "slower"
+    checkpoint = str(straight / "checkpoints" / "last.ckpt")
+    more = ["--optimizer.learning_rate", "1e-6", "--optimizer.final_learning_rate", "1"]
+    more += ["--optimizer.weight_decay", "0.3", "--optimizer.beta2", "0.9"]
+    more += ["--trainer.max_steps", "8", "--trainer.probe", "false"]
+    assert main(train_arguments(out, "--ckpt", checkpoint, *more)) == 0
+    rows = [row for row in read_rows(out / "metrics.csv") if row["loss"]]
+    assert [float(row["learning_rate"]) for row in rows] == [1e-6, 1e-6]
+    state = torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)
+    groups = state["optimizer_states"][0]["param_groups"]
+    assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
+    assert {group["betas"][1] for group in groups} == {0.9}
+
+
+def test_diverged_weights_are_not_saved(
+    straight: Path,
+    train_arguments: Arguments,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = Path(shutil.copytree(straight, tmp_path / "run"))
+    before = {name: (out / name).read_bytes() for name in ("checkpoints/last.ckpt", "summary.json")}
+    more = ["--ckpt", "last", "--trainer.max_steps", "10", "--optimizer.learning_rate", "1e30"]
+    assert main(train_arguments(out, *more, "--optimizer.warmup_steps", "0")) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("s2dc-train: error: Training has diverged: after 8 steps")
+    assert {name: (out / name).read_bytes() for name in before} == before
+
+
+class ShortStream:
+    """A file on a disk that has room for the beginning only."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+        self.room = 100_000
+
+    def write(self, content: bytes) -> int:
+        self.room -= len(content)
+        if self.room < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return int(self.stream.write(content))
+
+
 @pytest.mark.parametrize(
-    "error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("half")]
+    "error",
+    [OSError(errno.ENOSPC, "No space left on device"), "short", RuntimeError("half")],
+    ids=["disk", "archive", "fault"],
 )
 def test_failure_while_saving_keeps_the_old_checkpoint(
-    error: Exception,
+    error: Exception | str,
     straight: Path,
     train_arguments: Arguments,
     tmp_path: Path,
@@ -333,13 +387,16 @@ def test_failure_while_saving_keeps_the_old_checkpoint(
 
     def save(content: dict[str, Any], stream: Any) -> None:
         if content["global_step"] == 4:
+            if isinstance(error, str):  # torch meets the full disk itself
+                original(content, ShortStream(stream))
             stream.write(b"half a checkpoint")
+            assert isinstance(error, Exception)
             raise error
         original(content, stream)
 
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", save)
-        if isinstance(error, OSError):
+        if not isinstance(error, RuntimeError):
             assert main(train_arguments(out)) == 2
             message = capsys.readouterr().err.splitlines()[-1]
             assert message.startswith("s2dc-train: error: Cannot write ")

@@ -357,7 +357,7 @@ BAD = {
     colour_dicom: "RGB",
     truncated_gzip: "truncated",
     truncated_plain: "truncated",
-    truncated_nrrd: "cannot be read",
+    truncated_nrrd: "truncated",
     truncated_mha: "cannot be read",
     lonely_nrrd_header: r"lonely\.nhdr refers to a file that does not exist",
     zero_spacing: "spacing",

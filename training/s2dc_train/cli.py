@@ -162,9 +162,11 @@ def _print_result(summary: dict[str, Any], out: Path, resume_command: str) -> No
     """Print the main figures and where the files are."""
 
     def change(name: str) -> str:
-        first, last = (summary.get(f"{name}_{when}") for when in ("first", "last"))
+        first, last = (summary.get(f"{name}_{end}") for end in ("first", "last"))
         shown = ["not measured" if value is None else f"{value:.3f}" for value in (first, last)]
-        return " -> ".join(shown)
+        measured = summary["measured_after_steps"]
+        when = "" if measured == summary["steps"] else f" (after {measured} steps)"
+        return " -> ".join(shown) + when
 
     rows = [
         ("Steps", f"{summary['steps']} in {summary['seconds'] / 60:.1f} minutes"),

@@ -156,7 +156,7 @@ class TrainerConfig:
     """Stop after this many minutes and save; 0 means no limit."""
     accelerator: str = "auto"
     """auto (a CUDA GPU if there is one, else the CPU), cpu or gpu."""
-    devices: str = "auto"
+    devices: int | str = "auto"
     """Devices on each node; auto takes all."""
     num_nodes: int = 1
     """Nodes of a distributed run."""

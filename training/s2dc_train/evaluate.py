@@ -33,12 +33,14 @@ def effective_rank(features: Tensor) -> float:
     Returns
     -------
     float
-        From 1 (collapse to a line) to min(n - 1, C).
+        From 1 (collapse to a line) to min(n - 1, C); NaN when a feature is no finite number.
 
     Notes
     -----
     Source: Roy and Vetterli, "The effective rank", EUSIPCO 2007.
     """
+    if not features.isfinite().all():
+        return float("nan")
     values = torch.linalg.svdvals((features - features.mean(0)).double())
     share = values / values.sum().clamp(min=1e-12)
     return float(torch.exp(torch.special.entr(share).sum()))

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from napari_s2dc.errors import S2DCError
 from napari_s2dc.method.encoder import SIZES, STRIDES, EncoderConfig, SwinEncoder
 from napari_s2dc.method.tokens import merge_tokens, problems
 from s2dc_train.checks import check_configuration
@@ -262,6 +263,39 @@ class S2DCModule(L.LightningModule):
         remaining = (1 + math.cos(math.pi * done)) / 2
         end = model.teacher_momentum_end
         return end - (end - model.teacher_momentum) * remaining
+
+    def on_train_start(self) -> None:
+        """Let the settings rule the optimizer; a checkpoint has just brought those of before."""
+        settings = self.config.optimizer
+        optimizer: Any = self.optimizers()
+        schedule: Any = self.lr_schedulers()
+        schedule.base_lrs = [settings.learning_rate for _ in schedule.base_lrs]
+        for group, factor, decay in zip(
+            optimizer.param_groups, schedule.lr_lambdas, (settings.weight_decay, 0.0), strict=True
+        ):
+            group.update(
+                initial_lr=settings.learning_rate,
+                lr=settings.learning_rate * factor(schedule.last_epoch),
+                weight_decay=decay,
+                betas=(0.9, settings.beta2),
+            )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the last good checkpoint when training has diverged.
+
+        Raises
+        ------
+        S2DCError
+            A weight is no finite number.
+        """
+        state: dict[str, Tensor] = checkpoint["state_dict"]
+        if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
+            raise S2DCError(
+                f"Training has diverged: after {self.global_step} steps weights are NaN or "
+                "infinite, and they are not saved.",
+                "Lower --optimizer.learning_rate; with --ckpt last a run goes on from the last "
+                "weights it saved.",
+            )
 
     def configure_optimizers(self) -> Any:
         """Return AdamW, without decay on norms, biases and the like; warm-up, then cosine."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from napari_s2dc.errors import VolumeError
-from napari_s2dc.volumes.io import read_header, read_volume
+from napari_s2dc.volumes.io import check_values, read_header, read_volume
 from s2dc_train.cached_scan import BYTES_PER_VOXEL, CachedScan
 from s2dc_train.config import DataConfig
 from s2dc_train.data_settings import check_settings, spacing_of, subvolume_size
@@ -269,6 +269,7 @@ def _facts(entry: ScanEntry, config: DataConfig, size: tuple[int, int, int]) -> 
 def _with_voxels(facts: ScanFacts, config: DataConfig) -> ScanFacts:
     try:
         volume = read_volume(Path(facts.path))
+        check_values(volume)
     except READ_ERRORS:
         return facts  # listed with its reason when the scan is preprocessed
     return replace(

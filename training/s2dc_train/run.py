@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import json
 import math
+import os
 import resource
 import signal
 import warnings
@@ -27,7 +28,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from napari_s2dc import __version__
 from napari_s2dc.engine.encoders import remember_local_run
 from napari_s2dc.errors import ConfigurationError, S2DCError
-from napari_s2dc.files import replace_atomically
+from napari_s2dc.files import replace_atomically, write_with_torch
 from s2dc_train.callbacks import MetricsFile, OrderlyStop, Progress
 from s2dc_train.checks import check_configuration, check_fit, read_training_checkpoint
 from s2dc_train.compiling import compile_encoders
@@ -62,9 +63,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
         """Write to a neighbouring file, flush it to disk and rename it."""
-        # Through a Python file, because torch's own writer hides why it failed.
-        with replace_atomically(Path(path)) as temporary, temporary.open("wb") as stream:
-            torch.save(checkpoint, stream)
+        write_with_torch(Path(path), checkpoint)
 
 
 def _accelerator(asked: str) -> str:
@@ -109,7 +108,12 @@ def encoder_metadata(
             "synthetic_share": config.data.synthetic_share,
             "cross_contrast": bool(config.data.synthetic_share) and config.data.cross_contrast,
             "seconds": summary["seconds"],
-            "match_accuracy": summary["match_accuracy_last"],
+            # Not that of other weights, when a signal left no time to measure these.
+            "match_accuracy": (
+                summary["match_accuracy_last"]
+                if summary["measured_after_steps"] == summary["steps"]
+                else None
+            ),
             "seed": config.seed,
         },
         "version": __version__,
@@ -129,6 +133,18 @@ def _disk_errors(out: Path) -> Iterator[None]:
             f"Cannot write to the run folder {out}: {error.strerror or error}.",
             "Free some space or choose another folder; a saved run goes on with --ckpt last.",
         ) from error
+
+
+def _check_folder(out: Path) -> None:
+    """Refuse a run folder that cannot be written, before every scan is read."""
+    place = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    reason = ""
+    if not place.is_dir():
+        reason = f"{place} is a file"
+    elif not os.access(place, os.W_OK | os.X_OK):
+        reason = f"{place} may not be written"
+    if reason:
+        raise S2DCError(f"Cannot write to the run folder {out}: {reason}.", "Choose another --out.")
 
 
 def last_checkpoint(out: Path) -> Path | None:
@@ -200,6 +216,7 @@ def _train(
     config: RunConfig, out: Path, resume: Path | None, request: StopRequest
 ) -> dict[str, Any]:
     check_configuration(config)
+    _check_folder(out)
     settings = config.trainer
     L.seed_everything(config.seed, workers=True, verbose=False)
     module = S2DCModule(config)
@@ -302,7 +319,7 @@ def _trainer(config: RunConfig, callbacks: list[Callback], clock: WaitClock) -> 
             # one limit for all waiting, so a process that hangs is noticed no earlier either.
             trainer = make(DDPStrategy(timeout=_CACHE_TIMEOUT))
         return trainer
-    except (MisconfigurationException, ValueError, RuntimeError) as error:
+    except (MisconfigurationException, TypeError, ValueError, RuntimeError) as error:
         raise ConfigurationError(
             f"This machine cannot run with trainer.accelerator {settings.accelerator}, "
             f"devices {settings.devices} and precision {settings.precision}: {error}"
@@ -322,6 +339,8 @@ def _summary(
         "steps": steps,
         "seconds": round(training + validation.measuring_seconds, 1),
         "steps_per_second": round(steps / training, 4) if training else None,
+        # Steps after which the last figures were taken: fewer where a signal ended the run.
+        "measured_after_steps": validation.last_step,
         # Since the run was last started.
         "waiting_for_data": None if waiting_share is None else round(waiting_share, 4),
         **{
