@@ -185,3 +185,14 @@ def test_axes_that_napari_only_counts_are_named(viewer: Any) -> None:
     assert axis_names(viewer.add_image(np.zeros((4, 5, 6)))) == ("z", "y", "x")
     named = viewer.add_image(np.zeros((4, 5, 6)), axis_labels=("up", "back", "left"))
     assert axis_names(named) == ("up", "back", "left")
+
+
+def test_places_of_small_voxels_have_decimals(viewer: Any) -> None:
+    from napari_s2dc.widgets.placement import words_of
+
+    place = (-0.06, -1.26, 7.4)
+    for side, words in ((2.0, "z 0, y -1, x 7 mm"), (0.15, "z -0.1, y -1.3, x 7.4 mm")):
+        scan = viewer.add_image(np.zeros((4, 5, 6)), scale=(side,) * 3, units=("mm",) * 3)
+        assert words_of(scan, place) == words
+    metres = viewer.add_image(np.zeros((4, 5, 6)), scale=(-0.002, 1, 1), units=("m", "mm", "mm"))
+    assert words_of(metres, place) == "z -0.060, y -1, x 7"
