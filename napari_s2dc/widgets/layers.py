@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 
+from napari_s2dc._writer import TO_SCAN
 from napari_s2dc.widgets.placement import GEOMETRY, Placement, geometry_of, move, token_geometry
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class Overlays:
         """Show anatomy colours, (tz, ty, tx, 4) uint8."""
         layer = self.find(source, "colours")
         if layer is not None and layer.data.shape == colours.shape:
-            move(layer, geometry)
+            self.put(source, layer, geometry)
             layer.data = colours
             return layer
         return self.add(
@@ -109,7 +110,7 @@ class Overlays:
         """
         layer = self.find(source, kind)
         if layer is not None and layer.data.shape == values.shape:
-            move(layer, geometry)
+            self.put(source, layer, geometry)
             layer.data[...] = values
             layer.refresh(extent=False, thumbnail=False, highlight=False)
             return layer
@@ -130,7 +131,7 @@ class Overlays:
         """Show integer labels as an overlay: clusters, selected patches, the structure found."""
         layer = self.find(source, kind)
         if layer is not None and layer.data.shape == labels.shape:
-            move(layer, geometry)
+            self.put(source, layer, geometry)
             layer.data = labels
             return layer
         return self.add(source, kind, "add_labels", labels, title, geometry, opacity=0.5)
@@ -139,7 +140,7 @@ class Overlays:
         """Mark voxels (n, 3) of a source with rings; `size` in voxels."""
         layer = self.find(source, "nearest")
         if layer is not None:
-            move(layer, geometry_of(source))
+            self.put(source, layer, geometry_of(source))
             layer.data = voxels
             return layer
         return self.add(
@@ -162,7 +163,7 @@ class Overlays:
                 size=size, symbol=symbols, face_color=colours, border_color="black",
                 border_width=0.1, ndim=3,
             )  # fmt: skip
-        move(layer, geometry_of(source))
+        self.put(source, layer, geometry_of(source))
         layer.data = voxels
         layer.symbol = symbols
         layer.face_color = colours
@@ -189,6 +190,16 @@ class Overlays:
     def write_labels(layer: Labels, voxels: tuple[np.ndarray, ...], label: int) -> None:
         """Write a label into a Labels layer as one step that napari's undo takes back."""
         layer.data_setitem(voxels, label)
+
+    def put(self, source: Layer, layer: Layer, geometry: dict[str, Any]) -> None:
+        """Put a result layer, which is there already, elsewhere over its source."""
+        move(layer, geometry)
+        placement = Placement.between(source, geometry)
+        if np.allclose(placement.matrix, self._placements[plain(layer)].matrix):
+            return
+        self._placements[plain(layer)] = placement
+        if TO_SCAN in layer.metadata.get("s2dc", {}):
+            layer.metadata = {**layer.metadata, **_in_file(source, placement)}
 
     @staticmethod
     def clear_heat(layer: Image) -> None:
@@ -282,21 +293,25 @@ class Overlays:
         geometry : dict
             Where it lies, as keywords.
         metadata : dict, optional
-            Of the source, for a result on its grid that is to be saved on that of its file.
+            What the layer says of itself; when left out, where it lies in the source's file, so
+            that it is saved there.
         **look
             Further keywords of the method.
         """
         self.remove(source, kind)
+        placement = Placement.between(source, geometry)
+        if metadata is None:
+            metadata = _in_file(source, placement)
         with self._selection_kept():
             layer = getattr(self._viewer, method)(
                 data,
                 name=f"{source.name} – {title}",
-                metadata={**(metadata or {}), _MARK: kind},
+                metadata={**metadata, _MARK: kind},
                 **geometry,
                 **look,
             )
         self._made.setdefault(plain(source), {})[kind] = ref(plain(layer))
-        self._placements[plain(layer)] = Placement.between(source, geometry)
+        self._placements[plain(layer)] = placement
         for name in GEOMETRY:  # connecting twice connects once
             getattr(source.events, name).connect(self._on_moved)
         return layer
@@ -321,6 +336,19 @@ class Overlays:
                 layers.selection.active = active
         finally:
             self._keeping = before
+
+
+def _in_file(source: Layer, placement: Placement) -> dict[str, Any]:
+    """Metadata of a result that say where it lies in the file of its source, if there is one.
+
+    The viewer does not know: it shows an oblique scan, and what was made of it, on straight axes.
+    """
+    known = source.metadata.get("s2dc") or {}
+    if known.get("affine") is None:
+        return {}
+    if np.allclose(placement.matrix, np.eye(4)):
+        return {"s2dc": {name: known.get(name) for name in ("affine", "original")}}
+    return {"s2dc": {"affine": known["affine"], TO_SCAN: placement.matrix}}
 
 
 def _shape(layer: Layer) -> tuple[int, ...]:

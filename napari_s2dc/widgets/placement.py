@@ -85,6 +85,13 @@ class Placement:
         first = _data_to_own(geometry_of(source)).inverse(geometry["translate"])
         return cls(np.asarray(first), np.asarray(geometry["scale"]) / np.asarray(source.scale))
 
+    @property
+    def matrix(self) -> np.ndarray:
+        """Matrix (4, 4) from voxels of the result to those of the source."""
+        matrix = np.diag([*self.step, 1.0])
+        matrix[:3, 3] = self.first
+        return matrix
+
     def over(self, source: Layer) -> dict[str, Any]:
         """Geometry of the result over the source as it lies now, as keywords for a layer."""
         geometry = geometry_of(source)
