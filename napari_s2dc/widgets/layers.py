@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary, WeakSet, ref
 
 import numpy as np
 
@@ -51,6 +51,7 @@ class Overlays:
         self._viewer = viewer
         self._made: WeakKeyDictionary[Any, dict[str, ref[Any]]] = WeakKeyDictionary()
         self._placements: WeakKeyDictionary[Any, Placement] = WeakKeyDictionary()
+        self._results: WeakSet[Any] = WeakSet()
         self._keeping = False
 
     @property
@@ -64,10 +65,12 @@ class Overlays:
         layer = None if reference is None else reference()
         return layer if layer is not None and layer in self._viewer.layers else None
 
-    @staticmethod
-    def is_overlay(layer: Layer) -> bool:
-        """Whether a layer is a result; it says so itself, from the moment it is inserted."""
-        return _MARK in layer.metadata
+    def is_overlay(self, layer: Layer) -> bool:
+        """Whether a layer is a result; it says so itself, from the moment it is inserted.
+
+        A copy that the user makes of a result says so too, but is the user's own.
+        """
+        return _MARK in layer.metadata and (self._keeping or plain(layer) in self._results)
 
     def give_away(self, layer: Layer) -> None:
         """Make a result layer the user's own: it stays as it is, and is offered as any other."""
@@ -311,6 +314,7 @@ class Overlays:
                 **look,
             )
         self._made.setdefault(plain(source), {})[kind] = ref(plain(layer))
+        self._results.add(plain(layer))
         self._placements[plain(layer)] = placement
         for name in GEOMETRY:  # connecting twice connects once
             getattr(source.events, name).connect(self._on_moved)
