@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -295,3 +296,23 @@ def test_the_probed_layer_may_be_removed(
     qtbot.waitUntil(lambda: not embedded.jobs.is_running("structure"), timeout=20_000)
     assert embedded.probing.home is None
     viewer.layers.clear()
+
+
+def test_volumes_of_different_encoders_are_not_said_to_compare(
+    embedded: Workbench, viewer: Any, tmp_path: Path, qtbot: Any
+) -> None:
+    import torch
+
+    from napari_s2dc.method.encoder import SwinEncoder
+
+    first = embedded.header.chosen_path
+    torch.manual_seed(1)
+    SwinEncoder.from_size("tiny", window_size=4).save(tmp_path / "second.safetensors", {})
+    others, other = embedded.probe_tab.others, add_phantom(viewer, 2)
+    for path, alike in ((str(tmp_path / "second.safetensors"), False), (first, True)):
+        embedded.encoders.load_encoder("encoder", path)
+        qtbot.waitUntil(lambda wanted=path: str(embedded.session.encoder.path) == wanted)
+        embed(embedded, other, qtbot)
+        qtbot.waitUntil(lambda: not embedded.jobs.is_running("embed"))
+        assert others.isEnabled() == alike
+        assert ("different encoders" in others.toolTip()) != alike
