@@ -203,6 +203,8 @@ class ProbeTab(QWidget):
         """
         there = bool(volume_name)
         why = "" if there else "Embed a volume first, on the Embed tab"
+        if not there:
+            self.probe_button.setChecked(False)  # or the mouse would stay taken
         self.probe_button.setEnabled(there)
         self.probe_button.setToolTip(
             why or f"Show what looks like the place under the mouse{key_hint(PROBE)}"

@@ -298,6 +298,18 @@ def test_the_probed_layer_may_be_removed(
     viewer.layers.clear()
 
 
+def test_probing_ends_with_the_last_embedded_volume(
+    embedded: Workbench, scan: Any, viewer: Any, qtbot: Any
+) -> None:
+    button = embedded.probe_tab.probe_button
+    button.click()
+    assert not viewer.scene.camera.mouse_pan
+    viewer.layers.remove(scan)
+    qtbot.waitUntil(lambda: not button.isEnabled())
+    assert not button.isChecked()
+    assert viewer.scene.camera.mouse_pan
+
+
 def test_volumes_of_different_encoders_are_not_said_to_compare(
     embedded: Workbench, viewer: Any, tmp_path: Path, qtbot: Any
 ) -> None:
