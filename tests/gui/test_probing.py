@@ -328,3 +328,19 @@ def test_volumes_of_different_encoders_are_not_said_to_compare(
         qtbot.waitUntil(lambda: not embedded.jobs.is_running("embed"))
         assert others.isEnabled() == alike
         assert ("different encoders" in others.toolTip()) != alike
+
+
+def test_what_else_esc_does_is_given_back(embedded: Workbench, viewer: Any) -> None:
+    def own(_: Any) -> None:
+        pass
+
+    viewer.bind_key("Escape", own)
+    button = embedded.probe_tab.probe_button
+    try:
+        for _ in range(2):
+            button.click()
+            assert own not in viewer.keymap.values()
+            button.click()
+            assert own in viewer.keymap.values()
+    finally:
+        viewer.bind_key("Escape", None)
