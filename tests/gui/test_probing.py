@@ -126,6 +126,11 @@ def test_the_structure_is_previewed_and_written_undoably(
     assert not labels.data.any()
     tab.otsu.click()
     qtbot.waitUntil(lambda: tab.threshold.value() == pytest.approx(otsu, abs=0.01), timeout=20_000)
+    frozen = np.zeros(scan.data.shape, np.uint8)
+    frozen.flags.writeable = False  # such as those of a file that was mapped into memory
+    tab.target.choose(viewer.add_labels(frozen, name="frozen"))
+    tab.add_button.click()
+    assert "frozen cannot be changed" in embedded.message.text()
     tab.preview.setChecked(False)
     assert embedded.session.overlays.find(scan, "structure") is None
 
