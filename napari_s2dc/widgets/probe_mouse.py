@@ -88,6 +88,8 @@ class ProbeMouse(QObject):
         viewer = self._viewer
         viewer.layers.selection.events.active.disconnect(self._hold)
         viewer.dims.events.ndisplay.disconnect(self._hold)
+        for layer in viewer.layers:
+            layer.events.mode.disconnect(self._hold)
         if self._on_press in viewer.mouse_drag_callbacks:
             viewer.mouse_drag_callbacks.remove(self._on_press)
         viewer.bind_key("Escape", self._escape, overwrite=True)
@@ -97,7 +99,10 @@ class ProbeMouse(QObject):
 
     def _hold(self, _: object = None) -> None:
         """Keep a drag from panning the slice; the 3D view still turns."""
-        if self._tool_is_free():
+        active = self._viewer.layers.selection.active
+        if self._on and active is not None:  # a drawing tool may be put away; once is enough
+            active.events.mode.connect(self._hold, position="last")
+        if self._on and self._tool_is_free():
             in_3d = self._viewer.dims.ndisplay == 3
             self._viewer.scene.camera.mouse_pan = in_3d and not self._following
             self._viewer.cursor.style = "cross"

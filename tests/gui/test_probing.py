@@ -349,3 +349,19 @@ def test_what_else_esc_does_is_given_back(embedded: Workbench, viewer: Any) -> N
             assert own in viewer.keymap.values()
     finally:
         viewer.bind_key("Escape", None)
+
+
+def test_a_drawing_tool_that_is_put_away_leaves_the_mouse_to_probing(
+    embedded: Workbench, scan: Any, viewer: Any
+) -> None:
+    camera, button = viewer.scene.camera, embedded.probe_tab.probe_button
+    labels = viewer.add_labels(np.zeros(scan.data.shape, np.uint8))
+    button.click()
+    labels.mode = "paint"
+    assert viewer.cursor.style != "cross"
+    labels.mode = "pan_zoom"
+    assert (viewer.cursor.style, camera.mouse_pan) == ("cross", False)
+    button.click()
+    labels.mode = "paint"
+    labels.mode = "pan_zoom"
+    assert (viewer.cursor.style, camera.mouse_pan) == ("standard", True)
