@@ -9,10 +9,13 @@ import numpy as np
 from napari_s2dc.errors import VolumeError
 from napari_s2dc.volumes.volume import Volume
 
-__all__ = ["PLACE", "volume_of", "write_layer"]
+__all__ = ["PLACE", "TO_SCAN", "volume_of", "write_layer"]
 
 PLACE = "s2dc_place"
 """Key in the metadata of a copy that is shown elsewhere: geometry of what it is a copy of."""
+
+TO_SCAN = "to_scan"
+"""Key in ``metadata["s2dc"]`` of a result on its own grid: matrix of its voxels to the scan's."""
 
 _MM_OF_UNIT = {
     "meter": 1000.0,
@@ -123,6 +126,9 @@ def volume_of(data: Any, attributes: dict[str, Any]) -> Volume:
     # napari shows an oblique scan on an axis-aligned grid; a layer that was moved since is new.
     shown = np.diag([*np.linalg.norm(stored[:3, :3], axis=0), 1.0])
     shown[:3, 3] = stored[:3, 3]
+    to_scan = known.get(TO_SCAN)
+    if to_scan is not None:
+        stored, shown, original = stored @ to_scan, shown @ to_scan, None
     if not np.allclose(own, shown, rtol=1e-4, atol=1e-4):
         return volume
     if original is not None and sorted(original.spatial_shape) == sorted(array.shape):

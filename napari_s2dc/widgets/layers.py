@@ -10,10 +10,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary, WeakSet, ref
 
 import numpy as np
 
+from napari_s2dc._writer import TO_SCAN
 from napari_s2dc.widgets.placement import GEOMETRY, Placement, geometry_of, move, token_geometry
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class Overlays:
         self._viewer = viewer
         self._made: WeakKeyDictionary[Any, dict[str, ref[Any]]] = WeakKeyDictionary()
         self._placements: WeakKeyDictionary[Any, Placement] = WeakKeyDictionary()
+        self._results: WeakSet[Any] = WeakSet()
         self._keeping = False
 
     @property
@@ -63,10 +65,12 @@ class Overlays:
         layer = None if reference is None else reference()
         return layer if layer is not None and layer in self._viewer.layers else None
 
-    @staticmethod
-    def is_overlay(layer: Layer) -> bool:
-        """Whether a layer is a result; it says so itself, from the moment it is inserted."""
-        return _MARK in layer.metadata
+    def is_overlay(self, layer: Layer) -> bool:
+        """Whether a layer is a result; it says so itself, from the moment it is inserted.
+
+        A copy that the user makes of a result says so too, but is the user's own.
+        """
+        return _MARK in layer.metadata and (self._keeping or plain(layer) in self._results)
 
     def give_away(self, layer: Layer) -> None:
         """Make a result layer the user's own: it stays as it is, and is offered as any other."""
@@ -105,7 +109,7 @@ class Overlays:
         """Show anatomy colours, (tz, ty, tx, 4) uint8."""
         layer = self.find(source, "colours")
         if layer is not None and layer.data.shape == colours.shape:
-            move(layer, geometry)
+            self.put(source, layer, geometry)
             layer.data = colours
             return layer
         return self.add(
@@ -129,7 +133,7 @@ class Overlays:
         """
         layer = self.find(source, kind)
         if layer is not None and layer.data.shape == values.shape:
-            move(layer, geometry)
+            self.put(source, layer, geometry)
             layer.data[...] = values
             layer.refresh(extent=False, thumbnail=False, highlight=False)
             return layer
@@ -150,7 +154,7 @@ class Overlays:
         """Show integer labels as an overlay: clusters, selected patches, the structure found."""
         layer = self.find(source, kind)
         if layer is not None and layer.data.shape == labels.shape:
-            move(layer, geometry)
+            self.put(source, layer, geometry)
             layer.data = labels
             return layer
         return self.add(source, kind, "add_labels", labels, title, geometry, opacity=0.5)
@@ -159,7 +163,7 @@ class Overlays:
         """Mark voxels (n, 3) of a source with rings; `size` in voxels."""
         layer = self.find(source, "nearest")
         if layer is not None:
-            move(layer, geometry_of(source))
+            self.put(source, layer, geometry_of(source))
             layer.data = voxels
             return layer
         return self.add(
@@ -182,7 +186,7 @@ class Overlays:
                 size=size, symbol=symbols, face_color=colours, border_color="black",
                 border_width=0.1, ndim=3,
             )  # fmt: skip
-        move(layer, geometry_of(source))
+        self.put(source, layer, geometry_of(source))
         layer.data = voxels
         layer.symbol = symbols
         layer.face_color = colours
@@ -209,6 +213,16 @@ class Overlays:
     def write_labels(layer: Labels, voxels: tuple[np.ndarray, ...], label: int) -> None:
         """Write a label into a Labels layer as one step that napari's undo takes back."""
         layer.data_setitem(voxels, label)
+
+    def put(self, source: Layer, layer: Layer, geometry: dict[str, Any]) -> None:
+        """Put a result layer, which is there already, elsewhere over its source."""
+        move(layer, geometry)
+        placement = Placement.between(source, geometry)
+        if np.allclose(placement.matrix, self._placements[plain(layer)].matrix):
+            return
+        self._placements[plain(layer)] = placement
+        if TO_SCAN in layer.metadata.get("s2dc", {}):
+            layer.metadata = {**layer.metadata, **_in_file(source, placement)}
 
     @staticmethod
     def clear_heat(layer: Image) -> None:
@@ -302,21 +316,26 @@ class Overlays:
         geometry : dict
             Where it lies, as keywords.
         metadata : dict, optional
-            Of the source, for a result on its grid that is to be saved on that of its file.
+            What the layer says of itself; when left out, where it lies in the source's file, so
+            that it is saved there.
         **look
             Further keywords of the method.
         """
         self.remove(source, kind)
+        placement = Placement.between(source, geometry)
+        if metadata is None:
+            metadata = _in_file(source, placement)
         with self._selection_kept():
             layer = getattr(self._viewer, method)(
                 data,
                 name=f"{source.name} – {title}",
-                metadata={**(metadata or {}), _MARK: kind},
+                metadata={**metadata, _MARK: kind},
                 **geometry,
                 **look,
             )
         self._made.setdefault(plain(source), {})[kind] = ref(plain(layer))
-        self._placements[plain(layer)] = Placement.between(source, geometry)
+        self._results.add(plain(layer))
+        self._placements[plain(layer)] = placement
         for name in GEOMETRY:  # connecting twice connects once
             getattr(source.events, name).connect(self._on_moved)
         return layer
@@ -341,6 +360,19 @@ class Overlays:
                 layers.selection.active = active
         finally:
             self._keeping = before
+
+
+def _in_file(source: Layer, placement: Placement) -> dict[str, Any]:
+    """Metadata of a result that say where it lies in the file of its source, if there is one.
+
+    The viewer does not know: it shows an oblique scan, and what was made of it, on straight axes.
+    """
+    known = source.metadata.get("s2dc") or {}
+    if known.get("affine") is None:
+        return {}
+    if np.allclose(placement.matrix, np.eye(4)):
+        return {"s2dc": {name: known.get(name) for name in ("affine", "original")}}
+    return {"s2dc": {"affine": known["affine"], TO_SCAN: placement.matrix}}
 
 
 def _shape(layer: Layer) -> tuple[int, ...]:

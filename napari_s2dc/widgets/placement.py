@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -51,9 +52,14 @@ def axis_names(layer: Layer) -> tuple[str, ...]:
 
 
 def words_of(layer: Layer, world: Sequence[float]) -> str:
-    """Name a place of the world by the axes and the unit of a layer."""
+    """Name a place of the world by the axes and the unit of a 3D layer.
+
+    Whole numbers, or as many decimals as keep voxels apart that are much smaller than the unit.
+    """
     names = axis_names(layer)
-    words = ", ".join(f"{name} {part:.0f}" for name, part in zip(names, world, strict=True))
+    steps = np.abs(matrix_of(geometry_of(layer))[:3, :3]).max(axis=1)
+    places = zip(names, world, map(_decimals, steps), strict=True)
+    words = ", ".join(f"{name} {part:z.{decimals}f}" for name, part, decimals in places)
     units = {f"{unit:~}" for unit in layer.units}
     return f"{words} {units.pop()}" if len(units) == 1 else words
 
@@ -78,6 +84,13 @@ class Placement:
         """Placement of a layer with some geometry made from that of the source."""
         first = _data_to_own(geometry_of(source)).inverse(geometry["translate"])
         return cls(np.asarray(first), np.asarray(geometry["scale"]) / np.asarray(source.scale))
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """Matrix (4, 4) from voxels of the result to those of the source."""
+        matrix = np.diag([*self.step, 1.0])
+        matrix[:3, 3] = self.first
+        return matrix
 
     def over(self, source: Layer) -> dict[str, Any]:
         """Geometry of the result over the source as it lies now, as keywords for a layer."""
@@ -137,6 +150,11 @@ def move(layer: Layer, geometry: dict[str, Any]) -> None:
             )
         if differs:
             setattr(layer, name, wanted)
+
+
+def _decimals(step: float) -> int:
+    """Decimals with which rounding moves a place by one voxel of a size at most."""
+    return min(max(0, math.ceil(-math.log10(2 * step))), 9) if step > 0 else 0
 
 
 def _data_to_own(geometry: dict[str, Any]) -> Any:

@@ -63,6 +63,7 @@ class ProbeMouse(QObject):
         self._hits = hits
         self._on = False
         self._following = False  # a drag that probes is under way
+        self._escape: Any = None  # what else Esc does in the viewer
 
     def start(self) -> None:
         """Take clicks; calling it twice is fine."""
@@ -71,7 +72,9 @@ class ProbeMouse(QObject):
         self._on = True
         viewer = self._viewer
         viewer.mouse_drag_callbacks.append(self._on_press)
-        viewer.bind_key("Escape", self._on_escape, overwrite=True)
+        bound = viewer.bind_key("Escape", self._on_escape, overwrite=True)
+        ours = isinstance(getattr(bound, "__self__", None), ProbeMouse)  # of another workbench
+        self._escape = None if ours else bound
         # napari gives pan and cursor back to the layer whenever another one becomes active.
         viewer.layers.selection.events.active.connect(self._hold, position="last")
         viewer.dims.events.ndisplay.connect(self._hold, position="last")
@@ -85,16 +88,21 @@ class ProbeMouse(QObject):
         viewer = self._viewer
         viewer.layers.selection.events.active.disconnect(self._hold)
         viewer.dims.events.ndisplay.disconnect(self._hold)
+        for layer in viewer.layers:
+            layer.events.mode.disconnect(self._hold)
         if self._on_press in viewer.mouse_drag_callbacks:
             viewer.mouse_drag_callbacks.remove(self._on_press)
-        viewer.bind_key("Escape", None, overwrite=True)
+        viewer.bind_key("Escape", self._escape, overwrite=True)
         active = viewer.layers.selection.active
         viewer.scene.camera.mouse_pan = True if active is None else active.mouse_pan
         viewer.cursor.style = "standard" if active is None else active.cursor
 
     def _hold(self, _: object = None) -> None:
         """Keep a drag from panning the slice; the 3D view still turns."""
-        if self._tool_is_free():
+        active = self._viewer.layers.selection.active
+        if self._on and active is not None:  # a drawing tool may be put away; once is enough
+            active.events.mode.connect(self._hold, position="last")
+        if self._on and self._tool_is_free():
             in_3d = self._viewer.dims.ndisplay == 3
             self._viewer.scene.camera.mouse_pan = in_3d and not self._following
             self._viewer.cursor.style = "cross"

@@ -149,7 +149,7 @@ class ProbeTab(QWidget):
         self._lay_out()
         self._on_probing(False)
         self.show_patch(None)
-        self.show_embedded("", False)
+        self.show_embedded("", "Embed two volumes to compare them")
         self.show_structure(False, "Probe a patch first")
 
     def _lay_out(self) -> None:
@@ -191,22 +191,27 @@ class ProbeTab(QWidget):
         column.addWidget(whole)
         column.addStretch(1)
 
-    def show_embedded(self, volume_name: str, several: bool) -> None:
-        """Enable what needs an embedded volume (`volume_name`, or "" for none)."""
+    def show_embedded(self, volume_name: str, alone: str) -> None:
+        """Enable what needs an embedded volume.
+
+        Parameters
+        ----------
+        volume_name : str
+            The volume, or "" for none.
+        alone : str
+            Why there is no other volume to compare it with; empty where there is one.
+        """
         there = bool(volume_name)
         why = "" if there else "Embed a volume first, on the Embed tab"
+        if not there:
+            self.probe_button.setChecked(False)  # or the mouse would stay taken
         self.probe_button.setEnabled(there)
         self.probe_button.setToolTip(
             why or f"Show what looks like the place under the mouse{key_hint(PROBE)}"
         )
         self.map_button.setEnabled(there)
         self.map_button.setToolTip(why or f"Compare random views of {volume_name}")
-        self.others.setEnabled(several)
-        self.others.setToolTip(
-            "Show in every embedded volume what looks like the clicked patch"
-            if several
-            else "Embed a second volume to compare the two"
-        )
+        allow(self.others, alone)
 
     def show_patch(self, facts: PatchFacts | None) -> None:
         """Show what is known of the probed patch; None for no patch."""

@@ -11,7 +11,6 @@ from weakref import WeakKeyDictionary, ref
 import numpy as np
 
 from napari_s2dc.widgets.layers import COMPLETE, geometry_of, plain, token_geometry
-from napari_s2dc.widgets.placement import move
 from napari_s2dc.widgets.volumes_of_layers import LayerSnapshot, world_matrix
 
 if TYPE_CHECKING:
@@ -256,7 +255,7 @@ class SegmentLayers:
         geometry = token_geometry(source, 1, (0, 0, 0), scan.factors)
         uncertainty: Image | None = self._overlays.find(source, UNCERTAINTY)
         if uncertainty is not None and uncertainty.data.shape == found.uncertainty.shape:
-            move(uncertainty, geometry)
+            self._overlays.put(source, uncertainty, geometry)
             uncertainty.data = found.uncertainty
         else:
             uncertainty = self._overlays.add(
@@ -309,7 +308,7 @@ class SegmentLayers:
     ) -> Labels:
         layer: Labels | None = self._overlays.find(source, SEGMENTATION)
         if layer is not None and layer.data.shape == labels.shape:
-            move(layer, geometry)
+            self._overlays.put(source, layer, geometry)
             layer.data = labels
             self._dress(layer, classes)
             return layer

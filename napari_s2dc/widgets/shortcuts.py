@@ -16,7 +16,7 @@ SEGMENT = "napari-s2dc:segment"
 # Name: what the list says, the key as napari writes it, the tab that holds the action.
 _ACTIONS = {
     EMBED: ("S²DC: embed the chosen volume", "Control-Alt-E", "Embed"),
-    PROBE: ("S²DC: click to probe, on and off", "Control-Alt-P", "Consistency"),
+    PROBE: ("S²DC: click to probe, on and off", "Control-Alt-C", "Consistency"),
     MATCH: ("S²DC: match the chosen volumes", "Control-Alt-M", "Match"),
     SEGMENT: ("S²DC: train on the chosen labels", "Control-Alt-G", "Segment"),
 }

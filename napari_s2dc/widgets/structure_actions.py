@@ -156,6 +156,8 @@ class StructureActions(QObject):
             self._write(self._session.overlays.new_labels(home, "structures"), found, label)
         elif finest(target).shape != found.mask.shape:
             self._tell(f"{target.name} does not lie on the grid of {home.name}; choose another.")
+        elif not target.data.flags.writeable:  # such as a file that was mapped into memory
+            self._tell(f"The data of {target.name} cannot be changed; choose another layer.")
         elif label > np.iinfo(target.data.dtype).max:
             self._tell(f"{target.name} cannot hold class {label}; use a smaller number.")
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import itertools
 from typing import TYPE_CHECKING, Any
 
 from qtpy.QtCore import Qt, QTimer
@@ -50,6 +51,9 @@ if TYPE_CHECKING:
     from napari.viewer import Viewer
 
 __all__ = ["Workbench"]
+
+_ALONE = "Embed a second volume to compare the two"
+_NOT_ALIKE = "The volumes were embedded with different encoders; embed them with the same one"
 
 
 class Workbench(QWidget):
@@ -299,8 +303,14 @@ class Workbench(QWidget):
         embedded = self.session.embedded_layers()
         chosen = self.header.volume.layer
         names = [str(layer.name) for layer in embedded if plain(layer) is chosen]
+        found = [self.session.embedded(layer) for layer in embedded]
+        several = any(
+            one is not None and other is not None and one.comparable_to(other)
+            for one, other in itertools.combinations(found, 2)
+        )
+        alone = "" if several else _ALONE if len(found) < 2 else _NOT_ALIKE
         self.probe_tab.show_embedded(
-            names[0] if names else str(embedded[0].name) if embedded else "", len(embedded) > 1
+            names[0] if names else str(embedded[0].name) if embedded else "", alone
         )
 
     def _follow_active(self, _: object = None) -> None:

@@ -158,6 +158,18 @@ def test_results_follow_a_source_that_is_moved(viewer: Any, change: dict[str, An
         assert result.axis_labels == source.axis_labels
 
 
+def test_a_result_of_another_region_follows_its_source_from_there(viewer: Any) -> None:
+    source = viewer.add_image(np.zeros((32, 40, 48), np.float32), name="scan", scale=(3, 1, 2))
+    overlays = Overlays(viewer)
+    values = np.zeros((3, 4, 4), np.float32)
+    heat = overlays.show_heat(source, values, token_geometry(source, 8, (0, 0, 0)))
+    assert overlays.show_heat(source, values, token_geometry(source, 8, (8, 0, 16))) is heat
+    source.translate = (5, 6, 7)
+    np.testing.assert_allclose(
+        heat.data_to_world((0, 0, 0)), source.data_to_world((11.5, 3.5, 19.5)), atol=1e-6
+    )
+
+
 def test_only_heat_maps_asked_to_have_a_colour_bar(viewer: Any) -> None:
     source = add_phantom(viewer, 1)
     overlays = Overlays(viewer)
@@ -185,3 +197,14 @@ def test_axes_that_napari_only_counts_are_named(viewer: Any) -> None:
     assert axis_names(viewer.add_image(np.zeros((4, 5, 6)))) == ("z", "y", "x")
     named = viewer.add_image(np.zeros((4, 5, 6)), axis_labels=("up", "back", "left"))
     assert axis_names(named) == ("up", "back", "left")
+
+
+def test_places_of_small_voxels_have_decimals(viewer: Any) -> None:
+    from napari_s2dc.widgets.placement import words_of
+
+    place = (-0.06, -1.26, 7.4)
+    for side, words in ((2.0, "z 0, y -1, x 7 mm"), (0.15, "z -0.1, y -1.3, x 7.4 mm")):
+        scan = viewer.add_image(np.zeros((4, 5, 6)), scale=(side,) * 3, units=("mm",) * 3)
+        assert words_of(scan, place) == words
+    metres = viewer.add_image(np.zeros((4, 5, 6)), scale=(-0.002, 1, 1), units=("m", "mm", "mm"))
+    assert words_of(metres, place) == "z -0.060, y -1, x 7"

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from napari_s2dc.widgets.layers import Overlays
 from napari_s2dc.widgets.pairs_box import BY_PLACE
 from napari_s2dc.widgets.placement import geometry_of, words_of
 from napari_s2dc.widgets.probe_mouse import ProbePoint
@@ -312,7 +311,7 @@ def test_labels_are_carried_with_names_and_colours(
     tab.transfer_button.click()
     qtbot.waitUntil(lambda: "confidence" in matched.message.text(), timeout=120_000)
     carried = named(viewer, "labels from torso 1")
-    assert not Overlays.is_overlay(carried)
+    assert not matched.session.overlays.is_overlay(carried)
     assert carried.data.shape == other.data.shape
     assert set(np.unique(carried.data)) <= set(np.unique(labels.data))
     assert (carried.data > 0).mean() > 0.1

@@ -11,6 +11,7 @@ import pytest
 from napari_s2dc.errors import VolumeError
 from napari_s2dc.volumes.io import read_volume
 from napari_s2dc.volumes.phantom import LABELS
+from napari_s2dc.widgets.layers import Overlays, geometry_of, token_geometry
 from napari_s2dc.widgets.preferences import PLUGIN
 from tests.volumes.files import (
     AFFINES,
@@ -76,3 +77,33 @@ def test_labels_drawn_on_an_opened_scan_are_saved_on_its_grid(plugin: Any, tmp_p
     assert after.shape == before.shape
     np.testing.assert_allclose(after.affine, before.affine, atol=1e-5)
     np.testing.assert_array_equal(read_volume(written, labels=True).array, drawn)
+
+
+@pytest.mark.parametrize("orientation", ["oblique permuted", "anisotropic"])
+def test_results_are_saved_where_the_file_of_their_scan_has_them(
+    orientation: str, plugin: Any, tmp_path: Path
+) -> None:
+    path = write_nifti(tmp_path / "scan.nii.gz", content("int16"), AFFINES[orientation])
+    (scan,) = plugin.open(path, plugin=PLUGIN)
+    true, overlays = read_volume(path), Overlays(plugin)
+    values = np.arange(8, dtype=np.float32).reshape(2, 2, 2)
+    for offset in ((0, 0, 0), (1, 0, 2)):  # the second time the layer is there already
+        heat = overlays.show_heat(scan, values, token_geometry(scan, 4, offset))
+        (written,) = heat.save(str(tmp_path / "heat.nii.gz"), plugin=PLUGIN)
+        saved = read_volume(written)
+        for token in ((0, 0, 0), (1, 1, 0), (0, 1, 1)):
+            place = true.to_mm((np.array(token) + 0.5) * 4 - 0.5 + offset)
+            voxel = tuple(np.rint(saved.to_vox(place)).astype(int))
+            np.testing.assert_allclose(saved.to_mm(np.array(voxel)), place, atol=1e-3)
+            assert saved.array[voxel] == values[token]
+    mask = np.zeros(scan.data.shape, np.uint8)
+    structure = overlays.show_labels(scan, "structure", "structure", mask, geometry_of(scan))
+    (written,) = structure.save(str(tmp_path / "structure.nii.gz"), plugin=PLUGIN)
+    again = read_volume(written, labels=True)
+    assert again.original.shape == true.original.shape
+    np.testing.assert_allclose(again.original.affine, true.original.affine, atol=1e-4)
+    scan.translate = (100, 0, 0)  # moved by hand: what the viewer shows counts
+    (written,) = heat.save(str(tmp_path / "heat.nii.gz"), plugin=PLUGIN)
+    np.testing.assert_allclose(
+        read_volume(written).to_mm(np.zeros(3)), heat.data_to_world((0, 0, 0)), atol=1e-3
+    )

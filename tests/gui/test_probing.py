@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -125,6 +126,11 @@ def test_the_structure_is_previewed_and_written_undoably(
     assert not labels.data.any()
     tab.otsu.click()
     qtbot.waitUntil(lambda: tab.threshold.value() == pytest.approx(otsu, abs=0.01), timeout=20_000)
+    frozen = np.zeros(scan.data.shape, np.uint8)
+    frozen.flags.writeable = False  # such as those of a file that was mapped into memory
+    tab.target.choose(viewer.add_labels(frozen, name="frozen"))
+    tab.add_button.click()
+    assert "frozen cannot be changed" in embedded.message.text()
     tab.preview.setChecked(False)
     assert embedded.session.overlays.find(scan, "structure") is None
 
@@ -295,3 +301,67 @@ def test_the_probed_layer_may_be_removed(
     qtbot.waitUntil(lambda: not embedded.jobs.is_running("structure"), timeout=20_000)
     assert embedded.probing.home is None
     viewer.layers.clear()
+
+
+def test_probing_ends_with_the_last_embedded_volume(
+    embedded: Workbench, scan: Any, viewer: Any, qtbot: Any
+) -> None:
+    button = embedded.probe_tab.probe_button
+    button.click()
+    assert not viewer.scene.camera.mouse_pan
+    viewer.layers.remove(scan)
+    qtbot.waitUntil(lambda: not button.isEnabled())
+    assert not button.isChecked()
+    assert viewer.scene.camera.mouse_pan
+
+
+def test_volumes_of_different_encoders_are_not_said_to_compare(
+    embedded: Workbench, viewer: Any, tmp_path: Path, qtbot: Any
+) -> None:
+    import torch
+
+    from napari_s2dc.method.encoder import SwinEncoder
+
+    first = embedded.header.chosen_path
+    torch.manual_seed(1)
+    SwinEncoder.from_size("tiny", window_size=4).save(tmp_path / "second.safetensors", {})
+    others, other = embedded.probe_tab.others, add_phantom(viewer, 2)
+    for path, alike in ((str(tmp_path / "second.safetensors"), False), (first, True)):
+        embedded.encoders.load_encoder("encoder", path)
+        qtbot.waitUntil(lambda wanted=path: str(embedded.session.encoder.path) == wanted)
+        embed(embedded, other, qtbot)
+        qtbot.waitUntil(lambda: not embedded.jobs.is_running("embed"))
+        assert others.isEnabled() == alike
+        assert ("different encoders" in others.toolTip()) != alike
+
+
+def test_what_else_esc_does_is_given_back(embedded: Workbench, viewer: Any) -> None:
+    def own(_: Any) -> None:
+        pass
+
+    viewer.bind_key("Escape", own)
+    button = embedded.probe_tab.probe_button
+    try:
+        for _ in range(2):
+            button.click()
+            assert own not in viewer.keymap.values()
+            button.click()
+            assert own in viewer.keymap.values()
+    finally:
+        viewer.bind_key("Escape", None)
+
+
+def test_a_drawing_tool_that_is_put_away_leaves_the_mouse_to_probing(
+    embedded: Workbench, scan: Any, viewer: Any
+) -> None:
+    camera, button = viewer.scene.camera, embedded.probe_tab.probe_button
+    labels = viewer.add_labels(np.zeros(scan.data.shape, np.uint8))
+    button.click()
+    labels.mode = "paint"
+    assert viewer.cursor.style != "cross"
+    labels.mode = "pan_zoom"
+    assert (viewer.cursor.style, camera.mouse_pan) == ("cross", False)
+    button.click()
+    labels.mode = "paint"
+    labels.mode = "pan_zoom"
+    assert (viewer.cursor.style, camera.mouse_pan) == ("standard", True)

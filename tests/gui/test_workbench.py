@@ -279,3 +279,20 @@ def test_hiding_lets_the_viewer_go(workbench: Workbench, viewer: Any, scan: Any)
     workbench.show()
     workbench.show()
     assert len(viewer.layers.events.inserted.callbacks) == before
+
+
+def test_a_copy_of_a_result_is_offered_as_any_other_layer(
+    embedded: Workbench, scan: Any, viewer: Any, qtbot: Any
+) -> None:
+    from napari.layers import Layer
+
+    embedded.embed_tab.clusters_button.click()
+    find = embedded.session.overlays.find
+    qtbot.waitUntil(lambda: find(scan, "clusters") is not None)
+    clusters = find(scan, "clusters")
+    assert embedded.embed_tab.labels.layers == []
+    copy = viewer.add_layer(Layer.create(*clusters.as_layer_data_tuple()))
+    assert embedded.embed_tab.labels.layers == [copy]
+    viewer.layers.remove(scan)
+    qtbot.waitUntil(lambda: embedded.header.volume.layer is None)
+    assert embedded.embed_tab.labels.layers == [copy]  # not the result that stays behind
