@@ -219,7 +219,9 @@ def _train(
     _check_folder(out)
     settings = config.trainer
     L.seed_everything(config.seed, workers=True, verbose=False)
-    module = S2DCModule(config)
+    # The weights a run began from may be gone when it goes on; the checkpoint has its own.
+    model = dataclasses.replace(config.model, initial_weights="") if resume else config.model
+    module = S2DCModule(dataclasses.replace(config, model=model))
     resumed_step = 0
     if resume:
         checkpoint = read_training_checkpoint(resume)
