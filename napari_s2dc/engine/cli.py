@@ -73,8 +73,8 @@ def _parser() -> ArgumentParser:
     info.add_argument(
         "file",
         type=str,
-        help="Checkpoint of ours or of others, run folder, file of s2dc embed or s2dc finetune, "
-        "scan, or DICOM series folder.",
+        help="Checkpoint of ours or of others, run folder, name of a bundled encoder, file of s2dc "
+        "embed or s2dc finetune, scan, or DICOM series folder.",
     )
     info.add_argument(
         "--json", action="store_true", help="Print JSON instead of text, for other programs."
@@ -128,7 +128,11 @@ def _parser() -> ArgumentParser:
 
 
 def _info(file: str, json: bool) -> int:
+    from napari_s2dc.engine.encoders import encoder_named
+
     path = Path(file)
+    if not path.exists():
+        path = encoder_named(file) or path
     if _is_embedding(path):
         return _embedding_info(path, json)
     if _is_model(path):

@@ -53,6 +53,13 @@ def test_info_describes_our_checkpoint(run: Path, capsys: pytest.CaptureFixture[
     assert __version__ in printed
 
 
+def test_info_takes_the_name_of_a_bundled_encoder(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "S2DC tiny any contrast", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["metadata"]["name"] == "S2DC tiny any contrast"
+    assert main(["info", "S2DC huge"]) == 2
+    assert "S2DC huge" in capsys.readouterr().err
+
+
 def test_info_json_of_a_run_folder(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", str(run), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
