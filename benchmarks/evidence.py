@@ -133,7 +133,7 @@ TEXTS = {
         "is what the place of a patch in its scan tells alone."
     ),
     "transfer": (
-        f"{TRANSFER_PAIRS} ordered pairs of the tests of {MOUSE.name}. Plan alone: shares of "
+        f"{TRANSFER_PAIRS} ordered pairs of the tests of each set. Plan alone: shares of "
         "labels through the transport plan; registered: as `s2dc transfer` does, by intensities "
         "too; a pair for which no map is found counts as 0, which is every pair of the "
         "intensities: what counts as confident was chosen for encoders."

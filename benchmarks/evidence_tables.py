@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from statistics import mean
@@ -242,21 +243,23 @@ def across_table(rows: Sequence[Row], figures: Figures) -> str:
 
 
 def transfer_table(rows: Sequence[Row], data: Path, figures: Figures) -> str:
-    """Labels carried between the mouse brains that are tests."""
-    scans = scans_of(data, MOUSE.name)[-TESTS[MOUSE.name] :]
+    """Labels carried between the mouse brains that are tests, and between the hippocampi."""
+    sets = {name: scans_of(data, name)[-tests:] for name, tests in TESTS.items()}
     body = []
     for row in rows:
-        found = []
-        for seed in SEEDS:
-            candidate = row.candidate(MOUSE.name, seed)
-            what = f"transfer, {TRANSFER_PAIRS} pairs"
-            found.append(
-                figures(
-                    candidate, what, lambda c=candidate: transfer_dice(c, scans, TRANSFER_PAIRS)
-                )
-            )
-        body.append([row.name, *(spread_over_seeds(dice) for dice in zip(*found, strict=True))])
-    return table(["features", "Dice, plan alone", "Dice, registered"], body)
+        cells = [row.name]
+        for name, scans in sets.items():
+            what, found = f"transfer of {name}, {TRANSFER_PAIRS} pairs", []
+            for seed in SEEDS:
+                candidate = row.candidate(name, seed)
+                work = partial(transfer_dice, candidate, scans, TRANSFER_PAIRS)
+                found.append(figures(candidate, what, work))
+            cells += [spread_over_seeds(dice) for dice in zip(*found, strict=True)]
+        body.append(cells)
+    header = ["features"]
+    for name in sets:
+        header += [f"{name}: Dice, plan alone", "registered"]
+    return table(header, body)
 
 
 def fewshot_table(rows: Sequence[Row], data: Path, runs: Path, jobs: int) -> str:
