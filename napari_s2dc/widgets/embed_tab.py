@@ -147,11 +147,6 @@ class EmbedTab(QWidget):
         column.addLayout(bottom)
         self.show_embedded(False)
 
-    @property
-    def clusters_shown(self) -> bool:
-        """Whether the clusters are kept up to date with the slider."""
-        return self._clusters_shown
-
     def show_ready(self, volume_name: str, problem: str) -> None:
         """Say what the button will do, or why it cannot."""
         words = f"Embed {volume_name}" if volume_name else "Embed volume"

@@ -224,12 +224,6 @@ class Overlays:
         if TO_SCAN in layer.metadata.get("s2dc", {}):
             layer.metadata = {**layer.metadata, **_in_file(source, placement)}
 
-    @staticmethod
-    def clear_heat(layer: Image) -> None:
-        """Make a heat map show nothing."""
-        layer.data[...] = 0
-        layer.refresh(extent=False, thumbnail=False, highlight=False)
-
     def clear_colours(self, source: Layer) -> None:
         """Make the anatomy colours of a source show nothing until there are others.
 

@@ -77,11 +77,6 @@ class Embedded:
             layer, self.embedding.stride, self.embedding.offset_vox, self.source.factors
         )
 
-    def token_at(self, layer: Layer, world: Any) -> tuple[int, int, int] | None:
-        """Token at a world position, or None outside the scan."""
-        voxel = self.voxel_at(layer, world)
-        return None if voxel is None else self.embedding.token_of_voxel(voxel)
-
     def voxel_at(self, layer: Layer, world: Any) -> tuple[int, int, int] | None:
         """Embedded voxel at a world position, or None outside the scan."""
         return self.voxel_of_data(layer.world_to_data(tuple(world)[-3:]))
