@@ -131,7 +131,7 @@ def test_training_with_pairs_as_released_labels_other_pairs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = ViewConfig(matching="3d")
-    draws = draw(config, [1, 1, 1], 32, [0, 1], 0)
+    draws = draw(config, 32, [0, 1], 0)
     image, mask = torch.rand(2, 1, 32, 32, 32), torch.ones(2, 32, 32, 32, dtype=torch.bool)
 
     def pairs() -> torch.Tensor:

@@ -84,7 +84,7 @@ def test_each_view_shows_its_own_channel():
         image,
         everywhere,
         everywhere,
-        draw(config, (1, 1, 1), size, [0], 0),
+        draw(config, size, [0], 0),
         config,
         crop_size=size,
         token_size_vox=8,

@@ -14,7 +14,7 @@ PLAIN = {"intensity_shift": 0.0, "intensity_scale": 0.0, "minimum_foreground": 0
 
 
 def draws(config: ViewConfig, samples: list[int], seed: int = 0) -> ViewDraws:
-    return draw(config, GRID, CROP, samples, seed)
+    return draw(config, CROP, samples, seed)
 
 
 def coordinates() -> torch.Tensor:

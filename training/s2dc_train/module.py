@@ -94,9 +94,7 @@ class S2DCModule(L.LightningModule):
             ``image``, ``valid``, ``foreground`` and ``sample`` of the data module.
         """
         data = self.config.data
-        draws = draw(
-            self.config.views, data.grid, data.crop_size, batch["sample"].tolist(), self.config.seed
-        )
+        draws = draw(self.config.views, data.crop_size, batch["sample"].tolist(), self.config.seed)
         return build_views(
             batch["image"],
             batch["valid"],

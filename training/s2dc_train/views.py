@@ -71,17 +71,13 @@ def _uniform(generator: torch.Generator, count: int, limit: float) -> Tensor:
     return (torch.rand(count, generator=generator, dtype=torch.float64) * 2 - 1) * limit
 
 
-def draw(
-    config: ViewConfig, grid: Sequence[int], crop_size: int, samples: Sequence[int], seed: int
-) -> ViewDraws:
+def draw(config: ViewConfig, crop_size: int, samples: Sequence[int], seed: int) -> ViewDraws:
     """Random numbers of the views, a pure function of the seed and each sample's number.
 
     Parameters
     ----------
     config : ViewConfig
         Ranges.
-    grid : sequence of 3 ints
-        Crops along (z, y, x).
     crop_size : int
         Side of a crop in voxels.
     samples : sequence of int
