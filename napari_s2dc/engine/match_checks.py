@@ -214,7 +214,6 @@ def assess(
     *,
     kinds: tuple[str, str] | None = None,
     kind: Literal["rigid", "affine"] = "affine",
-    least: float = LEAST_CONFIDENCE,
 ) -> Assessment:
     """Find the map of a match and say what is doubtful about the match.
 
@@ -226,16 +225,14 @@ def assess(
         As for :func:`warnings_before`.
     kind : {"rigid", "affine"}
         Of the map.
-    least : float
-        Least confidence of pairs that count.
     """
     a, b = match.a, match.b
     pairs = match.pairs()
-    confident = len(pairs.best(least=least, mutual=True))
+    confident = len(pairs.best(least=LEAST_CONFIDENCE, mutual=True))
     sentences = warnings_before(a, b, kinds)
     alignment: Alignment | None
     try:
-        alignment = align_match(match, kind=kind, least=least)
+        alignment = align_match(match, kind=kind)
     except S2DCError:
         alignment = None
     patches = min(int(a.foreground.sum()), int(b.foreground.sum()))

@@ -42,6 +42,7 @@ _RIGHT, _WRONG, _LINE = "#3ddc84", "#ff5c5c", "#6cb6ff"
 _DOTS_PER_INCH = 130
 _WIDTH_INCH = 9.0
 _MARGIN_VOX = 5
+_LINES = 24  # at most, of a picture of matches
 
 
 @dataclass(frozen=True)
@@ -323,7 +324,7 @@ def match_picture(title: str, pair: ViewPair, matches: Matches) -> MatchPicture:
     )
 
 
-def draw_matches(path: Path, pictures: Sequence[MatchPicture], *, lines: int = 24) -> None:
+def draw_matches(path: Path, pictures: Sequence[MatchPicture]) -> None:
     """Draw matched tokens of two views: right ones green, wrong ones red.
 
     Parameters
@@ -331,9 +332,7 @@ def draw_matches(path: Path, pictures: Sequence[MatchPicture], *, lines: int = 2
     path : Path
         PNG to write.
     pictures : sequence of MatchPicture
-        One row each, of the same tokens.
-    lines : int
-        At most this many matches are joined by a line; all are marked by a square.
+        One row each, of the same tokens: all are marked by a square, some joined by a line.
 
     Raises
     ------
@@ -364,7 +363,7 @@ def draw_matches(path: Path, pictures: Sequence[MatchPicture], *, lines: int = 2
             square = (place[0] + 0.4, place[1] + 0.4), side - 0.8, side - 0.8
             left.add_patch(Rectangle(*square, fc=colour, ec="none", alpha=0.3))
         # Spread over the slice: every n-th token in reading order, the same for every encoder.
-        chosen = np.unique(np.linspace(0, total - 1, min(lines, total)).astype(int))
+        chosen = np.unique(np.linspace(0, total - 1, min(_LINES, total)).astype(int))
         for index in sorted(chosen, key=lambda index: bool(matches.right[index])):  # green on top
             ends = [
                 (x + side / 2, y + side / 2)

@@ -41,12 +41,12 @@ def grid_places(shape: Sequence[int], first: int = 0) -> Tensor:
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
 
 
-def sample(image: Tensor, places: Tensor, mode: str = "bilinear") -> Tensor:
+def sample(image: Tensor, places: Tensor) -> Tensor:
     """Values (C, *places) of an image (C, Z, Y, X) at voxel coordinates (..., 3); 0 outside."""
     sides = torch.tensor(image.shape[1:], dtype=torch.float32)
     grid = ((2 * places + 1) / sides - 1).flip(-1)
     flat = grid.reshape(1, -1, 1, 1, 3)
-    values = F.grid_sample(image[None], flat, mode=mode, align_corners=False)
+    values = F.grid_sample(image[None], flat, align_corners=False)
     return values.reshape(len(image), *places.shape[:-1])
 
 

@@ -188,7 +188,6 @@ class Affine3D:
         image: Tensor,
         *,
         output_shape: Sequence[int] | None = None,
-        mode: str = "bilinear",
     ) -> Tensor:
         """Resample an image so that output point ``y`` shows the source at ``matrix @ y``.
 
@@ -199,16 +198,15 @@ class Affine3D:
             batched map needs the last form and one map per volume.
         output_shape : sequence of 3 ints, optional
             Size of the result in voxels; the source's by default. Both centres coincide.
-        mode : {"bilinear", "nearest"}
-            Interpolation of ``torch.nn.functional.grid_sample``; outside the source is 0.
 
         Returns
         -------
         Tensor
-            The warped view, with as many dimensions as `image`.
+            The warped view, interpolated trilinearly, with as many dimensions as `image`; 0 outside
+            of the source.
         """
         volume = image.reshape(*(1,) * (5 - image.ndim), *image.shape)
-        if volume.device.type == "cpu" and mode == "bilinear" and self._keeps_first_axis():
+        if volume.device.type == "cpu" and self._keeps_first_axis():
             warped = self._warp_planes(volume, output_shape or volume.shape[-3:])
             return warped.reshape(*image.shape[:-3], *warped.shape[-3:])
         source = torch.tensor(volume.shape[-3:], dtype=torch.float64, device=self.matrix.device)
@@ -226,7 +224,6 @@ class Affine3D:
         warped = F.grid_sample(
             volume.expand(len(volume) * parts, *volume.shape[1:]),
             grid.reshape(len(volume) * parts, -1, *grid.shape[2:]),
-            mode=mode,
             align_corners=False,
         )
         warped = warped.reshape(len(volume), parts, *warped.shape[1:]).movedim(1, 2)

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 LEAST_FRACTION = 0.95
 """Share of the encoder's tensors that must match in name and shape."""
+_NAMED = 3  # problems in one sentence
 
 EncoderType = TypeVar("EncoderType", bound="SwinEncoder")
 
@@ -93,13 +94,13 @@ class LoadReport:
             "outside": list(self.outside),
         }
 
-    def first_problems(self, count: int = 3) -> str:
+    def first_problems(self) -> str:
         """Name the first tensors that do not fit, and why."""
         problems = [str(entry) for entry in self.mismatched]
         problems += [f"{name} (missing)" for name in self.missing]
         problems += [f"{name} (unexpected)" for name in self.unexpected]
-        more = len(problems) - count
-        return ", ".join(problems[:count]) + (f" and {more} more" if more > 0 else "")
+        more = len(problems) - _NAMED
+        return ", ".join(problems[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
     def __str__(self) -> str:
         total = len(self.matched) + len(self.missing) + len(self.mismatched)
