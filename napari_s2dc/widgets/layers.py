@@ -77,7 +77,7 @@ class Overlays:
         for made in self._made.values():
             for kind in [kind for kind, known in made.items() if known() is plain(layer)]:
                 del made[kind]
-        layer.metadata = {key: value for key, value in layer.metadata.items() if key != _MARK}
+        layer.metadata = _own_metadata(layer)
 
     def find_all(self, sources: Iterable[Layer], *kinds: str) -> list[Any]:
         """Give the layers of some kinds that belong to any of some sources."""
@@ -198,7 +198,7 @@ class Overlays:
             return self._viewer.add_labels(
                 np.zeros(_shape(source), dtype=np.uint16),
                 name=f"{source.name} – {title}",
-                metadata=dict(source.metadata),
+                metadata=_own_metadata(source),
                 **geometry_of(source),
             )
 
@@ -221,8 +221,7 @@ class Overlays:
         if np.allclose(placement.matrix, self._placements[plain(layer)].matrix):
             return
         self._placements[plain(layer)] = placement
-        if TO_SCAN in layer.metadata.get("s2dc", {}):
-            layer.metadata = {**layer.metadata, **_in_file(source, placement)}
+        layer.metadata = {**layer.metadata, **_in_file(source, placement)}
 
     def clear_colours(self, source: Layer) -> None:
         """Make the anatomy colours of a source show nothing until there are others.
@@ -275,7 +274,7 @@ class Overlays:
             return self._viewer.add_labels(
                 labels,
                 name=f"{source.name} – {title}",
-                metadata={**source.metadata, **mark},
+                metadata={**_own_metadata(source), **mark},
                 features=like.features,
                 colormap=deepcopy(like.colormap),  # napari would share it: a click recolours both
                 **geometry,
@@ -356,6 +355,11 @@ class Overlays:
             self._keeping = before
 
 
+def _own_metadata(layer: Layer) -> dict[str, Any]:
+    """Metadata without the mark of a result, which what is made of a copy of one is not."""
+    return {key: value for key, value in layer.metadata.items() if key != _MARK}
+
+
 def _in_file(source: Layer, placement: Placement) -> dict[str, Any]:
     """Metadata of a result that say where it lies in the file of its source, if there is one.
 
@@ -364,9 +368,11 @@ def _in_file(source: Layer, placement: Placement) -> dict[str, Any]:
     known = source.metadata.get("s2dc") or {}
     if known.get("affine") is None:
         return {}
-    if np.allclose(placement.matrix, np.eye(4)):
+    # The source may be a copy of a result, with a grid of its own.
+    to_scan = known.get(TO_SCAN, np.eye(4)) @ placement.matrix
+    if np.allclose(to_scan, np.eye(4)):
         return {"s2dc": {name: known.get(name) for name in ("affine", "original")}}
-    return {"s2dc": {"affine": known["affine"], TO_SCAN: placement.matrix}}
+    return {"s2dc": {"affine": known["affine"], TO_SCAN: to_scan}}
 
 
 def _shape(layer: Layer) -> tuple[int, ...]:

@@ -170,6 +170,24 @@ def test_a_result_of_another_region_follows_its_source_from_there(viewer: Any) -
     )
 
 
+def test_labels_on_a_copy_of_a_result_are_the_users_own(viewer: Any) -> None:
+    from napari.layers import Layer
+
+    source = add_phantom(viewer, 1)
+    overlays = Overlays(viewer)
+    heat = overlays.show_heat(
+        source, np.zeros((3, 4, 4), np.float32), token_geometry(source, 8, (0, 0, 0))
+    )
+    copy = viewer.add_layer(Layer.create(*heat.as_layer_data_tuple()))
+    offered = []
+    viewer.layers.events.inserted.connect(
+        lambda event: offered.append(not overlays.is_overlay(event.value))
+    )
+    drawn = overlays.new_labels(copy, "strokes")
+    overlays.keep_labels(copy, "kept", drawn.data, geometry_of(copy), drawn, complete=False)
+    assert offered == [True, True]
+
+
 def test_only_heat_maps_asked_to_have_a_colour_bar(viewer: Any) -> None:
     source = add_phantom(viewer, 1)
     overlays = Overlays(viewer)

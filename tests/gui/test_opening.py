@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from napari.layers import Layer
 
 from napari_s2dc.errors import VolumeError
 from napari_s2dc.volumes.io import read_volume
@@ -96,6 +97,13 @@ def test_results_are_saved_where_the_file_of_their_scan_has_them(
             voxel = tuple(np.rint(saved.to_vox(place)).astype(int))
             np.testing.assert_allclose(saved.to_mm(np.array(voxel)), place, atol=1e-3)
             assert saved.array[voxel] == values[token]
+    copy = plugin.add_layer(Layer.create(*heat.as_layer_data_tuple()))
+    coarse = overlays.show_heat(copy, values, token_geometry(copy, 2))
+    (written,) = coarse.save(str(tmp_path / "coarse.nii.gz"), plugin=PLUGIN)
+    saved, place = read_volume(written), true.to_mm(np.array([4, 4, 4]) - 0.5 + offset)
+    voxel = tuple(np.rint(saved.to_vox(place)).astype(int))
+    np.testing.assert_allclose(saved.to_mm(np.array(voxel)), place, atol=1e-3)
+    assert saved.array[voxel] == values[0, 0, 0]
     mask = np.zeros(scan.data.shape, np.uint8)
     structure = overlays.show_labels(scan, "structure", "structure", mask, geometry_of(scan))
     (written,) = structure.save(str(tmp_path / "structure.nii.gz"), plugin=PLUGIN)
