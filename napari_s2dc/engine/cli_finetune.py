@@ -131,7 +131,9 @@ def run_finetune(
     _require_place(target, [*known, *more])
     used = {path.resolve() for path in more}
     if left_out := [path for path in missing if path.resolve() not in used]:
-        advice = _advice(images, known) if settings.mode == "finetune" and not unlabelled else ""
+        advice = ""
+        if settings.mode == "finetune" and not unlabelled:
+            advice = _advice(images, [*known, *(one.scan for one in there)])
         tell(
             f"{len(left_out)} of {len(there) + len(missing)} scans in {images} have no labels in "
             f"{labels}: left out{advice}"
@@ -189,7 +191,7 @@ def run_finetune(
 
 
 def _advice(images: str, known: Sequence[Path]) -> str:
-    """How fine-tuning could use the scans that have no labels, where any is not a mere channel."""
+    """How fine-tuning could use the scans that are not known, unless all are mere channels."""
     try:
         unlabelled_files([images], known)
     except S2DCError:

@@ -211,6 +211,27 @@ def test_scans_without_labels_are_told_and_how_they_could_be_used(
         assert ("no labels in" in printed) == bool(told)
 
 
+def test_channels_of_labelled_scans_are_no_scans_to_carry_labels_to(
+    labelled_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, labels = tmp_path / "images", tmp_path / "labels"
+    for number in (1, 2):
+        name = f"torso{number}.nii.gz"
+        for folder, copy in (
+            (images, f"{number}_0000.nii.gz"),
+            (images, f"{number}_0001.nii.gz"),
+            (labels, f"{number}.nii.gz"),
+        ):
+            folder.mkdir(exist_ok=True)
+            original = labelled_folder / ("imagesTr" if folder is images else "labelsTr")
+            shutil.copy(original / name, folder / copy)
+    asked = ["--images", str(images), "--labels", str(labels), "--encoder", "nowhere"]
+    out = str(tmp_path / "model.safetensors")
+    assert main(["finetune", *asked, "--shots", "1", "--out", out]) == 2
+    left_out = f"2 of 4 scans in {images} have no labels in {labels}: left out\n"
+    assert left_out in capsys.readouterr().err
+
+
 def test_a_real_training_that_is_stopped_gives_a_model(
     labelled_folder: Path, tiny: SwinEncoder
 ) -> None:
