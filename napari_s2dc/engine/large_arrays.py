@@ -24,7 +24,7 @@ def zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     The system writes parts of a mapped file to disk when memory is short. The file lies where
     Python's ``tempfile`` puts it (``TMPDIR``), has no name that others see where the system allows
     that, and is gone with the last view of the tensor. Where the disk has no room for it, memory is
-    used.
+    used; where that folder is itself one in memory, as ``/tmp`` of some systems, no less is.
 
     Parameters
     ----------
