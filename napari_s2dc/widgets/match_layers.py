@@ -132,11 +132,8 @@ class MatchLayers:
         return copy
 
     def _results(self) -> list[Any]:
-        scans = self._scans
-        owners = () if scans is None else (scans.moving, scans.reference, self._beside)
-        there = [owner for owner in owners if owner is not None]
         kinds = (_SEGMENTS, _ROW, _FROM, _TO, _UNMATCHED, _CARRIED)
-        return self._overlays.find_all(there, *kinds)
+        return self._overlays.find_all(self.placed, *kinds)
 
     def partner_world(self, token: Token) -> np.ndarray:
         """World position of a token of B, where B is shown."""
