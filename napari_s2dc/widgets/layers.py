@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from napari.layers import Image, Labels, Layer, Points
     from napari.viewer import Viewer
 
-__all__ = ["COMPLETE", "Overlays", "geometry_of", "plain", "token_geometry"]
+__all__ = ["COMPLETE", "Overlays", "geometry_of", "in_file", "plain", "token_geometry"]
 
 COMPLETE = "s2dc_complete"
 """Key in the metadata of labels that were found for a whole scan: 0 is background there."""
@@ -221,7 +221,7 @@ class Overlays:
         if np.allclose(placement.matrix, self._placements[plain(layer)].matrix):
             return
         self._placements[plain(layer)] = placement
-        layer.metadata = {**layer.metadata, **_in_file(source, placement)}
+        layer.metadata = {**layer.metadata, **in_file(source, placement)}
 
     def clear_colours(self, source: Layer) -> None:
         """Make the anatomy colours of a source show nothing until there are others.
@@ -317,7 +317,7 @@ class Overlays:
         self.remove(source, kind)
         placement = Placement.between(source, geometry)
         if metadata is None:
-            metadata = _in_file(source, placement)
+            metadata = in_file(source, placement)
         with self._selection_kept():
             layer = getattr(self._viewer, method)(
                 data,
@@ -360,7 +360,7 @@ def _own_metadata(layer: Layer) -> dict[str, Any]:
     return {key: value for key, value in layer.metadata.items() if key != _MARK}
 
 
-def _in_file(source: Layer, placement: Placement) -> dict[str, Any]:
+def in_file(source: Layer, placement: Placement) -> dict[str, Any]:
     """Metadata of a result that say where it lies in the file of its source, if there is one.
 
     The viewer does not know: it shows an oblique scan, and what was made of it, on straight axes.

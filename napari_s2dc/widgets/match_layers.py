@@ -179,11 +179,13 @@ class MatchLayers:
             self._overlays.remove_all(layers, _UNMATCHED)
             return
         for side, values in zip(sides, scans.unmatched, strict=True):
-            self._overlays.add(
+            tint = self._overlays.add(
                 side.layer, _UNMATCHED, "add_image", values,
                 "without a partner", side.geometry,
                 colormap="red", contrast_limits=(0.0, 1.0), opacity=0.5, blending="additive",
             )  # fmt: skip
+            if side is sides[1]:
+                self._save_over_b(scans, tint)
 
     def show_row(self, token: Token) -> tuple[Token, float] | None:
         """Draw where a patch of A goes; its best partner and the mass on it, None without any."""
@@ -203,6 +205,7 @@ class MatchLayers:
                 b.layer, _ROW, "add_image", np.array(row), "where it goes", b.geometry,
                 colormap="inferno", opacity=0.9, interpolation2d="linear", blending="additive",
             )  # fmt: skip
+            self._save_over_b(scans, heat)
         else:
             heat.data[...] = row
         heat.contrast_limits_range = (0.0, 1.0)
@@ -218,6 +221,11 @@ class MatchLayers:
         if scans is not None:
             layers = [scans.first.layer, scans.second(self._beside).layer]
             self._overlays.remove_all(layers, _ROW, _FROM, _TO)
+
+    def _save_over_b(self, scans: MatchedScans, layer: Any) -> None:
+        """Let a map on the tokens of B be saved over B, wherever that is shown."""
+        own = scans.second(None)
+        self._stand_ins.append(StandIn(layer, own.layer, own.geometry))
 
     def _mark(self, side: Side, kind: str, token: Token, colour: str) -> None:
         place = np.asarray([token], dtype=float)

@@ -1,11 +1,12 @@
-"""Copies that are shown elsewhere, saved as what they stand for."""
+"""Layers that are shown elsewhere, saved as what they stand for."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 from napari_s2dc._writer import PLACE
-from napari_s2dc.widgets.layers import plain
+from napari_s2dc.widgets.layers import in_file, plain
 from napari_s2dc.widgets.placement import GEOMETRY, Placement
 
 if TYPE_CHECKING:
@@ -15,28 +16,29 @@ __all__ = ["StandIn"]
 
 
 class StandIn:
-    """Keep in a copy's metadata where the original lies, since a writer knows nothing else of it.
+    """Keep in a layer's metadata where it belongs, since a writer knows nothing else of it.
 
     It follows the original as long as this object is kept.
 
     Parameters
     ----------
-    copy : napari layer
-        Shown elsewhere.
+    shown : napari layer
+        Copy of the original, or result over one, which is shown elsewhere.
     original : napari layer
-        What it shows; the facts of its file go along.
+        What it belongs to; where it lies in that one's file goes along.
     geometry : dict
-        Where the copy's voxels lie over the original, as keywords.
+        Where its voxels lie over the original, as keywords.
     """
 
-    def __init__(self, copy: Layer, original: Layer, geometry: dict[str, Any]) -> None:
-        self._copy, self._original = copy, plain(original)
+    def __init__(self, shown: Layer, original: Layer, geometry: dict[str, Any]) -> None:
+        self._shown, self._original = ref(plain(shown)), plain(original)
         self._placement = Placement.between(original, geometry)
-        if "s2dc" in original.metadata:
-            copy.metadata["s2dc"] = original.metadata["s2dc"]
+        shown.metadata.update(in_file(original, self._placement))
         for name in GEOMETRY:  # held weakly, so that it ends with this object
             getattr(original.events, name).connect(self._note)
         self._note()
 
     def _note(self, _: object = None) -> None:
-        self._copy.metadata[PLACE] = self._placement.over(self._original)
+        shown = self._shown()
+        if shown is not None:
+            shown.metadata[PLACE] = self._placement.over(self._original)

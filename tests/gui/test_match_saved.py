@@ -56,6 +56,23 @@ def test_what_is_seen_beside_is_saved_as_what_it_shows(
     assert saved.original is None  # moved since it was read
 
 
+def test_maps_beside_are_saved_over_the_reference(
+    matched: Workbench, other: Any, viewer: Any
+) -> None:
+    layers = matched.matching.layers
+    matched.match_tab.unmatched.click()
+    layers.show_row((2, 3, 3))
+    own = matched.matching.scans.second(None)
+    for end, count in (("without a partner", 2), ("where it goes", 1)):
+        found = [layer for layer in viewer.layers if layer.name.endswith(end)]
+        assert len(found) == count
+        (shown,) = (layer for layer in found if "side by side" in layer.name)
+        assert not np.allclose(shown.translate, own.geometry["translate"])
+        np.testing.assert_allclose(as_saved(shown).affine, own.matrix, atol=1e-6)
+        other.translate = np.add(other.translate, (0, 3, 5))
+        np.testing.assert_allclose(as_saved(shown).affine, own.matrix, atol=1e-6)
+
+
 def test_carried_labels_have_colours_of_their_own(
     matched: Workbench, scan: Any, other: Any, viewer: Any
 ) -> None:
