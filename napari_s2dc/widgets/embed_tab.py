@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from qtpy.QtCore import Qt, Signal
 from qtpy.QtWidgets import (
     QComboBox,
-    QFormLayout,
     QHBoxLayout,
     QLabel,
     QPushButton,
@@ -17,6 +16,7 @@ from qtpy.QtWidgets import (
 from superqt import QLabeledSlider
 
 from napari_s2dc.widgets.eliding_button import ElidingButton
+from napari_s2dc.widgets.forms import form_layout
 from napari_s2dc.widgets.header import enable, narrow
 from napari_s2dc.widgets.layer_combo import LayerCombo
 from napari_s2dc.widgets.plots import Scatter
@@ -119,13 +119,11 @@ class EmbedTab(QWidget):
         self.clear_button.setToolTip("Delete all embeddings kept on disk")
         self.clear_button.clicked.connect(self.clear_cache_wanted)
 
-        where = QFormLayout()
-        where.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+        where = form_layout()
         where.addRow("Region", self.region)
         where.addRow("", self.box)
         where.setRowVisible(self.box, False)
-        form = QFormLayout()
-        form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+        form = form_layout()
         form.addRow("Components", self.triple)
         form.addRow("Clusters", self.clusters)
         form.addRow("", self.clusters_button)

@@ -13,7 +13,6 @@ from qtpy.QtWidgets import (
     QDialog,
     QDialogButtonBox,
     QFileDialog,
-    QFormLayout,
     QHBoxLayout,
     QLabel,
     QPlainTextEdit,
@@ -24,6 +23,7 @@ from qtpy.QtWidgets import (
 )
 
 from napari_s2dc.volumes.preprocess import PRESETS
+from napari_s2dc.widgets.forms import form_layout
 from napari_s2dc.widgets.layer_combo import LayerCombo
 
 if TYPE_CHECKING:
@@ -99,9 +99,8 @@ class Header(QWidget):
         )
         self.warning.hide()
 
-        self.form = QFormLayout(self)
+        self.form = form_layout(self)
         self.form.setContentsMargins(0, 0, 0, 0)
-        self.form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
         self.form.addRow("Volume", self.volume)
         self.form.addRow("Resolution", self.level)
         self.form.addRow("Encoder", row)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qtpy.QtCore import Qt, Signal
+from qtpy.QtCore import Signal
 from qtpy.QtWidgets import (
     QCheckBox,
     QComboBox,
     QDoubleSpinBox,
-    QFormLayout,
     QGroupBox,
     QHBoxLayout,
-    QLabel,
     QMenu,
     QPushButton,
     QVBoxLayout,
@@ -20,6 +18,7 @@ from qtpy.QtWidgets import (
 )
 
 from napari_s2dc.widgets.eliding_button import ElidingButton
+from napari_s2dc.widgets.forms import form_layout, sentence_label
 from napari_s2dc.widgets.header import narrow
 from napari_s2dc.widgets.layer_combo import LayerCombo
 from napari_s2dc.widgets.pairs_box import PairsBox
@@ -105,8 +104,8 @@ class MatchTab(QWidget):
         )
         self.match_button = ElidingButton("Match")
         self.match_button.clicked.connect(self.match_wanted)
-        self.result = _wrapped()
-        self.warning = _wrapped()
+        self.result = sentence_label()
+        self.warning = sentence_label()
         self.warning.setStyleSheet(
             "QLabel { border: 1px solid #ff8c00; border-radius: 4px; padding: 4px; }"
         )
@@ -129,7 +128,7 @@ class MatchTab(QWidget):
             "Point at a patch of the moving scan to see on the other one where it goes"
         )
         self.pointing.toggled.connect(self.pointing_changed)
-        self.patch = _wrapped()
+        self.patch = sentence_label()
         self.jump_button = QPushButton("Go to the partner")
         self.jump_button.clicked.connect(self.jump_wanted)
 
@@ -159,7 +158,7 @@ class MatchTab(QWidget):
         self.show_patch("")
 
     def _lay_out(self) -> None:
-        top = _form()
+        top = form_layout()
         top.addRow("Moving", self.moving)
         top.addRow("Reference", self.reference)
         top.addRow("Partners", self.nearness)
@@ -173,7 +172,7 @@ class MatchTab(QWidget):
         column.addLayout(row)
         column.addWidget(self.patch)
         labels = QGroupBox("Labels")
-        form = _form(labels)
+        form = form_layout(labels)
         form.addRow("Of the moving", self.labels)
         form.addRow(self.transfer_button)
         bottom = QHBoxLayout()
@@ -271,16 +270,3 @@ class MatchTab(QWidget):
         path = ask_where_to_save(self, "Export", name, kinds)
         if path:
             self.export_wanted.emit(key, path)
-
-
-def _wrapped() -> QLabel:
-    label = QLabel()
-    label.setWordWrap(True)
-    label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
-    return label
-
-
-def _form(parent: QWidget | None = None) -> QFormLayout:
-    form = QFormLayout() if parent is None else QFormLayout(parent)
-    form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
-    return form

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qtpy.QtCore import Qt, Signal
-from qtpy.QtWidgets import QCheckBox, QComboBox, QFormLayout, QGroupBox, QWidget
+from qtpy.QtWidgets import QCheckBox, QComboBox, QGroupBox, QWidget
 from superqt import QLabeledDoubleSlider, QLabeledSlider
 
 from napari_s2dc.widgets.colour_bar import ColourBar
+from napari_s2dc.widgets.forms import form_layout
 from napari_s2dc.widgets.header import narrow
 from napari_s2dc.widgets.reasons import allow
 
@@ -70,8 +71,7 @@ class PairsBox(QGroupBox):
         self.confidence.valueChanged.connect(self.changed)
         self.mutual.toggled.connect(self.changed)
         self.colour.currentIndexChanged.connect(self._on_colour)
-        self.form = QFormLayout(self)
-        self.form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+        self.form = form_layout(self)
         self.form.addRow("Number", self.number)
         self.form.addRow("Confidence", self.confidence)
         self.form.addRow(self.mutual)

@@ -23,6 +23,7 @@ from qtpy.QtWidgets import (
 )
 from superqt import QLabeledDoubleSlider
 
+from napari_s2dc.widgets.forms import form_layout
 from napari_s2dc.widgets.layer_combo import LayerCombo
 from napari_s2dc.widgets.plots import Histogram
 from napari_s2dc.widgets.reasons import allow
@@ -162,8 +163,7 @@ class ProbeTab(QWidget):
         facts.addRow("Consistency", self.consistency)
 
         structure = QGroupBox("Structure")
-        form = QFormLayout(structure)
-        form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+        form = form_layout(structure)
         form.addRow(self.preview)
         form.addRow("Threshold", self.threshold)
         form.addRow("", self.otsu)

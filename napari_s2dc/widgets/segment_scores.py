@@ -9,7 +9,6 @@ from qtpy.QtCore import Qt, Signal
 from qtpy.QtWidgets import (
     QAbstractItemView,
     QApplication,
-    QFormLayout,
     QGroupBox,
     QHBoxLayout,
     QHeaderView,
@@ -21,6 +20,7 @@ from qtpy.QtWidgets import (
 )
 
 from napari_s2dc.widgets.eliding_button import ElidingButton
+from napari_s2dc.widgets.forms import form_layout
 from napari_s2dc.widgets.layer_combo import LayerCombo
 from napari_s2dc.widgets.reasons import allow
 
@@ -64,8 +64,7 @@ class ScoresBox(QGroupBox):
             "Dice: overlap, 0 to 1. HD95: 95 % of the two surfaces lie closer than so many mm;\n"
             "a dash where one of the two does not have the class."
         )
-        form = QFormLayout()
-        form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+        form = form_layout()
         form.addRow("Compare", self.compared)
         form.addRow("with reference", self.reference)
         row = QHBoxLayout()

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qtpy.QtCore import Qt, Signal
+from qtpy.QtCore import Signal
 from qtpy.QtGui import QShowEvent
 from qtpy.QtWidgets import (
     QCheckBox,
     QComboBox,
-    QFormLayout,
     QHBoxLayout,
-    QLabel,
     QMessageBox,
     QPushButton,
     QSpinBox,
@@ -22,6 +20,7 @@ from qtpy.QtWidgets import (
 from napari_s2dc.engine.fewshot_settings import FinetuneSettings
 from napari_s2dc.widgets.eliding_button import ElidingButton
 from napari_s2dc.widgets.folder_choice import FolderChoice
+from napari_s2dc.widgets.forms import form_layout, sentence_label
 from napari_s2dc.widgets.header import narrow
 from napari_s2dc.widgets.layer_combo import LayerCombo
 from napari_s2dc.widgets.reasons import allow
@@ -136,7 +135,7 @@ class SegmentTab(QWidget):
         self.best_button.setToolTip("Segment the volume with the best so far; training goes on")
         self.best_button.clicked.connect(self.best_wanted)
         self.plot = TrainingPlot()
-        self.note = _wrapped()
+        self.note = sentence_label()
         self.refresh = QCheckBox("Refresh while painting")
         self.refresh.setToolTip(
             "Train on after every stroke in the chosen labels:\n"
@@ -150,7 +149,7 @@ class SegmentTab(QWidget):
         self.models = ModelBox()
         self.scores = ScoresBox(is_labels)
 
-        self.offer = _wrapped()
+        self.offer = sentence_label()
         self.offer.setStyleSheet(_CHIP)
         self.restore_button = QPushButton("Restore")
         self.restore_button.setToolTip("Add the labels that were kept as a layer")
@@ -173,13 +172,13 @@ class SegmentTab(QWidget):
         row.addWidget(self.restore_button, 1)
         row.addWidget(self.discard_button)
         chip.addLayout(row)
-        top = _form()
+        top = form_layout()
         row = QHBoxLayout()
         row.addWidget(self.labels, 1)
         row.addWidget(self.new_button)
         row.addWidget(self.class_button)
         top.addRow("Labels", row)
-        self.form = _form()
+        self.form = form_layout()
         self.form.addRow("0 means", self.zero)
         self.form.addRow("Background", self.background)
         self.form.addRow("Learn also from", self.more)
@@ -278,16 +277,3 @@ class SegmentTab(QWidget):
         self.form.setRowVisible(self.flips, tuned)
         allow(self.refresh, "Only Quick is fast enough for that" if tuned else "")
         self.mode_changed.emit()
-
-
-def _wrapped() -> QLabel:
-    label = QLabel()
-    label.setWordWrap(True)
-    label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
-    return label
-
-
-def _form() -> QFormLayout:
-    form = QFormLayout()
-    form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
-    return form

@@ -7,11 +7,10 @@ import importlib.util
 import itertools
 from typing import TYPE_CHECKING, Any
 
-from qtpy.QtCore import Qt, QTimer
+from qtpy.QtCore import QTimer
 from qtpy.QtGui import QHideEvent, QPaintEvent, QShowEvent
 from qtpy.QtWidgets import (
     QAbstractButton,
-    QLabel,
     QTabWidget,
     QVBoxLayout,
     QWidget,
@@ -22,6 +21,7 @@ from napari_s2dc.widgets.embed_actions import EmbedActions
 from napari_s2dc.widgets.embed_tab import EmbedTab
 from napari_s2dc.widgets.encoder_actions import EncoderActions
 from napari_s2dc.widgets.feature_views import FeatureViews
+from napari_s2dc.widgets.forms import sentence_label
 from napari_s2dc.widgets.header import Header
 from napari_s2dc.widgets.layers import plain
 from napari_s2dc.widgets.map_actions import MapActions
@@ -84,9 +84,7 @@ class Workbench(QWidget):
         self.probe_tab = ProbeTab(self._is_target)
         self.match_tab = MatchTab(self._is_scan, self._is_atlas)
         self.segment_tab = SegmentTab(self._is_atlas)
-        self.message = QLabel()
-        self.message.setWordWrap(True)
-        self.message.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+        self.message = sentence_label()
         self.message.hide()
         self.task_bar = TaskBar(self.jobs)
         self.tabs = QTabWidget()
