@@ -26,9 +26,6 @@ __all__ = ["COMPLETE", "Overlays", "geometry_of", "in_file", "plain", "token_geo
 COMPLETE = "s2dc_complete"
 """Key in the metadata of labels that were found for a whole scan: 0 is background there."""
 
-_MARK = "s2dc_overlay"
-"""Key in the metadata of result layers."""
-
 
 def plain(layer: Any) -> Any:
     """Give the layer itself instead of the proxy that napari hands to plugins.
@@ -66,18 +63,15 @@ class Overlays:
         return layer if layer is not None and layer in self._viewer.layers else None
 
     def is_overlay(self, layer: Layer) -> bool:
-        """Whether a layer is a result; it says so itself, from the moment it is inserted.
-
-        A copy that the user makes of a result says so too, but is the user's own.
-        """
-        return _MARK in layer.metadata and (self._keeping or plain(layer) in self._results)
+        """Whether a layer is a result, from before it is inserted; a copy of one is the user's."""
+        return plain(layer) in self._results
 
     def give_away(self, layer: Layer) -> None:
         """Make a result layer the user's own: it stays as it is, and is offered as any other."""
         for made in self._made.values():
             for kind in [kind for kind, known in made.items() if known() is plain(layer)]:
                 del made[kind]
-        layer.metadata = _own_metadata(layer)
+        self._results.discard(plain(layer))
 
     def find_all(self, sources: Iterable[Layer], *kinds: str) -> list[Any]:
         """Give the layers of some kinds that belong to any of some sources."""
@@ -113,7 +107,7 @@ class Overlays:
             layer.data = colours
             return layer
         return self.add(
-            source, "colours", "add_image", colours, "anatomy colours", geometry,
+            source, "colours", "image", colours, "anatomy colours", geometry,
             rgb=True, opacity=0.6, interpolation2d="linear",
         )  # fmt: skip
 
@@ -139,7 +133,7 @@ class Overlays:
             return layer
         similarity = kind == "similarity"
         layer = self.add(
-            source, kind, "add_image", np.array(values, dtype=np.float32),
+            source, kind, "image", np.array(values, dtype=np.float32),
             kind, geometry,
             colormap="inferno" if similarity else "viridis",
             contrast_limits=(0.0, 1.0), opacity=0.6, interpolation2d="linear",
@@ -157,7 +151,7 @@ class Overlays:
             self.put(source, layer, geometry)
             layer.data = labels
             return layer
-        return self.add(source, kind, "add_labels", labels, title, geometry, opacity=0.5)
+        return self.add(source, kind, "labels", labels, title, geometry, opacity=0.5)
 
     def show_points(self, source: Layer, voxels: np.ndarray, size: float) -> Points:
         """Mark voxels (n, 3) of a source with rings; `size` in voxels."""
@@ -167,7 +161,7 @@ class Overlays:
             layer.data = voxels
             return layer
         return self.add(
-            source, "nearest", "add_points", voxels, "nearest patches", geometry_of(source),
+            source, "nearest", "points", voxels, "nearest patches", geometry_of(source),
             size=size, symbol="ring", face_color="transparent", border_color="cyan",
             ndim=3,
         )  # fmt: skip
@@ -182,7 +176,7 @@ class Overlays:
         layer = self.find(source, "clicked")
         if layer is None or len(layer.data) != len(voxels):
             return self.add(
-                source, "clicked", "add_points", voxels, "clicked places", geometry_of(source),
+                source, "clicked", "points", voxels, "clicked places", geometry_of(source),
                 size=size, symbol=symbols, face_color=colours, border_color="black",
                 border_width=0.1, ndim=3,
             )  # fmt: skip
@@ -198,7 +192,7 @@ class Overlays:
             return self._viewer.add_labels(
                 np.zeros(_shape(source), dtype=np.uint16),
                 name=f"{source.name} – {title}",
-                metadata=_own_metadata(source),
+                metadata=dict(source.metadata),
                 **geometry_of(source),
             )
 
@@ -274,7 +268,7 @@ class Overlays:
             return self._viewer.add_labels(
                 labels,
                 name=f"{source.name} – {title}",
-                metadata={**_own_metadata(source), **mark},
+                metadata={**source.metadata, **mark},
                 features=like.features,
                 colormap=deepcopy(like.colormap),  # napari would share it: a click recolours both
                 **geometry,
@@ -284,7 +278,7 @@ class Overlays:
         self,
         source: Layer,
         kind: str,
-        method: str,
+        layer_type: str,
         data: Any,
         title: str,
         geometry: dict[str, Any],
@@ -300,8 +294,8 @@ class Overlays:
             Layer that the result belongs to and follows when it is moved.
         kind : str
             What it is; a source has one of each.
-        method : str
-            Of the viewer, such as ``"add_image"``.
+        layer_type : str
+            As napari calls it, such as ``"image"``.
         data : array-like
             Data of the layer.
         title : str
@@ -312,23 +306,22 @@ class Overlays:
             What the layer says of itself; when left out, where it lies in the source's file, so
             that it is saved there.
         **look
-            Further keywords of the method.
+            Further keywords of the layer.
         """
+        from napari.layers import Layer
+
         self.remove(source, kind)
         placement = Placement.between(source, geometry)
         if metadata is None:
             metadata = in_file(source, placement)
+        name = f"{source.name} – {title}"
+        facts = {"name": name, "metadata": metadata, **geometry, **look}
+        layer = Layer.create(data, facts, layer_type)
+        self._results.add(layer)  # those who are told of it ask what it is
         with self._selection_kept():
-            layer = getattr(self._viewer, method)(
-                data,
-                name=f"{source.name} – {title}",
-                metadata={**metadata, _MARK: kind},
-                **geometry,
-                **look,
-            )
-        self._made.setdefault(plain(source), {})[kind] = ref(plain(layer))
-        self._results.add(plain(layer))
-        self._placements[plain(layer)] = placement
+            self._viewer.add_layer(layer)
+        self._made.setdefault(plain(source), {})[kind] = ref(layer)
+        self._placements[layer] = placement
         for name in GEOMETRY:  # connecting twice connects once
             getattr(source.events, name).connect(self._on_moved)
         return layer
@@ -353,11 +346,6 @@ class Overlays:
                 layers.selection.active = active
         finally:
             self._keeping = before
-
-
-def _own_metadata(layer: Layer) -> dict[str, Any]:
-    """Metadata without the mark of a result, which what is made of a copy of one is not."""
-    return {key: value for key, value in layer.metadata.items() if key != _MARK}
 
 
 def in_file(source: Layer, placement: Placement) -> dict[str, Any]:

@@ -124,7 +124,7 @@ class MatchLayers:
         source, data, geometry = scans.copy_of_b(apart=apart)
         looks = ("colormap", "contrast_limits", "gamma", "interpolation2d", "opacity")
         copy = self._overlays.add(
-            source, _BESIDE, "add_image", data,
+            source, _BESIDE, "image", data,
             "random view" if scans.reference is None else "side by side", geometry,
             **{name: getattr(source, name) for name in looks}, blending="translucent",
         )  # fmt: skip
@@ -160,7 +160,7 @@ class MatchLayers:
         layer: Vectors | None = self._overlays.find(scans.moving, _SEGMENTS)
         if layer is None:
             layer = self._overlays.add(
-                scans.moving, _SEGMENTS, "add_vectors", lines, "matched patches", a.geometry,
+                scans.moving, _SEGMENTS, "vectors", lines, "matched patches", a.geometry,
                 edge_width=_LINE_TOKENS, vector_style="line", edge_color="white", ndim=3,
             )  # fmt: skip
         else:
@@ -180,7 +180,7 @@ class MatchLayers:
             return
         for side, values in zip(sides, scans.unmatched, strict=True):
             tint = self._overlays.add(
-                side.layer, _UNMATCHED, "add_image", values,
+                side.layer, _UNMATCHED, "image", values,
                 "without a partner", side.geometry,
                 colormap="red", contrast_limits=(0.0, 1.0), opacity=0.5, blending="additive",
             )  # fmt: skip
@@ -202,7 +202,7 @@ class MatchLayers:
         heat = self._overlays.find(b.layer, _ROW)
         if heat is None:
             heat = self._overlays.add(
-                b.layer, _ROW, "add_image", np.array(row), "where it goes", b.geometry,
+                b.layer, _ROW, "image", np.array(row), "where it goes", b.geometry,
                 colormap="inferno", opacity=0.9, interpolation2d="linear", blending="additive",
             )  # fmt: skip
             self._save_over_b(scans, heat)
@@ -234,7 +234,7 @@ class MatchLayers:
             mark.data = place
             return
         self._overlays.add(
-            side.layer, kind, "add_points", place, kind, side.geometry,
+            side.layer, kind, "points", place, kind, side.geometry,
             size=1.2, symbol="square", face_color="transparent", border_color=colour,
             border_width=0.15, ndim=3,
         )  # fmt: skip
@@ -253,7 +253,7 @@ class MatchLayers:
         if layer is None or scans is None or not self._session.has(layer):
             return
         shown = self._overlays.add(
-            self._beside, _CARRIED, "add_labels", layer.data, "carried labels",
+            self._beside, _CARRIED, "labels", layer.data, "carried labels",
             geometry_of(self._beside), colormap=deepcopy(layer.colormap), features=layer.features,
             opacity=layer.opacity,
         )  # fmt: skip

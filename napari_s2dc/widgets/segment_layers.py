@@ -259,7 +259,7 @@ class SegmentLayers:
             uncertainty.data = found.uncertainty
         else:
             uncertainty = self._overlays.add(
-                source, UNCERTAINTY, "add_image", found.uncertainty, "uncertainty", geometry,
+                source, UNCERTAINTY, "image", found.uncertainty, "uncertainty", geometry,
                 colormap="magma", contrast_limits=(0.0, 1.0), opacity=0.6,
                 blending="translucent", visible=False,
             )  # fmt: skip
@@ -313,7 +313,7 @@ class SegmentLayers:
             self._dress(layer, classes)
             return layer
         layer = self._overlays.add(
-            source, SEGMENTATION, "add_labels", labels, "segmentation", geometry,
+            source, SEGMENTATION, "labels", labels, "segmentation", geometry,
             metadata={**source.metadata, COMPLETE: True}, opacity=0.5, visible=source.visible,
         )  # fmt: skip
         self._dress(layer, classes)

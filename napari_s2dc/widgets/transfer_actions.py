@@ -140,7 +140,7 @@ class TransferActions(QObject):
             complete=True,
         )
         confidence = self._session.overlays.add(
-            reference, "transfer confidence", "add_image", found.confidence,
+            reference, "transfer confidence", "image", found.confidence,
             "confidence of the labels", geometry, colormap="viridis", contrast_limits=(0.0, 1.0),
             opacity=0.6, blending="translucent", visible=False,
         )  # fmt: skip

@@ -170,7 +170,7 @@ def test_a_result_of_another_region_follows_its_source_from_there(viewer: Any) -
     )
 
 
-def test_labels_on_a_copy_of_a_result_are_the_users_own(viewer: Any) -> None:
+def test_a_copy_of_a_result_and_labels_on_it_are_the_users_own(viewer: Any) -> None:
     from napari.layers import Layer
 
     source = add_phantom(viewer, 1)
@@ -181,11 +181,12 @@ def test_labels_on_a_copy_of_a_result_are_the_users_own(viewer: Any) -> None:
     copy = viewer.add_layer(Layer.create(*heat.as_layer_data_tuple()))
     offered = []
     viewer.layers.events.inserted.connect(
-        lambda event: offered.append(not overlays.is_overlay(event.value))
+        lambda event: offered.append([overlays.is_overlay(one) for one in (event.value, copy)])
     )
     drawn = overlays.new_labels(copy, "strokes")
     overlays.keep_labels(copy, "kept", drawn.data, geometry_of(copy), drawn, complete=False)
-    assert offered == [True, True]
+    overlays.show_labels(copy, "clusters", "clusters", drawn.data, geometry_of(copy))
+    assert offered == [[False, False], [False, False], [True, False]]
 
 
 def test_only_heat_maps_asked_to_have_a_colour_bar(viewer: Any) -> None:
