@@ -44,8 +44,9 @@ def write_layer(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
     list of str
         The file written. A layer that was read from a file, or made on the grid of one, is
         written on that file's grid: same shape, affine and header geometry. Another layer gets
-        its own scale, rotation and translation as affine, in mm. A copy shown side by side is
-        written like the layer that it shows. NRRD takes names and colours of classes along.
+        its own scale, rotation and translation as affine, in mm. A result on a grid of its own lies
+        where the file of its scan has it. What is shown side by side is written like what it shows.
+        NRRD takes names and colours of classes along.
 
     Raises
     ------
