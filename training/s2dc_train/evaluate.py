@@ -105,7 +105,7 @@ def structures(
     Returns
     -------
     float
-        Accuracy; NaN without label maps.
+        Accuracy; NaN without label maps, or when a feature is no finite number.
     """
 
     def tokens(scans: Iterable[FullVolume]) -> list[tuple[Tensor, Tensor]]:
