@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -208,6 +209,36 @@ def test_wrong_uses_of_match_are_one_sentence(
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1
+
+
+def test_a_place_that_cannot_be_written_is_told_before_matching(
+    torsos: Path,
+    checkpoint: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def embedded(*_: object) -> None:
+        raise AssertionError("embedded a scan whose result cannot be written")
+
+    monkeypatch.setattr("napari_s2dc.engine.cli_embedded.EmbeddedScans.of", embedded)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.csv").mkdir()
+    both = [image(torsos, 1), image(torsos, 2)]
+    fine = ["--out", str(tmp_path / "x.csv")]
+    for options, words in (
+        (["--out", str(tmp_path / "folder.csv")], "folder.csv: it is a folder"),
+        (["--out", str(tmp_path / "file" / "x.csv")], "is a file, not a folder"),
+        ([*fine, "--plan", str(tmp_path / "file" / "plans")], "Name another place for --plan"),
+    ):
+        assert run("match", *both, *options, encoder=checkpoint) == 2
+        error = capsys.readouterr().err
+        assert words in error
+        assert error.count("\n") == 1
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path and access(path, mode))
+    assert run("match", *both, "--out", str(tmp_path / "new"), encoder=checkpoint) == 2
+    assert f"{tmp_path} may not be written to" in capsys.readouterr().err
 
 
 def test_settings_of_matching_reach_the_engine(
