@@ -59,6 +59,22 @@ def replace_atomically(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def why_not_writable(path: Path) -> str:
+    """Say in a few words why a file cannot be written, without trying; empty when it may be.
+
+    Parameters
+    ----------
+    path : Path
+        File; it and its folder need not be there.
+    """
+    if path.is_dir():
+        return "it is a folder"
+    there = next(folder for folder in path.parents if folder.exists())
+    if not there.is_dir():
+        return f"{there} is a file, not a folder"
+    return "" if os.access(there, os.W_OK | os.X_OK) else f"{there} may not be written to"
+
+
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Write tensors as safetensors; the file appears whole or not at all.
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["EVALUATE_SUMMARY", "evaluate_parser", "run_evaluate"]
 
+_NAMED = 3
+"""References without a label map that are named."""
+
 EVALUATE_SUMMARY = (
     "Compare label maps with references: Dice, 95 % Hausdorff distance in mm, surface Dice."
 )
@@ -53,7 +56,7 @@ def run_evaluate(found: str, reference: str, tolerance: float | None, json: bool
 
     if tolerance is not None:
         require_tolerance(tolerance)
-    cases, references = _cases(Path(found), Path(reference))
+    cases, references, skipped, missing = _cases(Path(found), Path(reference))
     results: list[Evaluation] = []
 
     def work(case: ScanFile, truth: Path) -> dict[str, Any]:
@@ -72,6 +75,7 @@ def run_evaluate(found: str, reference: str, tolerance: float | None, json: bool
         }
 
     outcome = over_scans(cases, references, work)
+    outcome.skipped += skipped
     for facts in outcome.done:
         del facts["out"]  # nothing is written
     dice = mean_of([result.mean_dice for result in results])
@@ -82,11 +86,12 @@ def run_evaluate(found: str, reference: str, tolerance: float | None, json: bool
             mean_dice=_or_none(dice),
             mean_hd95_mm=_or_none(distance),
             mean_surface_dice=_or_none(surface),
+            missing=missing,
         )
     elif len(results) > 1:
         print(
-            f"Mean of {len(results)} label maps: Dice {dice:.3f}, HD95 {distance:.2f} mm, "
-            f"surface Dice {surface:.3f}"
+            f"Mean of {len(results)} label maps: Dice {dice:.3f}, HD95 {_two_decimals(distance)} "
+            f"mm, surface Dice {surface:.3f}"
         )
     return outcome.exit_code
 
@@ -95,17 +100,20 @@ def _or_none(value: float) -> float | None:
     return None if value != value else value
 
 
+def _two_decimals(value: float) -> str:
+    return "-" if value != value else f"{value:.2f}"
+
+
 def _print(case: ScanFile, truth: Path, result: Evaluation) -> None:
     print(f"{case.path} against {truth}")
     print("  class    Dice   HD95 mm  surface   voxels  reference")
     for score in result.classes:
-        distance = "-" if score.hd95_mm != score.hd95_mm else f"{score.hd95_mm:.2f}"
         print(
-            f"  {score.label:>5}  {score.dice:6.3f}  {distance:>8}  {score.surface_dice:7.3f}  "
-            f"{score.voxels:>7}  {score.reference_voxels:>9}"
+            f"  {score.label:>5}  {score.dice:6.3f}  {_two_decimals(score.hd95_mm):>8}  "
+            f"{score.surface_dice:7.3f}  {score.voxels:>7}  {score.reference_voxels:>9}"
         )
     print(
-        f"   mean  {result.mean_dice:6.3f}  {result.mean_hd95_mm:8.2f}  "
+        f"   mean  {result.mean_dice:6.3f}  {_two_decimals(result.mean_hd95_mm):>8}  "
         f"{result.mean_surface_dice:7.3f}"
     )
     print(f"  surface: surface Dice at a tolerance of {result.tolerance_mm:.4g} mm")
@@ -113,8 +121,10 @@ def _print(case: ScanFile, truth: Path, result: Evaluation) -> None:
         print(f"  only in one of the two: {', '.join(map(str, result.missed))}")
 
 
-def _cases(found: Path, reference: Path) -> tuple[list[ScanFile], list[Path]]:
-    """Label maps and the reference of each.
+def _cases(
+    found: Path, reference: Path
+) -> tuple[list[ScanFile], list[Path], list[dict[str, Any]], list[str]]:
+    """Label maps, the reference of each, maps without a reference, and references without a map.
 
     Raises
     ------
@@ -127,18 +137,27 @@ def _cases(found: Path, reference: Path) -> tuple[list[ScanFile], list[Path]]:
             "Name two files or two folders.",
         )
     if not found.is_dir():
-        return [ScanFile(found, Path(bare_name(found.name)))], [reference]
-    truths = label_maps_in(reference)
-    cases, references = [], []
-    for name, path in label_maps_in(found).items():
+        return [ScanFile(found, Path(bare_name(found.name)))], [reference], [], []
+    truths, judged = label_maps_in(reference), label_maps_in(found)
+    cases, references, skipped = [], [], []
+    for name, path in judged.items():
         if name in truths:
             cases.append(ScanFile(path, name))
             references.append(truths[name])
         else:
-            tell(f"skipped {path}: {reference} has no file of that name")
+            reason = f"{reference} has no file of that name"
+            tell(f"skipped {path}: {reason}")
+            skipped.append({"scan": str(path), "reason": reason})
     if not cases:
         raise S2DCError(
             f"No file of {found} has the name of one in {reference}.",
             f"Names are compared without ending and without {' or '.join(LABEL_ENDINGS)}.",
         )
-    return cases, references
+    missing = [str(path) for name, path in truths.items() if name not in judged]
+    if missing:
+        named = ", ".join(missing[:_NAMED]) + (" and others" if len(missing) > _NAMED else "")
+        tell(
+            f"the means leave out {len(missing)} of {len(truths)} references, since {found} has no "
+            f"file of that name: {named}"
+        )
+    return cases, references, skipped, missing

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from napari_s2dc.engine.console import tell
 from napari_s2dc.engine.embed_settings import DEVICES, EmbedSettings
 from napari_s2dc.errors import CheckpointError, ConfigurationError, S2DCError
+from napari_s2dc.files import why_not_writable
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -248,9 +249,25 @@ def targets_of(
     Raises
     ------
     ConfigurationError
-        A file is named for the results of several scans, it has another ending, or a result would
-        take the place of a scan.
+        A file is named for the results of several scans, it has another ending, a result would
+        take the place of a scan, or none can be written: known now, not once all is computed.
     """
+    targets = _named_targets(scans, out, endings, ending, option)
+    problems = [why_not_writable(target) for target in targets]
+    if targets and all(problems):
+        raise ConfigurationError(
+            f"Cannot write {targets[0]}: {problems[0]}.", f"Name another place for {option}."
+        )
+    return targets
+
+
+def _named_targets(
+    scans: Sequence[ScanFile],
+    out: str | None,
+    endings: tuple[str, ...],
+    ending: str,
+    option: str,
+) -> list[Path]:
     if out is None:
         return [scan.path.parent / f"{scan.name.name}{ending}" for scan in scans]
     if out.lower().endswith(endings):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -127,7 +128,7 @@ def run_transfer(
     from napari_s2dc.engine.progress import finish_with_bar
     from napari_s2dc.engine.registration import RegistrationSettings
     from napari_s2dc.engine.transfer import TransferSettings, fuse, transfer_labels
-    from napari_s2dc.volumes.segments import segment_fields_of
+    from napari_s2dc.volumes.segments import fused_segment_fields
     from napari_s2dc.volumes.writing import write_volume
 
     matching = matching_of(temperature, unmatched_similarity, neighbours, prior)
@@ -148,6 +149,7 @@ def run_transfer(
         steps = RegistrationSettings(affine_steps=0, bending_steps=0)
         settings = TransferSettings(bend_by_pairs=refine == "pairs", registration=steps)
     atlases = [_read(scan, labels, embedded) for scan, labels in pairs]
+    unlike = _unlike_names([one.labels for one in atlases])
 
     def work(scan: ScanFile, target: Path) -> dict[str, Any]:
         started = time.perf_counter()
@@ -159,7 +161,7 @@ def run_transfer(
         target_scan = embedded.of(scan.path)
         own, whole = target_scan.embedding, target_scan.scan
         transfers, used, reasons = [], [], []
-        warnings: list[str] = []
+        warnings = [unlike] if unlike else []
         for one in atlases:
             require_same_encoder(one.embedding, own, one.path, scan.path)
             kinds = kinds_of((one.path, one.scan), (scan.path, whole))
@@ -199,7 +201,7 @@ def run_transfer(
             result.labels.array,
             whole,
             result="label map",
-            segments=segment_fields_of(used[0].labels),
+            segments=fused_segment_fields([one.labels for one in used]),
         )
         if maps is not None:
             write_volume(maps[scan.path], result.confidence, whole, result="confidence map")
@@ -234,6 +236,23 @@ def _labels_of(labels: Volume) -> Any:
 
     present = np.unique(labels.array)
     return present[present != 0]
+
+
+def _unlike_names(labels: Sequence[Volume]) -> str:
+    """Say which class label maps call by unlike names; empty when they agree."""
+    from napari_s2dc.volumes.segments import segments_in
+
+    known: dict[int, tuple[str, Volume]] = {}
+    for volume in labels:
+        for label, (name, _) in segments_in(volume).items():
+            before, first = known.setdefault(label, (name, volume))
+            if name.casefold() != before.casefold():
+                return (
+                    f"label {label} is {before} in {first.path or first.name} and {name} in "
+                    f"{volume.path or volume.name}; atlases are fused by number, so give each "
+                    "class the same number in all of them."
+                )
+    return ""
 
 
 def _split(text: str) -> tuple[Path, Path]:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from napari_s2dc.volumes.volume import Volume
 
-__all__ = ["is_segment_field", "segment_fields", "segment_fields_of", "segments_in"]
+__all__ = [
+    "fused_segment_fields",
+    "is_segment_field",
+    "segment_fields",
+    "segment_fields_of",
+    "segments_in",
+]
 
 Colour = tuple[float, float, float]
 
@@ -60,6 +66,41 @@ def segment_fields_of(labels: Volume) -> dict[str, Any]:
         Label map; from another format there are none.
     """
     return {name: value for name, value in _header(labels).items() if "Extent" not in name}
+
+
+def fused_segment_fields(labels: Sequence[Volume]) -> dict[str, Any]:
+    """Fields that name the classes of several label maps together, as :func:`segment_fields_of`.
+
+    Parameters
+    ----------
+    labels : sequence of Volume
+        At least one; a class of several is called what the first of them calls it.
+    """
+    fields = segment_fields_of(labels[0])
+    named = set(_labels(fields))
+    for volume in labels[1:]:
+        others = segment_fields_of(volume)
+        for label, number in _labels(others).items():
+            if label in named:
+                continue
+            named.add(label)
+            free = 1 + max([-1, *map(int, _labels(fields).values())])
+            start = f"Segment{number}_"
+            fields |= {
+                f"Segment{free}_{name.removeprefix(start)}": value
+                for name, value in others.items()
+                if name.startswith(start)
+            }
+    return fields
+
+
+def _labels(fields: Mapping[str, Any]) -> dict[int, str]:
+    """Give the number of the segment of each label."""
+    return {
+        int(value): number[1]
+        for name, value in fields.items()
+        if (number := _NUMBERED.fullmatch(name)) and str(value).isdecimal()
+    }
 
 
 def segments_in(labels: Volume) -> dict[int, tuple[str, Colour | None]]:

@@ -11,6 +11,7 @@ from qtpy.QtCore import QObject
 from napari_s2dc.widgets.layers import plain
 from napari_s2dc.widgets.match_actions import MatchActions
 from napari_s2dc.widgets.match_tab import MatchTab
+from napari_s2dc.widgets.placement import to_units_of
 from napari_s2dc.widgets.session import AppliedMap, Session
 from napari_s2dc.widgets.volumes_of_layers import step_of, world_matrix
 
@@ -106,7 +107,8 @@ class MapActions(QObject):
         # From the world to mm of A, by the map to mm of B, and back to the world.
         to_world_a = world_matrix(layer) @ step_of(scans.embedded.source.factors)
         to_world_b = world_matrix(scans.reference) @ step_of(scans.partner.source.factors)
-        matrix = to_world_b @ np.linalg.inv(b.affine) @ found.alignment.matrix
+        from_b = to_units_of(layer, scans.reference) @ to_world_b @ np.linalg.inv(b.affine)
+        matrix = from_b @ found.alignment.matrix
         layer.affine = matrix @ a.affine @ np.linalg.inv(to_world_a) @ before
         after = np.array(layer.affine.affine_matrix)
         self._session.note_map(layer, AppliedMap(before, after))

@@ -11,6 +11,7 @@ import numpy as np
 from napari_s2dc.widgets.layers import geometry_of, plain
 from napari_s2dc.widgets.match_places import MatchedScans, Side
 from napari_s2dc.widgets.pairs_box import BY_CONFIDENCE, PairChoice
+from napari_s2dc.widgets.placement import to_units_of
 from napari_s2dc.widgets.stand_in import StandIn
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ class MatchLayers:
         best = scans.pairs.best(choice.number, least=choice.least, mutual=choice.mutual)
         a, b = scans.first, scans.second(self._beside)
         # In tokens of A, so that a segment is in sight in every slice of its patch.
-        back = np.linalg.inv(a.matrix)
+        back = np.linalg.inv(a.matrix) @ to_units_of(a.layer, b.layer)
         # Where in its patch the partner lies is finer than the patch.
         grid = b.embedding
         place = (best.voxel_b - grid.offset_vox + 0.5) / grid.stride - 0.5

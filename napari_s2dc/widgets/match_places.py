@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from napari_s2dc.widgets.layers import token_geometry
-from napari_s2dc.widgets.placement import matrix_of
+from napari_s2dc.widgets.placement import matrix_of, to_units_of
 
 if TYPE_CHECKING:
     from napari.layers import Layer
@@ -164,11 +164,13 @@ class MatchedScans:
         return source, data, geometry
 
     def _shift(self, source: Layer) -> np.ndarray:
-        """World shift of B: beside A along x, and the matched patches at the same height."""
-        first, second = (layer.extent.world[:, -3:] for layer in (self.moving, source))
+        """Shift of B in its world: beside A along x, and the matched patches at the same height."""
+        units = to_units_of(source, self.moving).diagonal()[:3]
+        first, second = self.moving.extent.world[:, -3:] * units, source.extent.world[:, -3:]
         best = self.pairs.best(200, mutual=True)
         if len(best):
-            away = self.first.world_of(best.token_a) - self.second(None).world_of(best.token_b)
+            places = self.first.world_of(best.token_a) * units
+            away = places - self.second(None).world_of(best.token_b)
             shift: np.ndarray = np.median(away, axis=0)
         else:
             shift = first.mean(0) - second.mean(0)

@@ -19,6 +19,7 @@ __all__ = [
     "geometry_of",
     "matrix_of",
     "move",
+    "to_units_of",
     "token_geometry",
     "words_of",
 ]
@@ -134,6 +135,31 @@ def matrix_of(geometry: dict[str, Any]) -> np.ndarray:
     """Matrix (4, 4) from data coordinates of a 3D layer with some geometry to the world."""
     matrix: np.ndarray = geometry["affine"] @ _data_to_own(geometry).affine_matrix
     return matrix
+
+
+def to_units_of(layer: Layer, source: Layer) -> np.ndarray:
+    """Give the matrix (4, 4) from the world of one 3D layer to that of another.
+
+    napari shows layers in millimetres and in micrometres in one common unit, but says where each
+    of them lies in its own. A unit that is no length, as pixels, is taken as that of the other.
+
+    Parameters
+    ----------
+    layer : napari layer
+        Whose units are wanted.
+    source : napari layer
+        Whose places are given.
+    """
+    return np.diag([*map(_ratio, source.units, layer.units), 1.0])
+
+
+def _ratio(unit: Any, wanted: Any) -> float:
+    if unit == wanted:
+        return 1.0
+    try:
+        return float((1 * unit).to(wanted).magnitude)
+    except Exception:  # pint raises its own error for units that do not compare
+        return 1.0
 
 
 def move(layer: Layer, geometry: dict[str, Any]) -> None:

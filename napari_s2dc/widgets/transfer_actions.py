@@ -12,6 +12,7 @@ from napari_s2dc.widgets.layers import token_geometry
 from napari_s2dc.widgets.match_actions import MatchActions
 from napari_s2dc.widgets.match_places import MatchedScans
 from napari_s2dc.widgets.match_tab import MatchTab
+from napari_s2dc.widgets.moves import Moves
 from napari_s2dc.widgets.segment_layers import finest
 from napari_s2dc.widgets.session import Session
 from napari_s2dc.widgets.volumes_of_layers import step_of, world_matrix
@@ -52,12 +53,18 @@ class TransferActions(QObject):
         super().__init__(parent)
         self._session, self._tab, self._jobs, self._tell = session, tab, jobs, tell
         self._matching = matching
+        self._watched: Any | None = None
+        self._moves = Moves(self)
+        self._moves.happened.connect(self.update)
         tab.transfer_wanted.connect(self.transfer)
         matching.choices_changed.connect(self.update)
 
     def update(self) -> None:
         """Say what the button will do, or why it cannot."""
         scans, labels = self._matching.scans, self._tab.labels.layer
+        if labels is not self._watched:  # moved onto their scan, they can be carried
+            self._watched = labels
+            self._moves.watch(() if labels is None else (labels,))
         if scans is None:
             self._tab.show_transfer("Transfer labels", "Match two scans first")
         elif scans.reference is None:

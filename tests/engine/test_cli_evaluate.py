@@ -47,6 +47,22 @@ def test_evaluate_compares_folders_by_name(
     assert facts["mean_dice"] == 1
     assert [Path(one["scan"]).name for one in facts["scans"]] == [f"torso1{ending}.nii.gz"]
     assert "other.nii.gz" in written.err
+    missing = labels(torsos, 2)
+    assert f"1 of 2 references, since {found} has no file of that name: {missing}" in written.err
+    assert facts["missing"] == [missing]
+    assert [Path(one["scan"]).name for one in facts["skipped"]] == ["other.nii.gz"]
+
+
+def test_evaluate_has_no_distance_where_nothing_was_found(
+    torsos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth = read_volume(labels(torsos, 1), labels=True)
+    for seed in (1, 2):
+        write_volume(tmp_path / f"torso{seed}.nii.gz", np.zeros_like(truth.array), truth)
+    assert main(["evaluate", str(tmp_path), str(torsos / "labels")]) == 0
+    table = capsys.readouterr().out
+    assert "nan" not in table
+    assert "Dice 0.000, HD95 - mm" in table
 
 
 def test_evaluate_says_what_it_cannot_compare(

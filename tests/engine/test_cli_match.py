@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
+from scipy.ndimage import map_coordinates
 
 from napari_s2dc.engine.embed import EmbedSettings, embed_volume
 from napari_s2dc.engine.embedding_file import save_embedding
@@ -42,6 +44,32 @@ def test_match_writes_pairs_plan_and_map(
     assert files[1].stat().st_size > 1000
     assert one["left_right_checked"] is True
     assert one["plan"] == str(files[1])
+
+
+def test_pairs_of_an_oblique_file_are_where_the_guide_says(
+    torsos: Path, checkpoint: str, tmp_path: Path
+) -> None:
+    source = nibabel.load(image(torsos, 1))
+    turn = np.array(
+        [[0, 0.6, 0.8, 7], [0.8, 0.48, -0.36, -3], [-0.6, 0.64, -0.48, 9], [0, 0, 0, 1]]
+    )
+    affine = turn @ source.affine @ np.diag([-1, 1, 1, 1])
+    stored, turned = np.asarray(source.dataobj)[::-1], tmp_path / "turned.nii"
+    affine[:3, 3] -= affine[:3, 0] * (stored.shape[0] - 1)
+    nibabel.save(nibabel.Nifti1Image(stored, affine), turned)
+    out = tmp_path / "pairs.csv"
+    arguments = [image(torsos, 1), str(turned), "--no-align", "--out", str(out)]
+    assert run("match", *arguments, encoder=checkpoint) == 0
+    with out.open() as stream:
+        rows = list(csv.DictReader(stream))
+    volume = read_volume(turned)
+    for row in rows[:5]:
+        z, y, x = (float(row[f"b_mm_{axis}"]) for axis in "zyx")
+        shown = [float(row[f"b_vox_{axis}"]) for axis in "zyx"]
+        in_file = np.linalg.inv(affine) @ (-x, -y, z, 1)
+        value = map_coordinates(stored.astype(float), in_file[:3, None], order=1)
+        same = map_coordinates(volume.array, np.reshape(shown, (3, 1)), order=1)
+        np.testing.assert_allclose(value, same, atol=0.5)
 
 
 def test_scans_are_matched_in_one_pose_unless_told_otherwise(
@@ -181,6 +209,36 @@ def test_wrong_uses_of_match_are_one_sentence(
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1
+
+
+def test_a_place_that_cannot_be_written_is_told_before_matching(
+    torsos: Path,
+    checkpoint: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def embedded(*_: object) -> None:
+        raise AssertionError("embedded a scan whose result cannot be written")
+
+    monkeypatch.setattr("napari_s2dc.engine.cli_embedded.EmbeddedScans.of", embedded)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.csv").mkdir()
+    both = [image(torsos, 1), image(torsos, 2)]
+    fine = ["--out", str(tmp_path / "x.csv")]
+    for options, words in (
+        (["--out", str(tmp_path / "folder.csv")], "folder.csv: it is a folder"),
+        (["--out", str(tmp_path / "file" / "x.csv")], "is a file, not a folder"),
+        ([*fine, "--plan", str(tmp_path / "file" / "plans")], "Name another place for --plan"),
+    ):
+        assert run("match", *both, *options, encoder=checkpoint) == 2
+        error = capsys.readouterr().err
+        assert words in error
+        assert error.count("\n") == 1
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path and access(path, mode))
+    assert run("match", *both, "--out", str(tmp_path / "new"), encoder=checkpoint) == 2
+    assert f"{tmp_path} may not be written to" in capsys.readouterr().err
 
 
 def test_settings_of_matching_reach_the_engine(

@@ -18,6 +18,7 @@ from napari_s2dc.engine.match import Match
 from napari_s2dc.engine.transfer import transfer_labels
 from napari_s2dc.errors import S2DCError
 from napari_s2dc.volumes.io import find_volumes, read_volume, write_volume
+from napari_s2dc.volumes.segments import segment_fields, segments_in
 from napari_s2dc.volumes.volume import Volume
 from tests.engine.torso_files import image, labels, run
 
@@ -208,3 +209,25 @@ def test_names_of_classes_are_those_of_an_atlas_that_was_used(
     arguments = [*atlases, image(torsos, 1), "--out", str(out)]
     assert run("transfer", *arguments, encoder=checkpoint) == 0
     assert nrrd.read_header(str(out))["Segment0_Name"] == "uint8"
+
+
+def test_names_of_several_atlases_are_kept(
+    torsos: Path, checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    atlases = []
+    source = read_volume(labels(torsos, 1), labels=True)
+    for number, (names, kept) in enumerate((((1, "skin"), 1), ((2, "fat"), 2))):
+        path = tmp_path / f"{number}.seg.nrrd"
+        classes = [(*names, (1.0, 0.0, 0.0)), (3, f"organ {number}", (0.0, 1.0, 0.0))]
+        array = np.where(np.isin(source.array, (kept, 3)), source.array, 0)
+        write_volume(path, array, source, segments=segment_fields(classes))
+        atlases += ["--atlas", f"{image(torsos, 1)}:{path}"]
+    out = tmp_path / "out.nrrd"
+    arguments = [*atlases, image(torsos, 1), "--out", str(out)]
+    assert run("transfer", *arguments, encoder=checkpoint) == 0
+    error = capsys.readouterr().err
+    assert "label 3 is organ 0 in" in error
+    assert "fused by number" in error
+    found = segments_in(read_volume(out, labels=True))
+    names = {label: name for label, (name, _) in found.items()}
+    assert names == {1: "skin", 3: "organ 0", 2: "fat"}

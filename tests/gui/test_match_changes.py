@@ -93,6 +93,46 @@ def test_segments_end_where_a_scan_was_moved_to(
     np.testing.assert_allclose(starts, wanted, atol=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore:Non-orthogonal slicing:UserWarning")
+@pytest.mark.parametrize("which", ["moving", "reference"])
+def test_scans_in_other_units_lie_together(
+    matched: Workbench, scan: Any, other: Any, viewer: Any, qtbot: Any, which: str
+) -> None:
+    tab, pairs = matched.match_tab, matched.matching.scans.pairs.best(50, mutual=True)
+    tab.beside.click()
+    layer = scan if which == "moving" else other
+    layer.scale, layer.translate = layer.scale * 1000, layer.translate * 1000
+    layer.units = ("um",) * 3
+    tab.pairs.number.setValue(50)
+    tab.pairs.changed.emit()
+    lines = named(viewer, "matched patches")
+
+    def mm(layer: Any, voxel: Any) -> Any:
+        size = 0.001 if str(layer.units[0]) == "micrometer" else 1.0
+        return np.multiply(layer.data_to_world(voxel), size)
+
+    def off(shown: Any) -> float:
+        ends = [mm(lines, start + along) for start, along in lines.data]
+        return float(np.abs(np.subtract(ends, [mm(shown, one) for one in pairs.voxel_b])).max())
+
+    assert off(other) < 0.05
+    tab.beside.click()
+    lines = named(viewer, "matched patches")
+    beside = named(viewer, "side by side")
+    assert off(beside) < 0.05
+    gap = mm(beside, (0, 0, -0.5))[2] - mm(scan, (0, 0, scan.data.shape[2] - 0.5))[2]
+    assert 0 < gap < 0.1 * 3 * scan.data.shape[2]
+    apart = [np.linalg.norm(mm(scan, a) - mm(other, b)) for a, b in pairs_of(pairs)]
+    tab.apply_button.click()
+    after = [np.linalg.norm(mm(scan, a) - mm(other, b)) for a, b in pairs_of(pairs)]
+    assert np.median(after) < 0.2 * np.median(apart)
+
+
+def pairs_of(pairs: Any) -> list[tuple[Any, Any]]:
+    """Give the voxels that belong together."""
+    return list(zip(pairs.voxel_a, pairs.voxel_b, strict=True))
+
+
 # ------------------------------------------------------------------------------------- maps
 @pytest.mark.filterwarnings("ignore:Non-orthogonal slicing:UserWarning")
 def test_every_layer_has_a_map_of_its_own(

@@ -48,7 +48,9 @@ def test_a_click_probes_the_scan_in_sight_not_the_hidden_one(
 
 
 # ------------------------------------------------------------------------------------ labels
-def test_labels_that_lie_elsewhere_are_refused(matched: Workbench, scan: Any, viewer: Any) -> None:
+def test_labels_that_lie_elsewhere_are_refused(
+    matched: Workbench, scan: Any, viewer: Any, qtbot: Any
+) -> None:
     tab = matched.match_tab
     labels = add_labels(viewer, scan)
     tab.labels.choose(labels)
@@ -59,6 +61,9 @@ def test_labels_that_lie_elsewhere_are_refused(matched: Workbench, scan: Any, vi
     assert not matched.jobs.is_running("transfer")
     assert not tab.transfer_button.isEnabled()
     assert "lies elsewhere" in tab.transfer_button.toolTip()
+    labels.translate = scan.translate
+    qtbot.waitUntil(tab.transfer_button.isEnabled)
+    assert tab.transfer_button.text() == "Transfer torso 1 labels to torso 2"
 
 
 @pytest.mark.filterwarnings("ignore:Non-orthogonal slicing:UserWarning")
