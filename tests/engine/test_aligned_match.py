@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from napari_s2dc.engine.encoders import ANY_CONTRAST, bundled_encoder, encoder_n
 from napari_s2dc.engine.match import MatchSettings, match_embeddings
 from napari_s2dc.engine.match_checks import assess
 from napari_s2dc.engine.progress import Progress, finish
+from napari_s2dc.engine.registration import RegistrationSettings
 from napari_s2dc.engine.self_check import KnownView, judge, known_view, self_check
 from napari_s2dc.errors import S2DCError
 from napari_s2dc.method.encoder import SwinEncoder
@@ -125,6 +127,38 @@ def test_a_look_that_fails_leaves_the_match_of_before(
     match = finish(match_aligned((known.scan, known.view), images, bundled, SETTINGS))
     assert match.matrix is None
     assert torch.equal(match.mass, match_embeddings(known.scan, known.view).mass)
+
+
+@pytest.mark.parametrize(
+    ("by_features", "by_intensities", "weight"),
+    [(0.5, 0.9, 1.0), (0.27, 0.93, 0.2), (0.3, 0.33, 1.0)],
+)
+def test_intensities_are_asked_alone_where_features_lead_astray(
+    by_features: float,
+    by_intensities: float,
+    weight: float,
+    scan: Volume,
+    bundled: SwinEncoder,
+    known: KnownView,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    taken = []
+
+    def scripted(*_: object, settings: RegistrationSettings) -> Any:
+        yield Progress(0, 0, "steps")
+        agreed = by_features if settings.feature_weight == 1 else by_intensities
+        return SimpleNamespace(correlation=agreed, matrix=settings.feature_weight * np.eye(4))
+
+    def seen(*_: object, matrix: np.ndarray, **__: object) -> Any:
+        taken.append(1 / matrix[0, 0])  # of the map the other way
+        yield Progress(0, 0, "windows")
+        raise S2DCError("That is enough.")
+
+    monkeypatch.setattr(aligned_match, "register", scripted)
+    monkeypatch.setattr(aligned_match, "embed_in_pose", seen)
+    images = (scan, known.volume)
+    finish(match_aligned((known.scan, known.view), images, bundled, SETTINGS))
+    assert taken == [pytest.approx(weight)]
 
 
 def test_a_ct_is_found_in_an_mr() -> None:

@@ -102,6 +102,26 @@ def test_a_known_affine_map_is_found_from_the_images(torso: tuple[Volume, Volume
     np.testing.assert_allclose(np.diag(linear), [1.05, 0.97, 1.0], atol=0.02)
 
 
+def far(places: np.ndarray) -> np.ndarray:
+    return places + np.array([4.0, 5.0, -4.0])
+
+
+def test_steps_go_on_while_the_map_gets_better(
+    torso: tuple[Volume, Volume], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, _ = torso
+    few = replace(IMAGES_ONLY, affine_steps=12, bending_steps=0)
+    found = run(image, far, few)
+    monkeypatch.setattr("napari_s2dc.engine.registration._MOST_ROUNDS", 1)
+    once = run(image, far, few)
+    assert error_vox(once, image, far) > 2
+    assert error_vox(found, image, far) < 1
+    monkeypatch.setattr("napari_s2dc.engine.registration._MOST_ROUNDS", 5)
+    embeddings = (features_of(image),) * 2
+    steps = list(register(embeddings, (image, image), np.eye(4), settings=few))
+    assert steps[-1].total == 12  # what has arrived stays
+
+
 def test_the_finest_grid_alone_finds_an_affine_map_that_is_near(
     torso: tuple[Volume, Volume],
 ) -> None:
