@@ -188,6 +188,7 @@ def run_transfer(
                 reasons.append(f"{one.path} could not be used: {error}")
             else:
                 used.append(one)
+                warnings += [doubt] if (doubt := transfers[-1].doubt) else []
         # Before giving up, because they may say why.
         for sentence in [*warnings, *(reasons if transfers else ())]:
             tell(f"{scan.path}: {sentence}")

@@ -155,5 +155,6 @@ class TransferActions(QObject):
         self._matching.layers.keep_carried(carried)
         self._tell(
             f"{carried.name}: {count} {'class' if count == 1 else 'classes'}, confidence "
-            f"{mean:.2f} on average. The confidence layer is hidden; click its eye to see it."
+            f"{mean:.2f} on average. "
+            + (found.doubt or "The confidence layer is hidden; click its eye to see it.")
         )

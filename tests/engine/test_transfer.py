@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from napari_s2dc.engine.alignment import Alignment
 from napari_s2dc.engine.match import match_embeddings
@@ -93,6 +94,25 @@ def test_labels_are_carried_and_fused() -> None:
         2 * carried.confidence + np.where(carried.labels.array == 0, wrong.confidence, 0)
     ) / 3
     np.testing.assert_allclose(fused.confidence, expected_mean, atol=1e-6)
+
+
+def test_labels_on_a_scan_that_looks_otherwise_are_doubted() -> None:
+    one = embedding((5, 6, 5))
+    random = np.random.default_rng(0)
+    scan, other = (
+        Volume(
+            ndimage.gaussian_filter(random.normal(100, 20, one.shape), 1.5).astype(np.float32),
+            one.affine,
+            name=name,
+        )
+        for name in ("scan", "other")
+    )
+    labels = Volume((np.indices(one.shape)[1] // 12).astype(np.uint8), one.affine)
+    match = match_embeddings(one, one)
+    settings = TransferSettings(registration=RegistrationSettings(5, 5))
+    assert finish(transfer_labels(match, labels, scan, scan, settings)).doubt == ""
+    doubted = finish(transfer_labels(match, labels, scan, other, settings))
+    assert "hardly agree where the labels were laid" in doubted.doubt
 
 
 def test_fused_labels_keep_large_numbers() -> None:
