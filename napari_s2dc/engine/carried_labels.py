@@ -192,8 +192,8 @@ def _carried_to(
     best: list[tuple[int, Match, _Atlas]] = []
     reasons, alike = [], []
     for atlas in atlases:
-        # Where both say it; from the values of a crop without air it would be a guess. Half of what
-        # is carried from a CT to a T2 is wrong, by an encoder of borders too.
+        # Where both say it; from the values of a crop without air it would be a guess. From
+        # what is carried from a CT to a T2 a network learns to reach Dice 0.48; s2dc transfer 0.74.
         one, other = atlas.image.modality, image.modality
         if one and other and one != other:
             reasons.append(
