@@ -67,9 +67,12 @@ def why_not_writable(path: Path) -> str:
     path : Path
         File; it and its folder need not be there.
     """
-    if path.is_dir():
-        return "it is a folder"
-    there = next(folder for folder in path.parents if folder.exists())
+    try:
+        if path.is_dir():
+            return "it is a folder"
+        there = next(folder for folder in path.parents if folder.exists())
+    except OSError as error:  # in a folder that may not be searched, or the name is too long
+        return error.strerror or str(error)
     if not there.is_dir():
         return f"{there} is a file, not a folder"
     return "" if os.access(there, os.W_OK | os.X_OK) else f"{there} may not be written to"

@@ -37,7 +37,7 @@ _LOOKS = (
 )
 """How the map is refined before each further look: features see far, a fine grid exactly."""
 _LEAST_CORRELATION = 0.45
-"""Below it intensities are asked alone: right maps have 0.26 to 0.66 before they bend."""
+"""Below it intensities are asked above all: right maps have 0.26 to 0.66 before they bend."""
 _FAR_BETTER = 1.5
 """How much better they must agree then. Maps that had gone wrong by 40 mm: 3.4 to 3.8 times; right
 ones, of one contrast or two, 0.95 to 1.1 times."""
@@ -126,6 +126,7 @@ def _registered(
 ) -> Steps[Registration]:
     """Refine a map by features; where intensities hardly agree under it, by these where it helps.
 
+    Features keep the small weight then that they have by default.
     Patches at the edge of a cut-out see air where the whole scan has tissue, and lead astray.
     """
     found = yield from register(embeddings, images, start, settings=settings)
@@ -177,7 +178,8 @@ def match_aligned(
     -----
     Twice, the affine map of the pairs is refined by
     :func:`napari_s2dc.engine.registration.register`, which looks at intensities too, and scan A is
-    embedded in that pose: first on a coarse grid, then, by features in one pose, on a fine one.
+    embedded in that pose: first on a coarse grid, once more by intensities above all where they
+    hardly agree, then, by features in one pose, on a fine one.
     """
     a, b = embeddings
     yield Progress(0, 0, "plans")

@@ -44,8 +44,8 @@ class RegistrationSettings:
     Parameters
     ----------
     affine_steps : int
-        Steps in which the whole map moves, by a grid of twice the finest voxels, and as many again,
-        up to five times, while it still gets better; 0 keeps the start.
+        Steps in which the whole map moves, by a grid of twice the finest voxels, and as many again
+        while it still gets better, five times as many in all at most; 0 keeps the start.
     bending_steps : int
         Steps in which it bends; 0 keeps it affine.
     stiffness : float

@@ -66,7 +66,8 @@ class Transfer:
     alignment : Alignment
         From mm of A to mm of B: the refinement started at its inverse.
     doubt : str
-        A sentence where the intensities hardly agree, or "".
+        A sentence where the intensities hardly agree after the bending; "" where they do, without
+        bending, and of fused labels.
     """
 
     labels: Volume
@@ -141,7 +142,7 @@ def transfer_labels(
     if refinement.bending_steps and registration.correlation < _LEAST_CORRELATION:
         doubt = (
             f"The intensities of {match.a.name} and {match.b.name} hardly agree where the labels "
-            f"were laid ({registration.correlation:.2f}; 0.5 and more where the place is right): "
+            f"were laid ({registration.correlation:.2f}; right places have 0.47 and more): "
             "look before you use them."
         )
     return Transfer(

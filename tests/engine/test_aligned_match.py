@@ -133,7 +133,7 @@ def test_a_look_that_fails_leaves_the_match_of_before(
     ("by_features", "by_intensities", "weight"),
     [(0.5, 0.9, 1.0), (0.27, 0.93, 0.2), (0.3, 0.33, 1.0)],
 )
-def test_intensities_are_asked_alone_where_features_lead_astray(
+def test_intensities_are_asked_above_all_where_features_lead_astray(
     by_features: float,
     by_intensities: float,
     weight: float,
