@@ -134,7 +134,9 @@ def _registered(
         return found
     by_intensities = replace(settings, feature_weight=RegistrationSettings.feature_weight)
     other = yield from register(embeddings, images, start, settings=by_intensities)
-    return other if other.correlation > _FAR_BETTER * found.correlation else found
+    # Two scans that hardly overlap agree easily.
+    better = other.correlation > _FAR_BETTER * found.correlation
+    return other if better and other.overlap > found.overlap / 2 else found
 
 
 def match_aligned(

@@ -158,6 +158,6 @@ def _cases(
         named = ", ".join(missing[:_NAMED]) + (" and others" if len(missing) > _NAMED else "")
         tell(
             f"the means leave out {len(missing)} of {len(truths)} references, since {found} has no "
-            f"file of that name: {named}"
+            f"file of {'that name' if len(missing) == 1 else 'their names'}: {named}"
         )
     return cases, references, skipped, missing

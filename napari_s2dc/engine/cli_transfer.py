@@ -150,6 +150,8 @@ def run_transfer(
         settings = TransferSettings(bend_by_pairs=refine == "pairs", registration=steps)
     atlases = [_read(scan, labels, embedded) for scan, labels in pairs]
     unlike = _unlike_names([one.labels for one in atlases])
+    if unlike:
+        tell(unlike)
 
     def work(scan: ScanFile, target: Path) -> dict[str, Any]:
         started = time.perf_counter()
@@ -161,7 +163,7 @@ def run_transfer(
         target_scan = embedded.of(scan.path)
         own, whole = target_scan.embedding, target_scan.scan
         transfers, used, reasons = [], [], []
-        warnings = [unlike] if unlike else []
+        warnings: list[str] = []
         for one in atlases:
             require_same_encoder(one.embedding, own, one.path, scan.path)
             kinds = kinds_of((one.path, one.scan), (scan.path, whole))
@@ -222,7 +224,7 @@ def run_transfer(
             "classes": classes,
             "confidence": None if maps is None else str(maps[scan.path]),
             "mean_confidence": sure,
-            "warnings": [*warnings, *reasons],
+            "warnings": [*([unlike] if unlike else []), *warnings, *reasons],
             "seconds": seconds,
         }
 
@@ -249,7 +251,7 @@ def _unlike_names(labels: Sequence[Volume]) -> str:
             before, first = known.setdefault(label, (name, volume))
             if name.casefold() != before.casefold():
                 return (
-                    f"label {label} is {before} in {first.path or first.name} and {name} in "
+                    f"Label {label} is {before} in {first.path or first.name} and {name} in "
                     f"{volume.path or volume.name}; atlases are fused by number, so give each "
                     "class the same number in all of them."
                 )

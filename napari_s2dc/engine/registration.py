@@ -84,6 +84,8 @@ class Registration:
         Squared local correlation of the intensities, 0 to 1, for the same blocks.
     correlation : float
         Its mean over the tissue of B that scan A shows too: of squared local correlations.
+    overlap : float
+        Share of the tissue of B that scan A shows too.
     block : tuple of int
         Voxels (z, y, x) of a block.
     shape : tuple of int
@@ -96,6 +98,7 @@ class Registration:
     bending_mm: Tensor
     agreement: Tensor
     correlation: float
+    overlap: float
     block: tuple[int, int, int]
     shape: tuple[int, int, int]
     affine: np.ndarray
@@ -263,6 +266,7 @@ def register(
         bending_mm=F.pad(bend[None], margins, mode="replicate")[0],
         agreement=F.pad(agreement, margins),
         correlation=float(masked_mean(agreement, counts)),
+        overlap=float(counts.sum() / (fine[1].tissue & fine[1].middle).sum().clamp(min=1)),
         block=whole_b.block,
         shape=image_b.shape,
         affine=image_b.affine,

@@ -86,11 +86,14 @@ def fused_segment_fields(labels: Sequence[Volume]) -> dict[str, Any]:
             named.add(label)
             free = 1 + max([-1, *map(int, _labels(fields).values())])
             start = f"Segment{number}_"
+            known = {value for name, value in fields.items() if name.endswith("_ID")}
             fields |= {
                 f"Segment{free}_{name.removeprefix(start)}": value
                 for name, value in others.items()
                 if name.startswith(start)
             }
+            if fields.get(f"Segment{free}_ID") in known:  # by its own atlas's count
+                fields[f"Segment{free}_ID"] = f"Segment_{free + 1}"
     return fields
 
 

@@ -226,6 +226,7 @@ class MatchLayers:
     def _save_over_b(self, scans: MatchedScans, layer: Any) -> None:
         """Let a map on the tokens of B be saved over B, wherever that is shown."""
         own = scans.second(None)
+        self._stand_ins = [one for one in self._stand_ins if one.is_needed]
         self._stand_ins.append(StandIn(layer, own.layer, own.geometry))
 
     def _mark(self, side: Side, kind: str, token: Token, colour: str) -> None:

@@ -149,7 +149,8 @@ def segment_folder(
     from napari_s2dc.engine.segment_files import SegmentationFiles, maker_name, segment_file
 
     scans = scans_in([str(folder)])
-    targets = targets_of(scans, str(results), MAPS, LABEL_MAP_ENDINGS["nii.gz"])
+    ending = LABEL_MAP_ENDINGS["nii.gz"]
+    targets = targets_of(scans, str(results), MAPS, ending, option="the results")
     refuse_to_replace(targets, [scan.path for scan in scans])
     maker = maker_name(model, model.segment)
     outcome = FolderOutcome()

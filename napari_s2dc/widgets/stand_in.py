@@ -38,6 +38,11 @@ class StandIn:
             getattr(original.events, name).connect(self._note)
         self._note()
 
+    @property
+    def is_needed(self) -> bool:
+        """Whether the layer is still there."""
+        return self._shown() is not None
+
     def _note(self, _: object = None) -> None:
         shown = self._shown()
         if shown is not None:

@@ -130,12 +130,13 @@ def test_a_look_that_fails_leaves_the_match_of_before(
 
 
 @pytest.mark.parametrize(
-    ("by_features", "by_intensities", "weight"),
-    [(0.5, 0.9, 1.0), (0.27, 0.93, 0.2), (0.3, 0.33, 1.0)],
+    ("by_features", "by_intensities", "overlap", "weight"),
+    [(0.5, 0.9, 1, 1.0), (0.27, 0.93, 1, 0.2), (0.3, 0.33, 1, 1.0), (0.27, 0.93, 0.1, 1.0)],
 )
 def test_intensities_are_asked_above_all_where_features_lead_astray(
     by_features: float,
     by_intensities: float,
+    overlap: float,
     weight: float,
     scan: Volume,
     bundled: SwinEncoder,
@@ -146,8 +147,9 @@ def test_intensities_are_asked_above_all_where_features_lead_astray(
 
     def scripted(*_: object, settings: RegistrationSettings) -> Any:
         yield Progress(0, 0, "steps")
-        agreed = by_features if settings.feature_weight == 1 else by_intensities
-        return SimpleNamespace(correlation=agreed, matrix=settings.feature_weight * np.eye(4))
+        weight = settings.feature_weight
+        agreed, seen = (by_features, 1) if weight == 1 else (by_intensities, overlap)
+        return SimpleNamespace(correlation=agreed, overlap=seen, matrix=weight * np.eye(4))
 
     def seen(*_: object, matrix: np.ndarray, **__: object) -> Any:
         taken.append(1 / matrix[0, 0])  # of the map the other way

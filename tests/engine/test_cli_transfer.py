@@ -226,7 +226,7 @@ def test_names_of_several_atlases_are_kept(
     arguments = [*atlases, image(torsos, 1), "--out", str(out)]
     assert run("transfer", *arguments, encoder=checkpoint) == 0
     error = capsys.readouterr().err
-    assert "label 3 is organ 0 in" in error
+    assert "Label 3 is organ 0 in" in error
     assert "fused by number" in error
     found = segments_in(read_volume(out, labels=True))
     names = {label: name for label, (name, _) in found.items()}
