@@ -119,7 +119,7 @@ def carry_labels(
     The way of :func:`napari_s2dc.engine.transfer.transfer_labels`: features are matched by optimal
     transport, the map that most pairs agree on is refined on both scans. The three labelled scans
     that match best vote. A match that :func:`napari_s2dc.engine.match_checks.assess` doubts is not
-    used.
+    used, nor labels under which the intensities hardly agree.
     """
     check_settings(settings.finetune)
     chosen = _draw(unlabelled, settings)
@@ -220,6 +220,9 @@ def _carried_to(
             found = yield from transfer_labels(match, atlas.labels, atlas.image, image)
         except S2DCError as error:
             reasons.append(error.sentence)
+            continue
+        if found.doubt:
+            reasons.append(found.doubt)
             continue
         transfers.append(_silent_where_unknown(found))
     if not transfers:

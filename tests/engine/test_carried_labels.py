@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from napari_s2dc.engine import carried_labels
+from napari_s2dc.engine.alignment import Alignment
 from napari_s2dc.engine.carried_labels import carry_labels
 from napari_s2dc.engine.encoders import default_encoder
 from napari_s2dc.engine.fewshot import train_model
@@ -212,6 +213,24 @@ def test_it_says_why_none_could_be_used(
         finish(
             train_model(torsos[:1], bundled, replace(COMPLETE, mode="quick"), unlabelled=files[:1])
         )
+
+
+def test_doubted_labels_are_not_learned_from(
+    torsos: list[LabelledScan],
+    files: list[Path],
+    bundled: SwinEncoder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def doubt(match: Match, labels: Volume, *images: Volume) -> Steps[Transfer]:
+        yield Progress(0, 0, "steps")
+        alignment = Alignment(np.eye(4), np.ones(1, bool), 0.0)
+        sure = np.ones(labels.shape, np.float32)
+        return Transfer(labels, sure, alignment, doubt="They hardly agree.")
+
+    monkeypatch.setattr(carried_labels, "transfer_labels", doubt)
+    classes = classes_in(torsos[2:], COMPLETE)
+    with pytest.raises(S2DCError, match="They hardly agree"):
+        finish(carry_labels(torsos[2:], files[1:2], bundled, classes, COMPLETE))
 
 
 def test_a_scan_of_another_kind_is_left_out(
