@@ -26,6 +26,7 @@ from napari_s2dc.engine.cli_scans import (
 )
 from napari_s2dc.engine.console import INTERRUPTED, NotedInterrupt, counted, tell
 from napari_s2dc.errors import ConfigurationError, S2DCError
+from napari_s2dc.files import why_not_writable
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -233,17 +234,13 @@ def _require_place(target: Path, inputs: Sequence[Path]) -> None:
     S2DCError
         Another ending, a folder, an input, or a folder that cannot be written.
     """
-    from napari_s2dc.files import replace_atomically
-
     if target.suffix.lower() != _ENDING or target.is_dir():
         raise ConfigurationError(
             f"--out {target} is no name of a model file.", f"End it with {_ENDING}."
         )
     refuse_to_replace([target], inputs)
-    probe = target.with_name(f".{target.name}.probe")
-    with replace_atomically(probe):
-        pass
-    probe.unlink()
+    if reason := why_not_writable(target):
+        raise S2DCError(f"Cannot write {target}: {reason}.", "Name another place for --out.")
 
 
 def _read(file: LabelledFile, encoder: SwinEncoder) -> LabelledScan:

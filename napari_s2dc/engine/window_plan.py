@@ -226,8 +226,8 @@ def _bytes_needed(
     ]
     voxels = math.prod(shape)
     features = math.prod(_grid(shape, STRIDES[stage])) * config.feature_size * 2**stage
-    # The mask, twice while it is made; features in half precision, as far as they are no file; sums
-    # of one slab in float32.
+    # The mask, twice while it is made; features in half precision, at most what is held in memory;
+    # sums of one slab in float32.
     held = min(2 * features, IN_MEMORY_BYTES)
     fixed = 2 * voxels + held + 4 * features * min(1.0, window[0] / shape[0])
     return int(fixed + together * bytes_of_window(config, window))

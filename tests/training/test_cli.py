@@ -263,7 +263,7 @@ def test_folder_that_cannot_be_written(
         patch.setattr(os, "access", lambda path, mode: not mode & os.W_OK and access(path, mode))
         # Before any scan is looked at, and without blaming the cache inside it.
         arguments = train_arguments(tmp_path / "run", "--data.path", "/nowhere")
-        refused(arguments, capsys, f"{tmp_path} may not be written. Choose another --out.")
+        refused(arguments, capsys, f"{tmp_path} may not be written to. Choose another --out.")
 
     # The tests may run as root, whom no permission stops.
     def denied(*args: Any, **kwargs: Any) -> None:

@@ -6,7 +6,6 @@ import dataclasses
 import errno
 import json
 import math
-import os
 import resource
 import signal
 import warnings
@@ -28,7 +27,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from napari_s2dc import __version__
 from napari_s2dc.engine.encoders import remember_local_run
 from napari_s2dc.errors import ConfigurationError, S2DCError
-from napari_s2dc.files import replace_atomically, write_with_torch
+from napari_s2dc.files import replace_atomically, why_not_writable, write_with_torch
 from s2dc_train.callbacks import MetricsFile, OrderlyStop, Progress
 from s2dc_train.checks import check_configuration, check_fit, read_training_checkpoint
 from s2dc_train.compiling import compile_encoders
@@ -137,13 +136,7 @@ def _disk_errors(out: Path) -> Iterator[None]:
 
 def _check_folder(out: Path) -> None:
     """Refuse a run folder that cannot be written, before every scan is read."""
-    place = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
-    reason = ""
-    if not place.is_dir():
-        reason = f"{place} is a file"
-    elif not os.access(place, os.W_OK | os.X_OK):
-        reason = f"{place} may not be written"
-    if reason:
+    if reason := why_not_writable(out.absolute() / LAST):
         raise S2DCError(f"Cannot write to the run folder {out}: {reason}.", "Choose another --out.")
 
 
