@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -14,7 +14,7 @@ import yaml
 from s2dc_train import config as settings
 from s2dc_train.checks import check_configuration
 from s2dc_train.cli import _parse, _parser, main, presets
-from s2dc_train.config import RunConfig, run_config
+from s2dc_train.config import RunConfig, changed_settings, run_config
 from s2dc_train.module import S2DCModule
 
 PRESETS = sorted(presets())
@@ -81,6 +81,13 @@ def test_saved_settings_are_read_back_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(asdict(config)))
     assert parse("--config", str(path)) == config
+
+
+def test_changed_settings_are_named_with_both_values() -> None:
+    before = asdict(RunConfig(out="elsewhere", seed=3))
+    before["views"]["scale_min"] = 0.5
+    del before["loss"]["dustbin"]  # a setting that an earlier version did not have
+    assert changed_settings(RunConfig(), before) == ["seed 0 (was 3)", "views.scale_min 0.9 (was 0.5)"]
 
 
 def test_help_has_a_sentence_for_every_setting(capsys: pytest.CaptureFixture[str]) -> None:

@@ -326,7 +326,10 @@ def test_finished_run_can_be_prolonged(
 
 
 def test_optimizer_settings_may_be_changed_at_a_resume(
-    straight: Path, train_arguments: Arguments, tmp_path: Path
+    straight: Path,
+    train_arguments: Arguments,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "slower"
     checkpoint = str(straight / "checkpoints" / "last.ckpt")
@@ -334,6 +337,9 @@ def test_optimizer_settings_may_be_changed_at_a_resume(
     more += ["--optimizer.weight_decay", "0.3", "--optimizer.beta2", "0.9"]
     more += ["--trainer.max_steps", "8", "--trainer.probe", "false"]
     assert main(train_arguments(out, "--ckpt", checkpoint, *more)) == 0
+    said = "optimizer.weight_decay 0.3 (was 0.1)"
+    assert said in capsys.readouterr().out
+    assert any(said in note for note in json.loads((out / "summary.json").read_text())["notes"])
     rows = [row for row in read_rows(out / "metrics.csv") if row["loss"]]
     assert [float(row["learning_rate"]) for row in rows] == [1e-6, 1e-6]
     state = torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any, Literal, get_type_hints
 
 
@@ -200,6 +200,31 @@ class RunConfig:
     """AdamW with linear warm-up and cosine decay."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     """Length and hardware of the run."""
+
+
+def changed_settings(config: RunConfig, before: Mapping[str, Any]) -> list[str]:
+    """Settings that differ from earlier ones, each as a phrase with both values.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The settings now.
+    before : mapping
+        Earlier ones, nested like a ``config.yaml``; the folder of the run is not compared, nor is
+        what is missing there.
+    """
+    phrases = []
+    for section, values in asdict(config).items():
+        earlier = before.get(section)
+        if isinstance(values, dict) and isinstance(earlier, Mapping):
+            phrases += [
+                f"{section}.{name} {value} (was {earlier[name]})"
+                for name, value in values.items()
+                if name in earlier and earlier[name] != value
+            ]
+        elif section != "out" and section in before and earlier != values:
+            phrases.append(f"{section} {values} (was {earlier})")
+    return phrases
 
 
 def run_config(values: Mapping[str, Any]) -> RunConfig:

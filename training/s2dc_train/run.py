@@ -31,7 +31,7 @@ from napari_s2dc.files import replace_atomically, why_not_writable, write_with_t
 from s2dc_train.callbacks import MetricsFile, OrderlyStop, Progress
 from s2dc_train.checks import check_configuration, check_fit, read_training_checkpoint
 from s2dc_train.compiling import compile_encoders
-from s2dc_train.config import RunConfig
+from s2dc_train.config import RunConfig, changed_settings
 from s2dc_train.data import S2DCDataModule
 from s2dc_train.interruption import StopRequest, is_first_process
 from s2dc_train.module import S2DCModule
@@ -159,6 +159,16 @@ def _finished_steps(out: Path) -> int:
     return steps if (out / "encoder.safetensors").is_file() else -1
 
 
+def _other_settings(config: RunConfig, checkpoint: Path) -> list[str]:
+    """Say which settings are not those of the run that a checkpoint belongs to."""
+    try:
+        before = yaml.safe_load((checkpoint.parent.parent / "config.yaml").read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return []
+    changed = changed_settings(config, before) if isinstance(before, dict) else []
+    return [f"Going on with other settings: {', '.join(changed)}."] if changed else []
+
+
 def _begin_folder(config: RunConfig, out: Path) -> None:
     """Write ``config.yaml`` and remove what a kill while saving has left."""
     for leftover in (out / LAST.parent).glob(".part-*"):
@@ -243,6 +253,8 @@ def _train(
         compile_encoders(module.student, module.teacher, device=trainer.strategy.root_device)
 
     data = S2DCDataModule(config.data, seed=config.seed, run_dir=out)
+    if resume:
+        data.notes += _other_settings(config, resume)
     if is_first_process():
         # Before other processes are started, which would wait for this one in vain on an error.
         data.prepare_data()
