@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.matching_checks import checks
 from benchmarks.matching_dustbin import dustbin, dustbin_table
 from benchmarks.matching_plans import (
     coarse_against_full,
@@ -137,12 +138,18 @@ def plans_part(options: argparse.Namespace, ct: SwinEncoder, mouse: SwinEncoder)
     )
 
 
+def checks_part(options: argparse.Namespace, ct: SwinEncoder, _: SwinEncoder) -> str:
+    """Measure what warnings stand on, by the encoder for CT."""
+    return checks(options.data, ct)
+
+
 PARTS: dict[str, Callable[[argparse.Namespace, SwinEncoder, SwinEncoder], str]] = {
     "truth": truth_part,
     "dustbin": dustbin_part,
     "subjects": subjects_part,
     "ablation": ablation_part,
     "plans": plans_part,
+    "checks": checks_part,
 }
 
 

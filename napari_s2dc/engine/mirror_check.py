@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,7 +19,13 @@ from napari_s2dc.errors import S2DCError
 from napari_s2dc.method.encoder import SwinEncoder
 from napari_s2dc.volumes.volume import Volume
 
-__all__ = ["embed_mirrored", "mirror_warning"]
+__all__ = [
+    "MirrorRatios",
+    "embed_mirrored",
+    "mirror_ratios",
+    "mirror_warning",
+    "registered_correlation",
+]
 
 _LEAST_CONFIDENCE_RATIO = 1.15
 """How much more surely the mirrored scan is matched, as it lies. Measured with the bundled encoder:
@@ -35,7 +42,7 @@ mirrored."""
 def embed_mirrored(
     volume: Volume, encoder: SwinEncoder, settings: EmbedSettings
 ) -> Steps[Embedding]:
-    """Embed a scan with left and right swapped, for :func:`mirror_warning`.
+    """Embed a scan with left and right swapped, for :func:`mirror_ratios`.
 
     Parameters
     ----------
@@ -56,13 +63,37 @@ def embed_mirrored(
     return (yield from embed_volume(_swapped(volume), encoder, replace(settings, roi=roi)))
 
 
-def mirror_warning(
+@dataclass(frozen=True)
+class MirrorRatios:
+    """How much better the mirrored scan A fits scan B than scan A itself.
+
+    Parameters
+    ----------
+    confidence : float
+        How much more surely it is matched, as both lie.
+    correlation : float or None
+        How much better its intensities agree, registered; infinite where scan A has no map to start
+        from. None where nobody looked: it is not matched more surely, or images or memory lack.
+    """
+
+    confidence: float
+    correlation: float | None = None
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether left and right are swapped, as far as this tells."""
+        if self.confidence < _LEAST_CONFIDENCE_RATIO:
+            return False
+        return self.correlation is None or self.correlation >= _LEAST_CORRELATION_RATIO
+
+
+def mirror_ratios(
     match: Match,
     mirrored: Embedding,
     images: tuple[Volume, Volume] | None,
     settings: MatchSettings | None = None,
-) -> Steps[str]:
-    """Say when the mirrored scan A fits scan B better than scan A itself.
+) -> Steps[MirrorRatios]:
+    """Measure whether the mirrored scan A fits scan B better than scan A itself.
 
     Parameters
     ----------
@@ -83,8 +114,7 @@ def mirror_warning(
 
     Returns
     -------
-    str
-        A sentence, or "" when all is well.
+    MirrorRatios
 
     Notes
     -----
@@ -104,20 +134,47 @@ def mirror_warning(
     # A further look in one pose makes any match surer; what is mirrored had none.
     own = match if match.matrix is None else match_embeddings(match.a, match.b, settings)
     sure, surer = (float(one.mass.amax(1).mean()) for one in (own, other))
-    if not sure > 0 or surer < _LEAST_CONFIDENCE_RATIO * sure:
+    first = MirrorRatios(surer / sure if sure > 0 else 0.0)
+    if images is None or not first.mirrored:
+        return first
+    try:
+        image_a, image_b = images
+        as_it_is = yield from registered_correlation(own, (image_a, image_b))
+        swapped = yield from registered_correlation(other, (_swapped(image_a), image_b))
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        return first
+    return replace(first, correlation=swapped / as_it_is if as_it_is > 0 else math.inf)
+
+
+def mirror_warning(
+    match: Match,
+    mirrored: Embedding,
+    images: tuple[Volume, Volume] | None,
+    settings: MatchSettings | None = None,
+) -> Steps[str]:
+    """Say when the mirrored scan A fits scan B better than scan A itself.
+
+    Parameters
+    ----------
+    match, mirrored, images, settings
+        As for :func:`mirror_ratios`.
+
+    Yields
+    ------
+    Progress
+        Steps of the registrations, where there is a second look.
+
+    Returns
+    -------
+    str
+        A sentence, or "" when all is well.
+    """
+    found = yield from mirror_ratios(match, mirrored, images, settings)
+    if not found.mirrored:
         return ""
-    if images is not None:
-        try:
-            image_a, image_b = images
-            as_it_is = yield from _correlation(own, (image_a, image_b))
-            swapped = yield from _correlation(other, (_swapped(image_a), image_b))
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
-                raise
-        else:
-            if swapped < _LEAST_CORRELATION_RATIO * as_it_is:
-                return ""
-    why = f"with {match.a.name} mirrored, patches are matched {100 * (surer / sure - 1):.0f} % "
+    why = f"with {match.a.name} mirrored, patches are matched {100 * (found.confidence - 1):.0f} % "
     return mirror_sentence(match.a, match.b, f"{why}more surely")
 
 
@@ -125,8 +182,26 @@ def _swapped(volume: Volume) -> Volume:
     return volume.with_array(np.ascontiguousarray(volume.array[:, :, ::-1]))
 
 
-def _correlation(match: Match, images: tuple[Volume, Volume]) -> Steps[float]:
-    """Correlation of the intensities of two registered scans; 0 without a map to start from."""
+def registered_correlation(match: Match, images: tuple[Volume, Volume]) -> Steps[float]:
+    """Register two scans from the map of their pairs and say how well their intensities agree.
+
+    Parameters
+    ----------
+    match : Match
+        Scan A with scan B.
+    images : (Volume, Volume)
+        The scans themselves.
+
+    Yields
+    ------
+    Progress
+        Steps of the registration.
+
+    Returns
+    -------
+    float
+        Squared local correlation, 0 to 1; 0 where the pairs agree on no map, or on a mirror image.
+    """
     yield Progress(0, 0, "steps")
     try:
         found = align_match(match)

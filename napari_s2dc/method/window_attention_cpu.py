@@ -26,8 +26,9 @@ from napari_s2dc.method.attention_plan import (
 )
 from napari_s2dc.method.operators import define
 
-ENTRIES_AT_ONCE = 1 << 20
-"""Entries of attention matrices computed together: 4 MB in float32."""
+ENTRIES_A_THREAD = 1 << 19
+"""Entries of attention matrices computed together, for each thread: 2 MB in float32, which a core's
+cache holds, and several matrices for each of many cores."""
 
 _LOG2_E = math.log2(math.e)
 _SAFE = 2.0**60
@@ -111,7 +112,7 @@ class _Scores:
     def __init__(self, group: Group, query: Tensor, key: Tensor, bias: Tensor) -> None:
         self.group, self.query, self.bias = group, query, bias
         self.key = key.mT
-        together = max(1, ENTRIES_AT_ONCE // group.rows**2)
+        together = max(1, torch.get_num_threads() * ENTRIES_A_THREAD // group.rows**2)
         self.boxes = min(group.boxes, together)
         self.heads = min(len(bias), together // self.boxes)
 

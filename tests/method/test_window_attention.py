@@ -50,7 +50,7 @@ def test_blockwise_equals_fused(
     shifted: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(window_attention_cpu, "ENTRIES_AT_ONCE", entries)
+    monkeypatch.setattr(window_attention_cpu, "ENTRIES_A_THREAD", entries)
     given, weights = _given(grid, side, shifted, torch.float64)
     mine, reference = (
         _with_gradients(attention, given, weights, (grid, side, shifted))
