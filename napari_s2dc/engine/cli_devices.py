@@ -46,7 +46,7 @@ class _Scans(LightningModule):
     def predict_step(self, batch: Any, *_: Any) -> int:
         number = int(batch)
         facts = try_scan(self._scans[number], self._targets[number], self._work)
-        (self._folder / f"{number}.json").write_text(json.dumps(facts))
+        (self._folder / f"{number}.json").write_text(json.dumps(facts), encoding="utf-8")
         return number
 
 
@@ -110,5 +110,5 @@ def over_scans_on_devices(
             ) from error
         outcome = Outcome()
         for number in range(len(scans)):
-            outcome.add(json.loads((Path(folder) / f"{number}.json").read_text()))
+            outcome.add(json.loads((Path(folder) / f"{number}.json").read_text(encoding="utf-8")))
     return outcome

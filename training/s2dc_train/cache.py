@@ -133,7 +133,7 @@ class ScanCache:
         return self.folder / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
 
     def _read(self, entry: ScanEntry, place: Path) -> CachedScan:
-        facts = json.loads((place / "entry.json").read_text())
+        facts = json.loads((place / "entry.json").read_text(encoding="utf-8"))
         for name, expected in facts["files"].items():
             if _checksum(place / f"{name}.npy") != expected:
                 raise ValueError(f"{name}.npy is damaged")

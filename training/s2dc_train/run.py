@@ -89,7 +89,7 @@ def peak_memory_mb(device: torch.device) -> float:
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     with replace_atomically(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def encoder_metadata(
@@ -153,7 +153,7 @@ def last_checkpoint(out: Path) -> Path | None:
 def _finished_steps(out: Path) -> int:
     """Read how far the finished encoder of a run folder was trained; -1 without one."""
     try:
-        steps = int(json.loads((out / "summary.json").read_text())["steps"])
+        steps = int(json.loads((out / "summary.json").read_text(encoding="utf-8"))["steps"])
     except (OSError, ValueError, KeyError, TypeError):
         return -1
     return steps if (out / "encoder.safetensors").is_file() else -1
@@ -174,7 +174,8 @@ def _begin_folder(config: RunConfig, out: Path) -> None:
     for leftover in (out / LAST.parent).glob(".part-*"):
         leftover.unlink(missing_ok=True)
     with replace_atomically(out / "config.yaml") as temporary:
-        temporary.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+        text = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
+        temporary.write_text(text, encoding="utf-8")
 
 
 def train(
