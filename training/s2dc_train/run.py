@@ -7,6 +7,7 @@ import errno
 import json
 import math
 import resource
+import sys
 import signal
 import warnings
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
 import lightning as L
 import torch
 import yaml
@@ -84,7 +86,12 @@ def peak_memory_mb(device: torch.device) -> float:
     """Largest memory taken so far: of the device if it is a GPU, else resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if sys.platform == "win32":
+        return float(psutil.Process().memory_info().peak_wset) / 2**20
+    import resource  # which Windows does not have
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes there, else kilobytes
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
