@@ -14,6 +14,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import DDPStrategy
 from torch.multiprocessing import ProcessExitedException
 from torch.utils.data import DataLoader
 
@@ -87,7 +88,8 @@ def over_scans_on_devices(
         trainer = Trainer(
             accelerator=kind,
             devices=devices,
-            strategy="ddp_spawn",
+            # Nothing is exchanged, and NCCL, the usual way between GPUs, is not there on Windows.
+            strategy=DDPStrategy(start_method="spawn", process_group_backend="gloo"),
             plugins=[LightningEnvironment()],
             logger=False,
             enable_checkpointing=False,

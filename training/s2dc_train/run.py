@@ -6,9 +6,8 @@ import dataclasses
 import errno
 import json
 import math
-import resource
-import sys
 import signal
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +15,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import psutil
 import lightning as L
+import psutil
 import torch
 import yaml
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
@@ -301,6 +300,9 @@ def _train(
 
 def _trainer(config: RunConfig, callbacks: list[Callback], clock: WaitClock) -> L.Trainer:
     settings = config.trainer
+    # On Windows PyTorch has no NCCL, and Lightning does not start an installed command again.
+    alone = sys.platform == "win32"
+    devices = 1 if alone and settings.devices == "auto" else settings.devices
 
     def make(strategy: str | Strategy) -> L.Trainer:
         return L.Trainer(
@@ -309,7 +311,7 @@ def _trainer(config: RunConfig, callbacks: list[Callback], clock: WaitClock) -> 
             default_root_dir=Path(config.out) / LAST.parent,
             # Apple's GPUs have no float64, which the exact maps need.
             accelerator=_accelerator(settings.accelerator),
-            devices=settings.devices,
+            devices=devices,
             num_nodes=settings.num_nodes,
             precision=_precision(config),  # type: ignore[arg-type]
             max_steps=settings.max_steps,
@@ -330,6 +332,11 @@ def _trainer(config: RunConfig, callbacks: list[Callback], clock: WaitClock) -> 
     try:
         trainer = make("auto")
         if isinstance(trainer.strategy, DDPStrategy):
+            if alone:
+                raise ConfigurationError(
+                    "On Windows a run takes one device of one machine.",
+                    "Set --trainer.devices 1 and --trainer.num_nodes 1.",
+                )
             # The other processes wait while the first one fills the cache of scans. Lightning has
             # one limit for all waiting, so a process that hangs is noticed no earlier either.
             trainer = make(DDPStrategy(timeout=_CACHE_TIMEOUT))
