@@ -198,7 +198,7 @@ def _checksum(path: Path) -> list[Any]:
     size = path.stat().st_size
     total = 0
     with open(path, "rb") as file:
-        for offset in np.linspace(0, max(0, size - _BLOCK_BYTES), _CHECKED_BLOCKS).astype(int):
+        for offset in np.linspace(0, max(0, size - _BLOCK_BYTES), _CHECKED_BLOCKS).astype(np.int64):
             file.seek(int(offset))
             total = zlib.crc32(file.read(_BLOCK_BYTES), total)
     return [size, total]
