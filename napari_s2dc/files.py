@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +16,9 @@ from napari_s2dc.errors import S2DCError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+_WAITS_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.8)
 
 
 @contextmanager
@@ -43,7 +47,7 @@ def replace_atomically(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("r+b") as stream:
             os.fsync(stream.fileno())
-        os.replace(temporary, path)
+        take_place(temporary, path)
     except OSError as error:
         # Windows does not replace a file that is open somewhere.
         raise S2DCError(
@@ -55,6 +59,27 @@ def replace_atomically(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # such as a parent that is a file: told above
             temporary.unlink(missing_ok=True)
+
+
+def take_place(new: Path, path: Path) -> None:
+    """Rename a new file or folder; on Windows, wait a little for what has it or the old one open.
+
+    Virus scanners look at files that have just been written there.
+
+    Parameters
+    ----------
+    new : Path
+        File or folder in the folder of `path`.
+    path : Path
+        Name that it gets; a file of that name is replaced.
+    """
+    for seconds in _WAITS_SECONDS if sys.platform == "win32" else ():
+        try:
+            os.replace(new, path)
+            return
+        except PermissionError:
+            time.sleep(seconds)
+    os.replace(new, path)
 
 
 def _temporary_name(name: str) -> str:

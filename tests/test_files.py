@@ -72,6 +72,25 @@ def test_a_file_that_is_open_elsewhere_stays_whole(
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_file_that_a_scanner_looks_at_is_waited_for(
+    windows: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, waits = tmp_path / "last.ckpt", []
+    path.write_bytes(b"before")
+    replace = os.replace
+    monkeypatch.setattr(files.time, "sleep", waits.append)
+    monkeypatch.setattr(os, "replace", lambda *paths: (replace if waits[1:] else denied)(*paths))
+    with replace_atomically(path) as temporary:
+        temporary.write_bytes(b"after")
+    assert path.read_bytes() == b"after"
+    assert len(waits) == 2
+    monkeypatch.setattr(os, "replace", denied)
+    with pytest.raises(S2DCError, match="that have it open"), replace_atomically(path):
+        pass
+    assert 5 < len(waits) < 10
+    assert path.read_bytes() == b"after"
+
+
 def read(path: Path) -> torch.Tensor:
     with reading_tensors(path, "key", 1, "number", "nobody", S2DCError) as (_, tensors):
         return tensors["number"]

@@ -31,6 +31,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from tqdm import tqdm
 
 from napari_s2dc.errors import ConfigurationError
+from napari_s2dc.files import take_place
 from s2dc_train.cached_scan import CachedScan
 from s2dc_train.config import DataConfig
 from s2dc_train.data_settings import spacing_of
@@ -117,7 +118,7 @@ class ScanCache:
             os.rename(place, broken)
             shutil.rmtree(broken, ignore_errors=True)
         try:
-            os.rename(draft, place)
+            take_place(draft, place)
         except OSError:
             if self.load(entry) is None:
                 raise
