@@ -67,9 +67,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def _accelerator(asked: str) -> str:
-    if asked != "auto":
-        return asked
-    return "gpu" if torch.cuda.is_available() else "cpu"
+    if asked == "mps":
+        raise ConfigurationError(
+            "Training needs 64-bit numbers, which Apple's graphics (mps) do not have.",
+            "Set --trainer.accelerator cpu.",
+        )
+    if asked == "auto":
+        asked = "gpu" if torch.cuda.is_available() else "cpu"
+    return "cuda" if asked == "gpu" else asked  # on a Mac, Lightning's gpu would be mps
 
 
 def _precision(config: RunConfig) -> str:
@@ -309,7 +314,6 @@ def _trainer(config: RunConfig, callbacks: list[Callback], clock: WaitClock) -> 
             strategy=strategy,
             # Where Lightning saves, under SLURM, when the job is about to be requeued.
             default_root_dir=Path(config.out) / LAST.parent,
-            # Apple's GPUs have no float64, which the exact maps need.
             accelerator=_accelerator(settings.accelerator),
             devices=devices,
             num_nodes=settings.num_nodes,
