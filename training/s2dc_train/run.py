@@ -173,7 +173,9 @@ def _finished_steps(out: Path) -> int:
 def _other_settings(config: RunConfig, checkpoint: Path) -> list[str]:
     """Say which settings are not those of the run that a checkpoint belongs to."""
     try:
-        before = yaml.safe_load((checkpoint.parent.parent / "config.yaml").read_text())
+        before = yaml.safe_load(
+            (checkpoint.parent.parent / "config.yaml").read_text(encoding="utf-8")
+        )
     except (OSError, ValueError, yaml.YAMLError):
         return []
     changed = changed_settings(config, before) if isinstance(before, dict) else []
