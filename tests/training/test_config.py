@@ -87,7 +87,10 @@ def test_changed_settings_are_named_with_both_values() -> None:
     before = asdict(RunConfig(out="elsewhere", seed=3))
     before["views"]["scale_min"] = 0.5
     del before["loss"]["dustbin"]  # a setting that an earlier version did not have
-    assert changed_settings(RunConfig(), before) == ["seed 0 (was 3)", "views.scale_min 0.9 (was 0.5)"]
+    assert changed_settings(RunConfig(), before) == [
+        "seed 0 (was 3)",
+        "views.scale_min 0.9 (was 0.5)",
+    ]
 
 
 def test_help_has_a_sentence_for_every_setting(capsys: pytest.CaptureFixture[str]) -> None:

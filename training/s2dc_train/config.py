@@ -203,7 +203,7 @@ class RunConfig:
 
 
 def changed_settings(config: RunConfig, before: Mapping[str, Any]) -> list[str]:
-    """Settings that differ from earlier ones, each as a phrase with both values.
+    """Name settings that differ from earlier ones, each as a phrase with both values.
 
     Parameters
     ----------
