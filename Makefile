@@ -37,6 +37,7 @@ lint: setup ## style, types, import rules and the napari manifest
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/win32
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/npe2 validate napari-s2dc
 

@@ -163,7 +163,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     written = {name: found for name, found in after.items() if found != before.get(name)}
     if options.json:
         content = {"machine": facts, "seconds": seconds, "sections": written}
-        options.json.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        options.json.write_text(
+            json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
     print(f"\nWritten: {', '.join(written) or 'nothing'}.")
     for title, sentences in (("Left out", left_out), ("Failed", failures)):
         for sentence in sentences:

@@ -75,7 +75,7 @@ def train(scans: Path, runs: Path, name: str, steps: int, seed: int) -> None:
     }
     arguments = [part for key, value in settings.items() for part in (f"--{key}", value)]
     trainer = ["-m", "benchmarks.released_geometry"] if name in PAIRS_AS_RELEASED else ["-c", TRAIN]
-    with (runs / f"{out.name}.log").open("w") as log:
+    with (runs / f"{out.name}.log").open("w", encoding="utf-8") as log:
         subprocess.run(
             [sys.executable, *trainer, *arguments],
             check=True,

@@ -113,7 +113,9 @@ class Figures:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self.known: dict[str, list[float]] = json.loads(file.read_text()) if file.is_file() else {}
+        self.known: dict[str, list[float]] = (
+            json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        )
 
     def __call__(
         self, candidate: Candidate, what: str, measure: Callable[[], Sequence[float]]
@@ -127,7 +129,7 @@ class Figures:
             self.known[key] = [float(value) for value in measure()]
             print(f"{what}: {self.known[key]}", flush=True)
             with replace_atomically(self.file) as temporary:
-                temporary.write_text(json.dumps(self.known, indent=1))
+                temporary.write_text(json.dumps(self.known, indent=1), encoding="utf-8")
         return self.known[key]
 
 

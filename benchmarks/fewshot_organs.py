@@ -127,7 +127,7 @@ def organs_section(
     jobs : int
         Processes, each with one thread.
     """
-    names = json.loads((folder / "dataset.json").read_text())["labels"]
+    names = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))["labels"]
     network = SwinEncoder.from_checkpoint(encoder)
     parts = []
     for kind, where in (("", "in one slice"), (EVERYWHERE, "in the slice of every organ")):

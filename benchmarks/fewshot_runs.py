@@ -122,10 +122,13 @@ def results_of(
                 run, result = waiting[done], done.result()
                 with replace_atomically(files[run]) as temporary:
                     content = {"run": asdict(run), "encoder": encoder, "result": asdict(result)}
-                    temporary.write_text(json.dumps(content, indent=1))
+                    temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
                 dice = sum(result.dice) / len(result.dice)
                 print(f"{number} of {len(missing)}: {run} {dice:.3f}", flush=True)
-    return {run: Result(**json.loads(file.read_text())["result"]) for run, file in files.items()}
+    return {
+        run: Result(**json.loads(file.read_text(encoding="utf-8"))["result"])
+        for run, file in files.items()
+    }
 
 
 def one_thread() -> None:

@@ -52,8 +52,8 @@ def curve(run: Path) -> str:
 
 def describe(run: Path) -> str:
     """Name, settings that matter, time and scans of a run."""
-    summary: dict[str, Any] = json.loads((run / "summary.json").read_text())
-    config: dict[str, Any] = yaml.safe_load((run / "config.yaml").read_text())
+    summary: dict[str, Any] = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    config: dict[str, Any] = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     settings = ", ".join(
         f"{section}.{name} {config[section][name]}" for section, name in SHOWN_SETTINGS
     )

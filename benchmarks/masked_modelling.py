@@ -129,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, help="default: those of the run alone")
     options = parser.parse_args(arguments)
     keep_large_buffers()
-    config = run_config(yaml.safe_load((options.run / "config.yaml").read_text()))
+    config = run_config(yaml.safe_load((options.run / "config.yaml").read_text(encoding="utf-8")))
     finished = SwinEncoder.from_checkpoint(options.run / "encoder.safetensors").metadata
     steps = options.steps or int(finished["training"]["steps"])
     encoder = train(config, options.run, steps)

@@ -101,7 +101,7 @@ def report(options: argparse.Namespace) -> str:
     image_path = next((options.data / "imagesTr").iterdir())
     volume = read_volume(image_path)
     labels = read_volume(options.data / "labelsTr" / image_path.name, labels=True).array
-    names = json.loads((options.data / "dataset.json").read_text())["labels"]
+    names = json.loads((options.data / "dataset.json").read_text(encoding="utf-8"))["labels"]
     encoder = SwinEncoder.from_checkpoint(options.encoder)
     tissue = foreground_mask(volume.array) | (labels > 0)
     chosen = largest_structures(labels, options.structures)

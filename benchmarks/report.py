@@ -60,7 +60,7 @@ def machine_facts(device: torch.device) -> dict[str, str | int | float]:
     processor = platform.processor() or platform.machine()
     information = Path("/proc/cpuinfo")
     if information.is_file():
-        for entry in information.read_text().splitlines():
+        for entry in information.read_text(encoding="utf-8").splitlines():
             if entry.startswith("model name"):
                 processor = entry.partition(":")[2].strip()
                 break
@@ -110,11 +110,11 @@ def write_section(name: str, text: str, document: Path = DOCUMENT) -> None:
     """
     begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
     section = f"{begin}\n{text.strip()}\n{end}"
-    content = document.read_text() if document.is_file() else _HEADING
+    content = document.read_text(encoding="utf-8") if document.is_file() else _HEADING
     before, found, rest = content.partition(begin)
     if found:
         content = before + section + rest.partition(end)[2]
     else:
         content = content.rstrip() + "\n\n" + section + "\n"
     document.parent.mkdir(parents=True, exist_ok=True)
-    document.write_text(content)
+    document.write_text(content, encoding="utf-8")

@@ -128,7 +128,7 @@ def peak_memory_mb(device: str) -> float:
     status = Path("/proc/self/status")
     if status.is_file():
         # Unlike getrusage, this does not begin at the size of the process that started us.
-        for line in status.read_text().splitlines():
+        for line in status.read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

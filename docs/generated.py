@@ -67,7 +67,7 @@ def _code(text: str) -> str:
 
 
 def _preferences() -> str:
-    manifest = yaml.safe_load((_ROOT / "napari.yaml").read_text(encoding="utf-8"))
+    manifest = yaml.safe_load((_ROOT / "napari_s2dc" / "napari.yaml").read_text(encoding="utf-8"))
     lines = []
     for group in manifest["contributions"]["configurations"].values():
         lines += [f"## {group['title']}", "", "| setting | default | meaning |", "|---|---|---|"]

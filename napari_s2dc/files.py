@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import sys
+import time
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,9 @@ from napari_s2dc.errors import S2DCError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+_WAITS_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.8)
 
 
 @contextmanager
@@ -35,32 +40,55 @@ def replace_atomically(path: Path) -> Iterator[Path]:
     S2DCError
         The disk is full or the folder cannot be written. The old file, if any, is still whole.
     """
-    temporary: Path | None = None
+    temporary = path.parent / _temporary_name(path.name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".part-", suffix=f"-{path.name}")
-        os.close(handle)
-        temporary = Path(name)
+        temporary.touch(exist_ok=False)
         yield temporary
         with temporary.open("r+b") as stream:
             os.fsync(stream.fileno())
-        # Temporary files are private; a result gets what the user's umask gives any file.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        os.replace(temporary, path)
+        take_place(temporary, path)
     except OSError as error:
+        # Windows does not replace a file that is open somewhere.
         raise S2DCError(
             f"Cannot write {path}: {error.strerror or error}.",
-            "Free some space or choose another folder.",
+            "Close other programs that have it open, or choose another folder."
+            if isinstance(error, PermissionError) and os.path.exists(path)
+            else "Free some space or choose another folder.",
         ) from error
     finally:
-        if temporary is not None:
+        with suppress(OSError):  # such as a parent that is a file: told above
             temporary.unlink(missing_ok=True)
 
 
+def take_place(new: Path, path: Path) -> None:
+    """Rename a new file or folder; on Windows, wait a little for what has it or the old one open.
+
+    Virus scanners look at files that have just been written there.
+
+    Parameters
+    ----------
+    new : Path
+        File or folder in the folder of `path`.
+    path : Path
+        Name that it gets; a file of that name is replaced.
+    """
+    for seconds in _WAITS_SECONDS if sys.platform == "win32" else ():
+        try:
+            os.replace(new, path)
+            return
+        except PermissionError:
+            time.sleep(seconds)
+    os.replace(new, path)
+
+
+def _temporary_name(name: str) -> str:
+    # Not by tempfile, which on Windows tries names without end in a folder that refuses new files.
+    return f".part-{uuid.uuid4().hex[:8]}-{name}"
+
+
 def why_not_writable(path: Path) -> str:
-    """Say in a few words why a file cannot be written, without trying; empty when it may be.
+    """Say in a few words why a file cannot be written, before there is any; empty when it may be.
 
     Parameters
     ----------
@@ -75,7 +103,17 @@ def why_not_writable(path: Path) -> str:
         return error.strerror or str(error)
     if not there.is_dir():
         return f"{there} is a file, not a folder"
-    return "" if os.access(there, os.W_OK | os.X_OK) else f"{there} may not be written to"
+    refused = f"{there} may not be written to"
+    if not os.access(there, os.W_OK | os.X_OK):
+        return refused
+    if sys.platform == "win32":  # where the question above is not about the rights of a user
+        trial = there / _temporary_name("trial")
+        try:
+            trial.touch(exist_ok=False)
+            trial.unlink()
+        except OSError:
+            return refused
+    return ""
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -187,14 +225,17 @@ def reading_tensors(
                 raise kind(f"{path} holds no {what}.", f"{hint}.")
             facts = json.loads(header[key])
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+        if sys.platform == "win32":
+            # They are the file, mapped into memory: it could not be replaced nor deleted.
+            tensors = {name: tensor.clone() for name, tensor in tensors.items()}
         if facts["format"] > latest:
             raise kind(
                 f"{path} was written by a later version of napari-s2dc.", "Update napari-s2dc."
             )
         yield facts, tensors
-    except IsADirectoryError as error:
-        raise kind(f"Cannot read {path}: it is a folder.", f"{hint}.") from error
     except OSError as error:
+        if os.path.isdir(path):  # Windows says that permission was denied
+            raise kind(f"Cannot read {path}: it is a folder.", f"{hint}.") from error
         raise kind(f"Cannot read {path}: {error.strerror or error}.") from error
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise kind(

@@ -25,6 +25,11 @@ def manifest() -> PluginManifest:
     return PluginManifest.from_file(PACKAGE / "napari.yaml")
 
 
+def test_the_package_has_no_links() -> None:
+    """Git on Windows makes text files of them that hold the name of the target."""
+    assert [path for path in PACKAGE.rglob("*") if path.is_symlink()] == []
+
+
 def test_manifest_is_valid_and_its_functions_exist(manifest: PluginManifest) -> None:
     manifest.validate_imports()
     assert manifest.name == "napari-s2dc"

@@ -14,6 +14,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import DDPStrategy
 from torch.multiprocessing import ProcessExitedException
 from torch.utils.data import DataLoader
 
@@ -46,7 +47,7 @@ class _Scans(LightningModule):
     def predict_step(self, batch: Any, *_: Any) -> int:
         number = int(batch)
         facts = try_scan(self._scans[number], self._targets[number], self._work)
-        (self._folder / f"{number}.json").write_text(json.dumps(facts))
+        (self._folder / f"{number}.json").write_text(json.dumps(facts), encoding="utf-8")
         return number
 
 
@@ -87,7 +88,8 @@ def over_scans_on_devices(
         trainer = Trainer(
             accelerator=kind,
             devices=devices,
-            strategy="ddp_spawn",
+            # Nothing is exchanged, and NCCL, the usual way between GPUs, is not there on Windows.
+            strategy=DDPStrategy(start_method="spawn", process_group_backend="gloo"),
             plugins=[LightningEnvironment()],
             logger=False,
             enable_checkpointing=False,
@@ -110,5 +112,5 @@ def over_scans_on_devices(
             ) from error
         outcome = Outcome()
         for number in range(len(scans)):
-            outcome.add(json.loads((Path(folder) / f"{number}.json").read_text()))
+            outcome.add(json.loads((Path(folder) / f"{number}.json").read_text(encoding="utf-8")))
     return outcome

@@ -210,15 +210,18 @@ def bare_name(name: str) -> str:
 
 
 def _with_own_names(scans: Sequence[ScanFile]) -> list[ScanFile]:
-    """Tell equal names apart by a number, so that no result replaces another."""
-    taken: set[Path] = set()
+    """Tell equal names apart by a number, so that no result replaces another.
+
+    Names that differ in capitals only are equal, too: on Windows and macOS they are one file.
+    """
+    taken: set[str] = set()
     result = []
     for scan in scans:
         name, number = scan.name, 1
-        while name in taken:
+        while str(name).casefold() in taken:
             number += 1
             name = scan.name.with_name(f"{scan.name.name}-{number}")
-        taken.add(name)
+        taken.add(str(name).casefold())
         result.append(ScanFile(scan.path, name))
     return result
 
@@ -296,9 +299,18 @@ def refuse_to_replace(targets: Sequence[Path], inputs: Sequence[Path]) -> None:
     ConfigurationError
         One would.
     """
-    read = {path.resolve() for path in inputs}
+    read = {_identity(path) for path in inputs}
     for target in targets:
-        if target.resolve() in read:
+        if _identity(target) in read:
             raise ConfigurationError(
                 f"{target} is read here and would be replaced by the result.", "Name another file."
             )
+
+
+def _identity(path: Path) -> object:
+    """Tell a file from others, however its name is written: capitals may not count."""
+    try:
+        facts = path.stat()
+    except OSError:  # not there yet
+        return path.resolve()
+    return facts.st_dev, facts.st_ino

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -53,6 +55,7 @@ def run_reporting_errors(function: Callable[[], int | None], program: str) -> in
     int
         The command's exit code; the error's own (2) after an `S2DCError`; 130 after Ctrl-C.
     """
+    _print_whatever_there_is()
     try:
         code = function() or 0
         sys.stdout.flush()
@@ -72,6 +75,15 @@ def run_reporting_errors(function: Callable[[], int | None], program: str) -> in
         print(f"{program}: error: {error.filename or 'A file'}: {error.strerror}", file=sys.stderr)
         return S2DCError.exit_code
     return code
+
+
+def _print_whatever_there_is() -> None:
+    """Let what the encoding of standard output lacks be printed as an escape, not end the work.
+
+    On Windows a file or another program gets the system's 8-bit encoding, which knows few letters.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def parse_arguments(parser: ArgumentParser, arguments: Sequence[str], program: str) -> Namespace:
@@ -167,6 +179,15 @@ def _is_text(file: Path) -> bool:
     except OSError:
         return True  # the name of a packaged configuration
     return True
+
+
+def command_line(arguments: Sequence[str]) -> str:
+    """Join arguments to a line that the shell of this system takes apart again."""
+    if sys.platform == "win32":  # where single quotes are characters like others
+        from subprocess import list2cmdline
+
+        return list2cmdline(arguments)
+    return shlex.join(arguments)
 
 
 def tell(text: str) -> None:

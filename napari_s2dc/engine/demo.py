@@ -127,7 +127,7 @@ def _look(
 
 
 def _curves(run: Path, chance: float) -> list[Curve]:
-    with (run / "metrics.csv").open(newline="") as stream:
+    with (run / "metrics.csv").open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
 
     def column(name: str) -> tuple[list[float], list[float]]:
@@ -292,7 +292,9 @@ def run_demo(
     )
 
     _say("6/6 Drawing pictures and writing the report")
-    figures = _figures(json.loads((run / "summary.json").read_text()), pair, untrained, bundled)
+    figures = _figures(
+        json.loads((run / "summary.json").read_text(encoding="utf-8")), pair, untrained, bundled
+    )
     figures |= {"organ_accuracy_guessing": _most_frequent(labels[HELD_OUT], pair)}
     # Training matches over the whole sub-volume, not slice by slice.
     chance = figures["match_accuracy_guessing"] / len(pair.true_pairs)
@@ -301,7 +303,7 @@ def run_demo(
     _draw_organs(pictures / "organs.png", held_out, untrained, bundled)
     figures |= {"total_minutes": round((time.perf_counter() - started) / 60, 2)}
     with replace_atomically(out / "figures.json") as temporary:
-        temporary.write_text(json.dumps(figures, indent=2) + "\n")
+        temporary.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     tour = Tour(
         figures=figures,
         scans=[scan.name for scan in scans],

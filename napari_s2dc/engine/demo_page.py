@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from napari_s2dc import __version__
+from napari_s2dc.engine.console import command_line
 from napari_s2dc.engine.report import Figures, Link, Measurement, Section, Table, write_page
 
 __all__ = ["Tour", "figures_of", "training_of", "write_report"]
@@ -219,7 +219,7 @@ def _sections(tour: Tour) -> list[Section]:
             ["This is the command that trained the encoder, and how to do it with your own scans:"],
             code="\n".join(
                 [
-                    shlex.join(tour.command),
+                    command_line(tour.command),
                     "",
                     "s2dc-train --config tiny_cpu --data.path YOUR_FOLDER_OF_SCANS --out my_run",
                     "s2dc info my_run",

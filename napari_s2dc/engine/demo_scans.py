@@ -68,7 +68,8 @@ def claim_folder(out: Path) -> None:
     with replace_atomically(out / MARK) as temporary:
         temporary.write_text(
             "Made by `s2dc demo`: open index.html. The next demo in this folder makes the files "
-            "it wrote anew.\n"
+            "it wrote anew.\n",
+            encoding="utf-8",
         )
     (out / "index.html").unlink(missing_ok=True)
     # What the trainer rebuilds under other names; everything else is overwritten file by file.

@@ -19,10 +19,11 @@ from napari_s2dc.engine.windows import Scale, run_windows
 from napari_s2dc.errors import ConfigurationError, S2DCError
 from napari_s2dc.method.encoder import EncoderConfig, SwinEncoder
 
-__all__ = ["device_of", "encode", "out_of_memory", "windows_at_once"]
+__all__ = ["device_of", "encode", "lacks_operation", "out_of_memory", "windows_at_once"]
 
 # A batch keeps a graphics processor busy; on a CPU it only takes more memory.
 _MOST_AT_ONCE = {"cuda": 16, "mps": 2}
+_LACKING = "PyTorch lacks an operation on Apple's graphics, so the CPU was used."
 _SHARE = 0.5
 """Of the free memory of a graphics processor that windows take by estimate."""
 
@@ -83,8 +84,11 @@ def encode(
         ``window_vox`` and ``device`` that were used, and the ``notice``.
     """
     attempts = _attempts(device_of(settings.device), settings, encoder.config)
+    lacking = False
     try:
         for attempt in attempts:
+            if lacking and attempt.device.type != "cpu":
+                continue
             windows = plan_windows(
                 image.shape,
                 encoder.config,
@@ -104,7 +108,8 @@ def encode(
                         else:
                             yield Progress(done, windows.windows, "windows")
             except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
+                lacking = lacking or lacks_operation(error, attempt.device)
+                if not (lacking or out_of_memory(error)):
                     raise
                 if attempt is attempts[-1]:
                     raise S2DCError(
@@ -115,7 +120,7 @@ def encode(
                 facts = {
                     "window_vox": attempt.window_vox,
                     "device": attempt.device.type,
-                    "notice": attempt.notice,
+                    "notice": _LACKING if lacking else attempt.notice,
                 }
                 return features, facts
             # Outside the handler, whose traceback keeps the tensors of the failed batch alive.
@@ -162,6 +167,11 @@ def out_of_memory(error: BaseException) -> bool:
     return "out of memory" in text or "can't allocate memory" in text
 
 
+def lacks_operation(error: BaseException, device: torch.device) -> bool:
+    """Whether an error says that PyTorch has no such operation on the graphics of an Apple."""
+    return device.type == "mps" and isinstance(error, NotImplementedError)
+
+
 def _free(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -170,7 +180,10 @@ def _free(device: torch.device) -> None:
 
 
 def device_of(wanted: str) -> torch.device:
-    """Device that a setting, one of ``DEVICES``, asks for; ConfigurationError if not there."""
+    """Device that a setting, one of ``DEVICES``, asks for; ConfigurationError if not there.
+
+    ``auto`` is CUDA or else the CPU: on Apple's graphics (MPS) nothing here has been tried.
+    """
     if wanted not in DEVICES:
         raise ConfigurationError(
             f"There is no device '{wanted}'.", f"Use one of {', '.join(DEVICES)}."
@@ -181,7 +194,7 @@ def device_of(wanted: str) -> torch.device:
         "cpu": True,
     }
     if wanted == "auto":
-        wanted = next(name for name, available in there.items() if available)
+        wanted = "cuda" if there["cuda"] else "cpu"
     if not there[wanted]:
         raise ConfigurationError(
             f"This computer has no {wanted.upper()} device that PyTorch can use.",

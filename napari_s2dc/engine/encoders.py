@@ -148,7 +148,8 @@ def remember_local_run(path: Path) -> None:
     note = _note()
     try:
         with replace_atomically(note) as temporary:
-            temporary.write_text(json.dumps({"encoder": str(path.resolve())}) + "\n")
+            text = json.dumps({"encoder": str(path.resolve())}) + "\n"
+            temporary.write_text(text, encoding="utf-8")
     except S2DCError:
         return
 
@@ -156,7 +157,7 @@ def remember_local_run(path: Path) -> None:
 def latest_local_run() -> Path | None:
     """Find the encoder that was trained last on this computer; None when it is gone."""
     try:
-        path = Path(json.loads(_note().read_text())["encoder"])
+        path = Path(json.loads(_note().read_text(encoding="utf-8"))["encoder"])
         return path if path.is_file() else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -223,7 +223,7 @@ def write_settings(settings: FewshotSettings, path: Path, *, encoder: str = "") 
     begun_with = {"encoder": encoder} if encoder else {}
     text = yaml.safe_dump({**begun_with, **_plain(asdict(settings))}, sort_keys=False)
     with replace_atomically(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
 
 
 def settings_from(content: Any, where: str) -> FewshotSettings:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from napari_s2dc.engine.encode import device_of, out_of_memory
+from napari_s2dc.engine.encode import device_of, lacks_operation, out_of_memory
 from napari_s2dc.engine.encoders import preset_of
 from napari_s2dc.engine.fewshot_settings import FewshotSettings, SegmentationClass
 from napari_s2dc.engine.finetune_data import CropSource
@@ -139,6 +139,11 @@ class FinetuneRun:
             try:
                 loss = self._step()
             except (RuntimeError, MemoryError) as error:
+                if lacks_operation(error, self._fabric.device):
+                    raise S2DCError(
+                        "PyTorch lacks an operation on Apple's graphics that training needs.",
+                        "Choose the processor (cpu) as the device.",
+                    ) from error
                 if not out_of_memory(error):
                     raise
                 self._optimizer.zero_grad()

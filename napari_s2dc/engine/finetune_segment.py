@@ -10,7 +10,7 @@ import torch
 from monai.data.utils import compute_importance_map, dense_patch_slices
 from torch import Tensor
 
-from napari_s2dc.engine.encode import out_of_memory, windows_at_once
+from napari_s2dc.engine.encode import lacks_operation, out_of_memory, windows_at_once
 from napari_s2dc.engine.fewshot_settings import SegmentSettings
 from napari_s2dc.engine.finetune_network import SegmentationNetwork, network_of
 from napari_s2dc.engine.finetune_planes import ProbabilityPlanes
@@ -109,6 +109,11 @@ def segment_with_network(
             image[box], tissue[box], model, network, settings.overlap, mirrors, planes
         )
     except (RuntimeError, MemoryError) as error:
+        if lacks_operation(error, device):
+            raise S2DCError(
+                "PyTorch lacks an operation on Apple's graphics that the model needs.",
+                "Choose the processor (cpu) as the device.",
+            ) from error
         if not out_of_memory(error):
             raise
         raise S2DCError(

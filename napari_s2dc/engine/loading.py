@@ -78,10 +78,10 @@ def _link_torch() -> None:
     ``import torch`` would do the same, holding the lock. Where this does nothing (Windows, an
     unusual installation), that import does it all.
     """
-    ending = {"linux": "so", "darwin": "dylib"}.get(sys.platform)
     spec = find_spec("torch")
-    if "torch" in sys.modules or ending is None or spec is None or spec.origin is None:
+    if "torch" in sys.modules or spec is None or spec.origin is None or sys.platform == "win32":
         return
+    ending = "dylib" if sys.platform == "darwin" else "so"
     library = Path(spec.origin).parent / "lib" / f"libtorch_cpu.{ending}"
     with suppress(OSError, AttributeError):
         # Called as a foreign function, it runs without the lock; ctypes.CDLL(library) keeps it.

@@ -51,7 +51,10 @@ def save_pairs(pairs: Pairs, path: str | Path) -> Path:
     """
     path = Path(path)
     places = np.concatenate([pairs.voxel_a, pairs.mm_a, pairs.voxel_b, pairs.mm_b], axis=1)
-    with replace_atomically(path) as temporary, temporary.open("w", newline="") as stream:
+    with (
+        replace_atomically(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as stream,
+    ):
         table = csv.writer(stream, lineterminator="\n")
         table.writerow(PAIR_COLUMNS)
         for place, confidence, mutual in zip(places, pairs.confidence, pairs.mutual, strict=True):
@@ -163,5 +166,6 @@ def save_affine(alignment: Alignment, path: str | Path, **more: Any) -> Path:
     """
     path = Path(path)
     with replace_atomically(path) as temporary:
-        temporary.write_text(json.dumps({**more, **affine_facts(alignment)}, indent=2) + "\n")
+        facts = {**more, **affine_facts(alignment)}
+        temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return path

@@ -92,7 +92,9 @@ def _not_used(reason: str) -> bool:
 
 def _would_crash() -> bool:
     """Whether Mesa's software OpenGL has loaded its LLVM, beside which Triton's does not load."""
-    return "triton" not in sys.modules and _MAPS.is_file() and "libLLVM" in _MAPS.read_text()
+    if "triton" in sys.modules or not _MAPS.is_file():
+        return False
+    return "libLLVM" in _MAPS.read_text(encoding="utf-8", errors="replace")
 
 
 def have_kernels(x: Tensor, features: int = 1) -> bool:

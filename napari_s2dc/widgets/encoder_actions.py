@@ -326,5 +326,5 @@ def _devices() -> list[tuple[str, str]]:
         name = torch.cuda.get_device_name()
         devices.append(("cuda", f"{name} (CUDA, {free / 1e9:.0f} GB free)"))
     if torch.backends.mps.is_available():
-        devices.append(("mps", "Apple graphics (MPS)"))
+        devices.append(("mps", "Apple graphics (MPS, not tested)"))
     return devices

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from qtpy.QtCore import QObject
+from qtpy.QtGui import QKeySequence
 
 from napari_s2dc.widgets.probe_actions import ProbeActions
 from napari_s2dc.widgets.probe_tab import ProbeTab
@@ -168,9 +169,11 @@ class StructureActions(QObject):
         self._tab.target.choose(target)
         # napari's undo works on the active layer
         self._session.viewer.layers.selection.active = target
+        # On macOS these are other keys with symbols of their own
+        undo = QKeySequence("Ctrl+Z").toString(QKeySequence.SequenceFormat.NativeText)
         self._tell(
             f"Wrote class {label} into {target.name}, {len(found.voxels[0]):,} voxels; "
-            "Ctrl+Z takes it back."
+            f"{undo} takes it back."
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import types
@@ -16,7 +17,7 @@ from monai.networks.nets import SwinUNETR
 
 from napari_s2dc import __version__
 from napari_s2dc.engine.cli import main
-from napari_s2dc.engine.console import run_reporting_errors
+from napari_s2dc.engine.console import command_line, run_reporting_errors
 from napari_s2dc.engine.embedding import Embedding
 from napari_s2dc.engine.embedding_file import save_embedding
 from napari_s2dc.engine.fewshot_settings import SegmentationClass
@@ -353,3 +354,27 @@ assert not heavy & set(sys.modules), heavy & set(sys.modules)
     assert "info" in finished.stdout
     assert "export" in finished.stdout
     assert "demo" in finished.stdout
+
+
+def test_letters_that_the_output_lacks_are_escaped() -> None:
+    """As where output goes into a file on Windows, whose encoding is of 8 bits."""
+    program = (
+        "import sys; from napari_s2dc.engine.console import run_reporting_errors as run\n"
+        "sys.exit(run(lambda: print('3 \xd7 3, \u809d.nii'), 's2dc'))"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": "cp1252"},
+        check=False,
+        timeout=60,
+    )
+    assert (finished.returncode, finished.stderr) == (0, b"")
+    assert finished.stdout.split(b", ") == [b"3 \xd7 3", b"\\u809d.nii" + os.linesep.encode()]
+
+
+def test_command_lines_are_those_of_the_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["s2dc-train", "--out", "my run"]
+    assert command_line(arguments) == "s2dc-train --out 'my run'"
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert command_line(arguments) == 's2dc-train --out "my run"'

@@ -123,3 +123,31 @@ def test_other_errors_of_the_encoder_pass(
     with pytest.raises(RuntimeError, match="shape mismatch"):
         finish(embed_volume(torso, tiny, settings))
     assert tiny.training
+
+
+def test_the_cpu_takes_over_where_apples_graphics_lack_an_operation(
+    torso: Volume, tiny: SwinEncoder, settings: EmbedSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+    windows_on = encoding._windows_on
+
+    def windows(image: Any, encoder: SwinEncoder, plan: Any, attempt: Any, scale: Any) -> Any:
+        tried.append((attempt.device.type, attempt.window_vox))
+        if attempt.device.type == "mps":
+            raise NotImplementedError("The operator 'aten::roll' is not implemented for MPS.")
+        return (yield from windows_on(image, encoder, plan, attempt, scale))
+
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(encoding, "_windows_on", windows)
+    monkeypatch.setattr(encoding, "_free", lambda _: None)
+    found = finish(embed_volume(torso, tiny, replace(settings, device="mps")))
+    assert tried == [("mps", settings.window_vox), ("cpu", settings.window_vox)]
+    assert found.metadata["device"] == "cpu"
+    assert "lacks an operation" in found.metadata["notice"]
+
+
+def test_apples_graphics_have_to_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert encoding.device_of("auto").type == "cpu"
+    assert encoding.device_of("mps").type == "mps"

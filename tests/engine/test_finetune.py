@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -238,6 +239,21 @@ def test_out_of_memory_is_one_sentence(
     monkeypatch.setattr(finetune, "voxel_loss", full)
     with pytest.raises(S2DCError, match=r"not enough memory.*crop_vox"):
         finish(run.train())
+
+
+def test_an_operation_that_apples_graphics_lack_is_one_sentence(
+    scan: LabelledScan, tiny: SwinEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacking(*_: object) -> None:
+        raise NotImplementedError("The operator 'aten::grid_sampler_3d' is not implemented for MPS")
+
+    run = run_of(scan, tiny)
+    monkeypatch.setattr(run, "_step", lacking)
+    with pytest.raises(NotImplementedError):  # on a CPU that is a fault
+        next(run.train())
+    monkeypatch.setattr(run, "_fabric", SimpleNamespace(device=torch.device("mps")))
+    with pytest.raises(S2DCError, match=r"lacks an operation.*\(cpu\)"):
+        next(run.train())
 
 
 def test_strokes_of_one_class_and_background_are_enough(tiny: SwinEncoder) -> None:

@@ -175,6 +175,21 @@ def test_out_of_memory_is_one_sentence(
         finish(segment_with_network(_image(32, 64, 32), model, SegmentSettings(), CPU))
 
 
+def test_an_operation_that_apples_graphics_lack_is_one_sentence(
+    model: SegmentationModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacking(*_: object) -> None:
+        raise NotImplementedError("The operator 'aten::roll' is not implemented for MPS")
+
+    monkeypatch.setattr(SegmentationNetwork, "forward", lacking)
+    monkeypatch.setattr(SegmentationNetwork, "to", lambda network, _: network)
+    arguments = _image(32, 64, 32), model, SegmentSettings()
+    with pytest.raises(NotImplementedError):  # on a CPU that is a fault
+        finish(segment_with_network(*arguments, CPU))
+    with pytest.raises(S2DCError, match=r"lacks an operation.*\(cpu\)"):
+        finish(segment_with_network(*arguments, torch.device("mps")))
+
+
 def test_many_windows_leave_no_seam(model: SegmentationModel) -> None:
     """Where all windows see the same, the result is the same however many there are."""
     constant = replace(

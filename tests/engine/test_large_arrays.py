@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 def is_mapped(tensor: torch.Tensor) -> bool:
     """Whether the memory of a tensor is a file's, as the system says."""
-    for line in Path("/proc/self/maps").read_text().splitlines():
+    for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines():
         span, _, _, _, inode, *_ = line.split()
         first, end = (int(place, 16) for place in span.split("-"))
         if first <= tensor.data_ptr() < end:

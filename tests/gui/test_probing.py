@@ -122,6 +122,7 @@ def test_the_structure_is_previewed_and_written_undoably(
     labels = tab.target.layer
     assert labels is not None
     np.testing.assert_array_equal(labels.data == 4, preview.data == 1)
+    assert "Ctrl+Z takes it back." in embedded.message.text()
     labels.undo()
     assert not labels.data.any()
     tab.otsu.click()

@@ -306,7 +306,7 @@ def test_a_folder_that_cannot_be_written_is_told_once(
     workbench: Any, qtbot: Any, folder: Path
 ) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    folder.write_text("in the way")
+    folder.write_text("in the way", encoding="utf-8")
     layer = painted(workbench, qtbot)
     qtbot.waitUntil(lambda: "not kept for the case of a crash" in workbench.message.text())
     workbench.tell("")

@@ -410,7 +410,7 @@ def _write_empty(path: Path, _: Tensors) -> None:
 
 
 def _write_text(path: Path, _: Tensors) -> None:
-    path.write_text("<!DOCTYPE html><html>Not found</html>")
+    path.write_text("<!DOCTYPE html><html>Not found</html>", encoding="utf-8")
 
 
 def _write_archive(path: Path, _: Tensors) -> None:

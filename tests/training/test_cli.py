@@ -119,6 +119,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], *parts: st
         (["--trainer.devices", "0"], ["devices 0"]),
         (["--trainer.devices", "all"], ["devices all"]),
         (["--trainer.accelerator", "abacus"], ["accelerator abacus"]),
+        (["--trainer.accelerator", "mps"], ["Apple's graphics", "--trainer.accelerator cpu"]),
         (["--seed", "-1"], ["seed must be at least 0"]),
         (["--ckpt", "last"], ["There is no checkpoint", "last.ckpt"]),
         (["--ckpt", "/no/last.ckpt"], ["There is no checkpoint /no/last.ckpt"]),
@@ -269,8 +270,50 @@ def test_folder_that_cannot_be_written(
     def denied(*args: Any, **kwargs: Any) -> None:
         raise PermissionError(13, "Permission denied", str(tmp_path / "run" / "config.yaml"))
 
-    monkeypatch.setattr("napari_s2dc.files.tempfile.mkstemp", denied)
+    monkeypatch.setattr(Path, "touch", denied)
     refused(train_arguments(tmp_path / "run"), capsys, "Cannot write", "Permission denied")
+
+
+def test_on_windows_a_run_takes_one_device(
+    train_arguments: Arguments,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    arguments = train_arguments(tmp_path / "run", "--trainer.devices")
+    refused([*arguments, "2"], capsys, "On Windows a run takes one device", "--trainer.devices 1")
+    asked = []
+
+    def trainer(**settings: Any) -> None:
+        asked.append(settings["devices"])
+        raise ValueError("that is all")
+
+    monkeypatch.setattr("s2dc_train.run.L.Trainer", trainer)
+    refused([*arguments, "auto"], capsys, "that is all")
+    monkeypatch.undo()
+    monkeypatch.setattr("s2dc_train.run.L.Trainer", trainer)
+    refused([*arguments, "auto"], capsys, "that is all")
+    assert asked == [1, "auto"]
+
+
+def test_a_gpu_is_one_of_cuda(
+    train_arguments: Arguments,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """On a Mac, Lightning would take its graphics, which have no float64."""
+    asked = []
+
+    def trainer(**settings: Any) -> None:
+        asked.append(settings["accelerator"])
+        raise ValueError("that is all")
+
+    monkeypatch.setattr("s2dc_train.run.L.Trainer", trainer)
+    arguments = train_arguments(tmp_path / "run", "--trainer.accelerator", "gpu")
+    refused(arguments, capsys, "that is all")
+    assert asked == ["cuda"]
 
 
 def test_error_inside_lightning_is_a_sentence(

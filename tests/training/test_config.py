@@ -63,11 +63,11 @@ def test_packaged_configuration_parses_and_builds(name: str) -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_packaged_configuration_says_what_it_is_for(name: str) -> None:
-    assert Path(presets()[name]).read_text().startswith("# ")
+    assert Path(presets()[name]).read_text(encoding="utf-8").startswith("# ")
 
 
 def test_tiny_cpu_is_read_and_the_command_line_wins() -> None:
-    stored = yaml.safe_load(Path(presets()["tiny_cpu"]).read_text())
+    stored = yaml.safe_load(Path(presets()["tiny_cpu"]).read_text(encoding="utf-8"))
     config = parse("--config=tiny_cpu", "--trainer.max_steps", "7", "--data.grid", "[1, 3, 3]")
     assert config.data.crop_size == stored["data"]["crop_size"]
     assert config.trainer.max_steps == 7
@@ -114,7 +114,7 @@ def test_help_has_a_sentence_for_every_setting(capsys: pytest.CaptureFixture[str
 
 def test_every_setting_has_its_own_docstring() -> None:
     """The attribute docstrings are what ``--help`` shows."""
-    source = Path(settings.__file__).read_text()
+    source = Path(settings.__file__).read_text(encoding="utf-8")
     for name in names(RunConfig):
         field = name.rpartition(".")[2]
         assert re.search(rf'^    {field}: .*(\n    .*)*?\n    """\S', source, re.MULTILINE), name

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from itertools import islice
 from pathlib import Path
 
@@ -81,6 +82,17 @@ def test_worker_processes_change_nothing(ready, scan_folder, small_config):
     parallel = S2DCDataModule(small_config(scan_folder, batch_size=2, workers=2), seed=5)
     parallel.setup()
     assert same(batches(parallel, 5), batches(ready, 5))
+
+
+def test_worker_processes_can_be_sent_what_they_need(ready):
+    """As on Windows and macOS, where they begin without the memory of their parent."""
+    loader = ready.train_dataloader()
+    sent = pickle.loads(
+        pickle.dumps((loader.dataset, loader.collate_fn, loader.worker_init_fn, loader.sampler))
+    )
+    dataset, collate, _, sampler = sent
+    first = collate([dataset[number] for number in islice(iter(sampler), loader.batch_size)])
+    assert same([first], batches(ready, 1))
 
 
 def names(volumes):

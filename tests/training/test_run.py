@@ -6,14 +6,17 @@ import errno
 import json
 import math
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -22,7 +25,7 @@ from s2dc_train.callbacks import MetricsFile, read_rows
 from s2dc_train.cli import main
 from s2dc_train.interruption import Interrupted, StopRequest
 from s2dc_train.module import S2DCModule
-from s2dc_train.run import last_checkpoint
+from s2dc_train.run import last_checkpoint, peak_memory_mb
 from s2dc_train.validation import Validation
 from safetensors import safe_open
 
@@ -118,6 +121,21 @@ def test_validation_encodes_no_more_crops_together_than_training(
     assert main(train_arguments(out, "--trainer.max_steps", "1", "--trainer.probe", "false")) == 0
     assert set(batches) == {1}
     assert float(validations(out)[0][1]) == pytest.approx(float(validations(straight)[0][1]))
+
+
+def test_peak_memory_in_the_units_of_each_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    here = psutil.Process().memory_info().rss / 2**20
+    assert 0.5 * here < peak_memory_mb(cpu) < 100 * here
+    usage = SimpleNamespace(ru_maxrss=300 * 2**20)  # macOS counts bytes
+    monkeypatch.setattr(resource, "getrusage", lambda _: usage)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert peak_memory_mb(cpu) == 300
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setitem(sys.modules, "resource", None)  # Windows has no such module
+    facts = SimpleNamespace(peak_wset=200 * 2**20)
+    monkeypatch.setattr(psutil, "Process", lambda: SimpleNamespace(memory_info=lambda: facts))
+    assert peak_memory_mb(cpu) == 200
 
 
 def test_run_folder_is_complete(straight: Path) -> None:

@@ -31,6 +31,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from tqdm import tqdm
 
 from napari_s2dc.errors import ConfigurationError
+from napari_s2dc.files import take_place
 from s2dc_train.cached_scan import CachedScan
 from s2dc_train.config import DataConfig
 from s2dc_train.data_settings import spacing_of
@@ -117,7 +118,7 @@ class ScanCache:
             os.rename(place, broken)
             shutil.rmtree(broken, ignore_errors=True)
         try:
-            os.rename(draft, place)
+            take_place(draft, place)
         except OSError:
             if self.load(entry) is None:
                 raise
@@ -133,7 +134,7 @@ class ScanCache:
         return self.folder / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
 
     def _read(self, entry: ScanEntry, place: Path) -> CachedScan:
-        facts = json.loads((place / "entry.json").read_text())
+        facts = json.loads((place / "entry.json").read_text(encoding="utf-8"))
         for name, expected in facts["files"].items():
             if _checksum(place / f"{name}.npy") != expected:
                 raise ValueError(f"{name}.npy is damaged")
@@ -198,7 +199,7 @@ def _checksum(path: Path) -> list[Any]:
     size = path.stat().st_size
     total = 0
     with open(path, "rb") as file:
-        for offset in np.linspace(0, max(0, size - _BLOCK_BYTES), _CHECKED_BLOCKS).astype(int):
+        for offset in np.linspace(0, max(0, size - _BLOCK_BYTES), _CHECKED_BLOCKS).astype(np.int64):
             file.seek(int(offset))
             total = zlib.crc32(file.read(_BLOCK_BYTES), total)
     return [size, total]

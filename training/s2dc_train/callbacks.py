@@ -179,7 +179,7 @@ class MetricsFile(Logger):
     def _write(self, rows: list[dict[str, str]]) -> None:
         with (
             replace_atomically(self.path) as temporary,
-            temporary.open("w", newline="") as stream,
+            temporary.open("w", newline="", encoding="utf-8") as stream,
         ):
             writer = csv.DictWriter(stream, self._columns)
             writer.writeheader()
@@ -193,7 +193,7 @@ class MetricsFile(Logger):
         if new:
             self._columns += new
             self._write(read_rows(self.path))
-        with self.path.open("a", newline="") as stream:
+        with self.path.open("a", newline="", encoding="utf-8") as stream:
             csv.DictWriter(stream, self._columns).writerow(row)
 
     def log_hyperparams(
@@ -217,7 +217,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     """
     if not path.is_file():
         return []
-    lines = path.read_text().splitlines(keepends=True)
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):
         lines.pop()
     return list(csv.DictReader(lines))

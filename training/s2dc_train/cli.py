@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -13,7 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari_s2dc import __version__
-from napari_s2dc.engine.console import INTERRUPTED, parse_arguments, run_reporting_errors
+from napari_s2dc.engine.console import (
+    INTERRUPTED,
+    command_line,
+    parse_arguments,
+    run_reporting_errors,
+)
 from napari_s2dc.errors import ConfigurationError
 from s2dc_train.config import RunConfig, run_config
 from s2dc_train.interruption import Interrupted, StopRequest, is_first_process
@@ -133,7 +137,7 @@ def _run(arguments: Sequence[str]) -> int:
     config = run_config(parsed.as_dict())
     out = Path(config.out).expanduser()
     config.out = str(out)
-    resume_command = f"{PROGRAM} --config {shlex.quote(str(out / 'config.yaml'))} --ckpt last"
+    resume_command = command_line([PROGRAM, "--config", str(out / "config.yaml"), "--ckpt", "last"])
     try:
         with StopRequest() as request:
             # Only now: --help and --print_config must not wait for torch.

@@ -157,7 +157,7 @@ class TrainerConfig:
     accelerator: str = "auto"
     """auto (a CUDA GPU if there is one, else the CPU), cpu or gpu."""
     devices: int | str = "auto"
-    """Devices on each node; auto takes all."""
+    """Devices on each node; auto takes all (on Windows one, which is the most there)."""
     num_nodes: int = 1
     """Nodes of a distributed run."""
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"

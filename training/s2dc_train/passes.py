@@ -156,7 +156,7 @@ def _machine_bytes() -> float:
     """Memory of this machine, or of the control group if that has less."""
     total = float(psutil.virtual_memory().total)
     limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.is_file() else ""
+    text = limit.read_text(encoding="utf-8").strip() if limit.is_file() else ""
     return min(total, float(text)) if text.isdigit() else total
 
 

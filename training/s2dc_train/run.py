@@ -6,8 +6,8 @@ import dataclasses
 import errno
 import json
 import math
-import resource
 import signal
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import psutil
 import torch
 import yaml
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
@@ -66,9 +67,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def _accelerator(asked: str) -> str:
-    if asked != "auto":
-        return asked
-    return "gpu" if torch.cuda.is_available() else "cpu"
+    if asked == "mps":
+        raise ConfigurationError(
+            "Training needs 64-bit numbers, which Apple's graphics (mps) do not have.",
+            "Set --trainer.accelerator cpu.",
+        )
+    if asked == "auto":
+        asked = "gpu" if torch.cuda.is_available() else "cpu"
+    return "cuda" if asked == "gpu" else asked  # on a Mac, Lightning's gpu would be mps
 
 
 def _precision(config: RunConfig) -> str:
@@ -84,12 +90,17 @@ def peak_memory_mb(device: torch.device) -> float:
     """Largest memory taken so far: of the device if it is a GPU, else resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if sys.platform == "win32":
+        return float(psutil.Process().memory_info().peak_wset) / 2**20
+    import resource  # which Windows does not have
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes there, else kilobytes
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     with replace_atomically(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def encoder_metadata(
@@ -153,7 +164,7 @@ def last_checkpoint(out: Path) -> Path | None:
 def _finished_steps(out: Path) -> int:
     """Read how far the finished encoder of a run folder was trained; -1 without one."""
     try:
-        steps = int(json.loads((out / "summary.json").read_text())["steps"])
+        steps = int(json.loads((out / "summary.json").read_text(encoding="utf-8"))["steps"])
     except (OSError, ValueError, KeyError, TypeError):
         return -1
     return steps if (out / "encoder.safetensors").is_file() else -1
@@ -162,7 +173,9 @@ def _finished_steps(out: Path) -> int:
 def _other_settings(config: RunConfig, checkpoint: Path) -> list[str]:
     """Say which settings are not those of the run that a checkpoint belongs to."""
     try:
-        before = yaml.safe_load((checkpoint.parent.parent / "config.yaml").read_text())
+        before = yaml.safe_load(
+            (checkpoint.parent.parent / "config.yaml").read_text(encoding="utf-8")
+        )
     except (OSError, ValueError, yaml.YAMLError):
         return []
     changed = changed_settings(config, before) if isinstance(before, dict) else []
@@ -174,7 +187,8 @@ def _begin_folder(config: RunConfig, out: Path) -> None:
     for leftover in (out / LAST.parent).glob(".part-*"):
         leftover.unlink(missing_ok=True)
     with replace_atomically(out / "config.yaml") as temporary:
-        temporary.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+        text = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
+        temporary.write_text(text, encoding="utf-8")
 
 
 def train(
@@ -293,15 +307,17 @@ def _train(
 
 def _trainer(config: RunConfig, callbacks: list[Callback], clock: WaitClock) -> L.Trainer:
     settings = config.trainer
+    # On Windows PyTorch has no NCCL, and Lightning does not start an installed command again.
+    alone = sys.platform == "win32"
+    devices = 1 if alone and settings.devices == "auto" else settings.devices
 
     def make(strategy: str | Strategy) -> L.Trainer:
         return L.Trainer(
             strategy=strategy,
             # Where Lightning saves, under SLURM, when the job is about to be requeued.
             default_root_dir=Path(config.out) / LAST.parent,
-            # Apple's GPUs have no float64, which the exact maps need.
             accelerator=_accelerator(settings.accelerator),
-            devices=settings.devices,
+            devices=devices,
             num_nodes=settings.num_nodes,
             precision=_precision(config),  # type: ignore[arg-type]
             max_steps=settings.max_steps,
@@ -322,6 +338,11 @@ def _trainer(config: RunConfig, callbacks: list[Callback], clock: WaitClock) -> 
     try:
         trainer = make("auto")
         if isinstance(trainer.strategy, DDPStrategy):
+            if alone:
+                raise ConfigurationError(
+                    "On Windows a run takes one device of one machine.",
+                    "Set --trainer.devices 1 and --trainer.num_nodes 1.",
+                )
             # The other processes wait while the first one fills the cache of scans. Lightning has
             # one limit for all waiting, so a process that hangs is noticed no earlier either.
             trainer = make(DDPStrategy(timeout=_CACHE_TIMEOUT))

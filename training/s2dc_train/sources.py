@@ -243,7 +243,9 @@ def _from_list(path: Path) -> list[ScanEntry]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ConfigurationError(f"{path} is not a UTF-8 text file.") from error
+        raise ConfigurationError(
+            f"{path} is not a UTF-8 text file.", "In a spreadsheet, save it as CSV in UTF-8."
+        ) from error
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     if not lines:
         raise ConfigurationError(f"{path} lists no scans.")
