@@ -39,7 +39,9 @@ voxels 5 % were, of the same with half as many along each axis 62 %."""
 _UNIT_FACTOR = 4.0
 _SIZE_FACTOR = 8.0
 # Measured with the bundled encoder: 45 to 91 % of the patches of two mouse brains, two thoraces or
-# two phantoms; 1 to 10 % of a torso with a thorax, a phantom or a mouse brain.
+# two phantoms; 1 to 10 % of a torso with a thorax or a mouse brain. Not told by this: 21 to 27 % of
+# a mouse brain with a hippocampus, whose sizes are mostly said to differ; up to 41 % of a thorax with
+# a phantom, which has one (`benchmarks.matching --parts checks`).
 _FEW_CONFIDENT = 0.15
 # Measured in the same way: 0.84 to 1.00 of the confident pairs of scans that show one region, 0 to
 # 0.60 of the others, which have few.
