@@ -139,7 +139,10 @@ def test_an_input_is_never_replaced(
 
 
 def test_transfer_says_what_is_doubtful_and_follows_its_options(
-    torsos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    torsos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     original = nibabel.load(image(torsos, 1))
     flipped = nibabel.Nifti1Image(np.asarray(original.dataobj)[::-1], original.affine)
@@ -150,13 +153,18 @@ def test_transfer_says_what_is_doubtful_and_follows_its_options(
         out = tmp_path / "out.nii.gz"
         arguments = [*atlas, image(torsos, 2), "--out", str(out), *options]
         assert run("transfer", *arguments, encoder=BUNDLED) == 0
-        assert "left and right swapped" not in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert "left and right swapped" not in said
+        assert "hardly agree" not in said
         found.append(np.asarray(nibabel.load(out).dataobj).tobytes())
     assert len(set(found)) == 4
     target = str(tmp_path / "flipped.nii.gz")
+    monkeypatch.setattr("napari_s2dc.engine.transfer._LEAST_CORRELATION", 1.0)
     arguments = [*atlas, target, "--out", str(tmp_path / "mirrored.nii.gz")]
     assert run("transfer", *arguments, encoder=BUNDLED) == 0
-    assert "left and right swapped" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "left and right swapped" in said
+    assert "torso1 and flipped hardly agree where the labels were laid" in said
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch, kind: type) -> None:

@@ -301,7 +301,12 @@ def test_cancelling_leaves_no_match(
 
 # ----------------------------------------------------------------------------------- labels
 def test_labels_are_carried_with_names_and_colours(
-    matched: Workbench, scan: Any, other: Any, viewer: Any, qtbot: Any
+    matched: Workbench,
+    scan: Any,
+    other: Any,
+    viewer: Any,
+    qtbot: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     viewer.add_labels(np.zeros(SHAPE, np.uint8), name="something else")
     labels = add_labels(viewer, scan)
@@ -327,6 +332,10 @@ def test_labels_are_carried_with_names_and_colours(
     tab.beside.click()
     assert carried.visible
     assert not [layer for layer in viewer.layers if layer.name.endswith("carried labels")]
+    assert "hardly agree" not in matched.message.text()
+    monkeypatch.setattr("napari_s2dc.engine.transfer._LEAST_CORRELATION", 1.0)
+    tab.transfer_button.click()
+    qtbot.waitUntil(lambda: "hardly agree" in matched.message.text(), timeout=120_000)
 
 
 def test_labels_named_like_the_moving_scan_come_up(
