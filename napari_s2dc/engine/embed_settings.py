@@ -39,7 +39,7 @@ class EmbedSettings:
     overlap : float
         Least share of a window that the next one covers again.
     device : str
-        One of :data:`DEVICES`; ``"auto"`` takes CUDA, then MPS, then the CPU.
+        One of :data:`DEVICES`; ``"auto"`` takes CUDA or else the CPU.
     roi : tuple of (first, end), optional
         Region in voxels along z, y and x, end exclusive; the whole scan when left out.
     """

@@ -108,9 +108,10 @@ def encode(
                         else:
                             yield Progress(done, windows.windows, "windows")
             except (RuntimeError, MemoryError) as error:
-                lacking = lacking or lacks_operation(error, attempt.device)
-                if not (lacking or out_of_memory(error)):
+                lacks = lacks_operation(error, attempt.device)
+                if not (lacks or out_of_memory(error)):
                     raise
+                lacking = lacking or lacks
                 if attempt is attempts[-1]:
                     raise S2DCError(
                         f"There is not enough memory for windows of {attempt.window_vox} voxels.",

@@ -146,6 +146,22 @@ def test_the_cpu_takes_over_where_apples_graphics_lack_an_operation(
     assert "lacks an operation" in found.metadata["notice"]
 
 
+def test_other_errors_pass_where_the_cpu_takes_over(
+    torso: Volume, tiny: SwinEncoder, settings: EmbedSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def windows(image: Any, encoder: SwinEncoder, plan: Any, attempt: Any, scale: Any) -> Any:
+        if attempt.device.type == "mps":
+            raise NotImplementedError("The operator 'aten::roll' is not implemented for MPS.")
+        raise RuntimeError("shape mismatch")
+        yield  # a generator, as the original is
+
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(encoding, "_windows_on", windows)
+    monkeypatch.setattr(encoding, "_free", lambda _: None)
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        finish(embed_volume(torso, tiny, replace(settings, device="mps")))
+
+
 def test_apples_graphics_have_to_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
