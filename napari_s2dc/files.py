@@ -49,13 +49,11 @@ def replace_atomically(path: Path) -> Iterator[Path]:
             os.fsync(stream.fileno())
         take_place(temporary, path)
     except OSError as error:
-        # Windows does not replace a file that is open somewhere.
-        raise S2DCError(
-            f"Cannot write {path}: {error.strerror or error}.",
-            "Close other programs that have it open, or choose another folder."
-            if isinstance(error, PermissionError) and os.path.exists(path)
-            else "Free some space or choose another folder.",
-        ) from error
+        hint = "Free some space or choose another folder."
+        if sys.platform == "win32" and isinstance(error, PermissionError) and os.path.exists(path):
+            # It does not replace a file that is open somewhere.
+            hint = "Close other programs that have it open, or choose another folder."
+        raise S2DCError(f"Cannot write {path}: {error.strerror or error}.", hint) from error
     finally:
         with suppress(OSError):  # such as a parent that is a file: told above
             temporary.unlink(missing_ok=True)
