@@ -85,6 +85,7 @@ def test_saved_settings_are_read_back_unchanged(tmp_path: Path) -> None:
 
 def test_changed_settings_are_named_with_both_values() -> None:
     before = asdict(RunConfig(out="elsewhere", seed=3))
+    before["model"]["initial_weights"] = "gone.pt"
     before["views"]["scale_min"] = 0.5
     del before["loss"]["dustbin"]  # a setting that an earlier version did not have
     assert changed_settings(RunConfig(), before) == [

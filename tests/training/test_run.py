@@ -366,6 +366,27 @@ def test_optimizer_settings_may_be_changed_at_a_resume(
     assert {group["betas"][1] for group in groups} == {0.9}
 
 
+def test_settings_edited_in_the_run_folder_are_told_until_they_are_saved(
+    straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = Path(shutil.copytree(straight, tmp_path / "run"))
+    file = out / "config.yaml"
+    settings = yaml.safe_load(file.read_text())
+    before = settings["optimizer"]["learning_rate"]
+    settings["out"] = str(out)
+    settings["optimizer"]["learning_rate"] = "LATER"
+    settings["trainer"]["max_steps"] = 7
+    # To PyYAML, which does not read the settings, 2e-4 is text.
+    file.write_text(yaml.safe_dump(settings).replace("LATER", "2e-4"))
+    go_on = ["--config", str(file), "--ckpt", "last"]
+    assert main(go_on) == 0
+    said = f"optimizer.learning_rate 0.0002 (was {before}), trainer.max_steps 7 (was 6)."
+    assert f"Going on with other settings: {said}" in capsys.readouterr().out
+    assert main([*go_on, "--trainer.max_steps", "8"]) == 0
+    said = "trainer.max_steps 8 (was 7)."
+    assert f"Going on with other settings: {said}" in capsys.readouterr().out
+
+
 def test_diverged_weights_are_not_saved(
     straight: Path,
     train_arguments: Arguments,

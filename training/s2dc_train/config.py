@@ -203,15 +203,15 @@ class RunConfig:
 
 
 def changed_settings(config: RunConfig, before: Mapping[str, Any]) -> list[str]:
-    """Name the settings that differ from earlier ones, each with both values.
+    """Name the settings that differ from those of a checkpoint, each with both values.
 
     Parameters
     ----------
     config : RunConfig
         The settings now.
     before : mapping
-        Earlier ones, nested like a ``config.yaml``; the folder of the run is not compared, nor is
-        what is missing there.
+        Those of the checkpoint, nested like ``config``. What is missing there is not compared, nor
+        are the folder of the run and the weights that it began from, which are not read again.
     """
     phrases = []
     for section, values in asdict(config).items():
@@ -220,7 +220,7 @@ def changed_settings(config: RunConfig, before: Mapping[str, Any]) -> list[str]:
             phrases += [
                 f"{section}.{name} {value} (was {earlier[name]})"
                 for name, value in values.items()
-                if name in earlier and earlier[name] != value
+                if name != "initial_weights" and name in earlier and earlier[name] != value
             ]
         elif section != "out" and section in before and earlier != values:
             phrases.append(f"{section} {values} (was {earlier})")

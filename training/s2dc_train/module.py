@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import asdict
 from typing import Any
 
 import lightning as L
@@ -279,7 +280,7 @@ class S2DCModule(L.LightningModule):
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the last good checkpoint when training has diverged.
+        """Note the settings; keep the last good checkpoint when training has diverged.
 
         Raises
         ------
@@ -294,6 +295,7 @@ class S2DCModule(L.LightningModule):
                 "Lower --optimizer.learning_rate; with --ckpt last a run goes on from the last "
                 "weights it saved.",
             )
+        checkpoint["settings"] = asdict(self.config)
 
     def configure_optimizers(self) -> Any:
         """Return AdamW, without decay on norms, biases and the like; warm-up, then cosine."""

@@ -170,18 +170,6 @@ def _finished_steps(out: Path) -> int:
     return steps if (out / "encoder.safetensors").is_file() else -1
 
 
-def _other_settings(config: RunConfig, checkpoint: Path) -> list[str]:
-    """Say which settings are not those of the run that a checkpoint belongs to."""
-    try:
-        before = yaml.safe_load(
-            (checkpoint.parent.parent / "config.yaml").read_text(encoding="utf-8")
-        )
-    except (OSError, ValueError, yaml.YAMLError):
-        return []
-    changed = changed_settings(config, before) if isinstance(before, dict) else []
-    return [f"Going on with other settings: {', '.join(changed)}."] if changed else []
-
-
 def _begin_folder(config: RunConfig, out: Path) -> None:
     """Write ``config.yaml`` and remove what a kill while saving has left."""
     for leftover in (out / LAST.parent).glob(".part-*"):
@@ -240,6 +228,7 @@ def _train(
     model = dataclasses.replace(config.model, initial_weights="") if resume else config.model
     module = S2DCModule(dataclasses.replace(config, model=model))
     resumed_step = 0
+    changed: list[str] = []
     if resume:
         checkpoint = read_training_checkpoint(resume)
         check_fit(checkpoint, module, resume)
@@ -250,6 +239,7 @@ def _train(
                 f"{resume} has already done {resumed_step} steps.",
                 "Give a larger --trainer.max_steps to go on.",
             )
+        changed = changed_settings(config, checkpoint.get("settings", {}))
         del checkpoint
     stop = OrderlyStop(request, out / LAST, settings.max_minutes)
     validation = Validation(config, leaving=lambda: stop.reason == "signal")
@@ -267,8 +257,8 @@ def _train(
         compile_encoders(module.student, module.teacher, device=trainer.strategy.root_device)
 
     data = S2DCDataModule(config.data, seed=config.seed, run_dir=out)
-    if resume:
-        data.notes += _other_settings(config, resume)
+    if changed:
+        data.notes.append(f"Going on with other settings: {', '.join(changed)}.")
     if is_first_process():
         # Before other processes are started, which would wait for this one in vain on an error.
         data.prepare_data()
