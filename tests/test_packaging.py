@@ -134,7 +134,7 @@ def test_the_wheel_holds_everything(wheel: Path) -> None:
         names = set(archive.namelist())
         manifest = archive.getinfo("napari_s2dc/napari.yaml")
         assert stat.S_ISREG(manifest.external_attr >> 16)
-        assert archive.read(manifest) == (ROOT / "napari.yaml").read_bytes()
+        assert archive.read(manifest) == (ROOT / "napari_s2dc" / "napari.yaml").read_bytes()
     sources = {
         path.relative_to(folder.parent).as_posix()
         for folder in (ROOT / "napari_s2dc", ROOT / "training" / "s2dc_train")
@@ -244,7 +244,7 @@ def test_napari_accepts_the_manifest(fresh: Path, tmp_path: Path) -> None:
 
 def test_opening_the_plugin_is_light(fresh: Path, tmp_path: Path) -> None:
     """What napari imports to list the plugin and its commands brings in none of the heavy ones."""
-    manifest = yaml.safe_load((ROOT / "napari.yaml").read_text())
+    manifest = yaml.safe_load((ROOT / "napari_s2dc" / "napari.yaml").read_text(encoding="utf-8"))
     commands = manifest["contributions"]["commands"]
     modules = {command["python_name"].split(":")[0] for command in commands}
     modules.remove("napari_s2dc.widgets.workbench")  # needs Qt, which is not here; see tests/gui
