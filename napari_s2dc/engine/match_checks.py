@@ -39,9 +39,10 @@ voxels 5 % were, of the same with half as many along each axis 62 %."""
 _UNIT_FACTOR = 4.0
 _SIZE_FACTOR = 8.0
 # Measured with the bundled encoder (`benchmarks.matching --parts checks`): 45 to 100 % of the
-# patches of two mouse brains, hippocampi, thoraces or phantoms; 3 to 10 % of a torso with a thorax
-# or a mouse brain. Not told by this: a mouse brain from a hippocampus (21 to 27 %), whose sizes are
-# mostly said to differ, and a thorax from a phantom of a torso, which has one (up to 41 %).
+# patches of two mouse brains, hippocampi, thoraces or phantoms; 3 to 12 % of a torso with a thorax,
+# a phantom or a mouse brain. Not told by this: a mouse brain from a hippocampus (21 to 27 %), whose
+# sizes are mostly said to differ, and a thorax from a phantom of a torso, which has one (up to
+# 41 %).
 _FEW_CONFIDENT = 0.15
 # Measured in the same way: 0.84 to 1.00 of the confident pairs of scans that show one region, 0 to
 # 0.60 of the others that have few.

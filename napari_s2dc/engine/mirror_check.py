@@ -28,15 +28,16 @@ __all__ = [
 ]
 
 _LEAST_CONFIDENCE_RATIO = 1.15
-"""How much more surely the mirrored scan is matched, as it lies. Measured with the bundled encoder:
-1.26 to 2.01 for mirrored scans of one subject, 1.17 to 1.56 for mirrored phantoms of another, 1.16
-and 1.34 for two thoraces; 0.5 to 0.86 for what is not mirrored, but up to 1.42 for brains that lie
+"""How much more surely the mirrored scan is matched, as it lies. Measured with the bundled encoder
+(`benchmarks.matching --parts checks`, and all pairs of ten brains): 1.26 to 2.75 for mirrored scans
+of one subject, 1.73 to 2.58 for mirrored hippocampi of another, 1.17 to 1.56 for phantoms, 1.16 and
+1.34 for two thoraces; 0.39 to 0.86 for what is not mirrored, but up to 1.42 for brains that lie
 askew to each other, so much alike are their sides."""
 _LEAST_CORRELATION_RATIO = 1.05
 """How much better its intensities agree, registered. Measured in the same way where the mirrored
-scan is matched more surely: 1.24 to 1.55 for mirrored scans of one subject, 1.12 to 1.14 for
-mirrored phantoms of another, 1.09 and 1.11 for two thoraces; 0.84 to 1.02 for brains that are not
-mirrored."""
+scan is matched more surely: 1.24 to 3.59 for mirrored scans of one subject, 1.69 to 2.19 for
+mirrored hippocampi of another, 1.12 to 1.14 for phantoms, 1.09 and 1.11 for two thoraces; 0.84 to
+1.02 for brains that are not mirrored."""
 
 
 def embed_mirrored(
@@ -70,10 +71,11 @@ class MirrorRatios:
     Parameters
     ----------
     confidence : float
-        How much more surely it is matched, as both lie.
+        How many times as surely it is matched, as both lie; 0 where scan A has no partners at all.
     correlation : float or None
-        How much better its intensities agree, registered; infinite where scan A has no map to start
-        from. None where nobody looked: it is not matched more surely, or images or memory lack.
+        How many times as well its intensities agree, registered; infinite where scan A as it is has
+        no map to start from. None where nobody looked: it is not matched more surely, or images or
+        memory lack.
     """
 
     confidence: float
