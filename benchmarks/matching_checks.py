@@ -211,7 +211,7 @@ def cut_outs_table(torso: Scan, encoder: SwinEncoder) -> str:
         off = "no map"
         if found.alignment is not None:
             corners = np.array(list(product(*((0, side - 1) for side in part.shape), [1])))
-            places = corners @ _affine_of(part).T
+            places = corners @ part.affine.T
             wrong = places @ found.alignment.matrix.T - places
             off = f"{np.linalg.norm(wrong[:, :3], axis=1).max():.1f}"
         sides = " × ".join(map(str, part.shape))
@@ -219,12 +219,8 @@ def cut_outs_table(torso: Scan, encoder: SwinEncoder) -> str:
     return table(["voxels", "farthest corner off, mm", "told to differ"], rows)
 
 
-def _affine_of(volume: Volume) -> np.ndarray:
-    return np.asarray(volume.affine, dtype=float)
-
-
 def _cut_out(volume: Volume, box: Sequence[tuple[int, int]]) -> Volume:
-    affine = _affine_of(volume).copy()
+    affine = volume.affine.copy()
     affine[:3, 3] += affine[:3, :3] @ [first for first, _ in box]
     array = np.ascontiguousarray(volume.array[tuple(slice(*side) for side in box)])
     return Volume(array, affine, name="box", modality=volume.modality)
