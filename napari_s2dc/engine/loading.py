@@ -67,6 +67,9 @@ def _load(modules: Sequence[str]) -> None:
             return
         _link_torch()
         with _other_threads_first():
+            from napari_s2dc.method.kernels import hide_triton
+
+            hide_triton()
             for name in modules:
                 importlib.import_module(name)
         _loaded.update(modules)

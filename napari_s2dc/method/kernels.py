@@ -24,7 +24,14 @@ from torch.nn.utils import skip_init
 
 from napari_s2dc.method.window_attention import window_attention
 
-__all__ = ["have_kernels", "layer_norm", "load_kernels", "normalise_and_rectify", "tiled_attention"]
+__all__ = [
+    "have_kernels",
+    "hide_triton",
+    "layer_norm",
+    "load_kernels",
+    "normalise_and_rectify",
+    "tiled_attention",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -67,7 +74,7 @@ def _load(device: torch.device) -> bool:
     if (
         torch.version.cuda is None
         or torch.cuda.get_device_capability(device) < _OLDEST
-        or importlib.util.find_spec("triton") is None
+        or not ("triton" in sys.modules or importlib.util.find_spec("triton"))
     ):
         return False
     if _would_crash():
@@ -92,9 +99,20 @@ def _not_used(reason: str) -> bool:
 
 def _would_crash() -> bool:
     """Whether Mesa's software OpenGL has loaded its LLVM, beside which Triton's does not load."""
-    if "triton" in sys.modules or not _MAPS.is_file():
-        return False
-    return "libLLVM" in _MAPS.read_text(encoding="utf-8", errors="replace")
+    if "triton" in sys.modules:
+        return sys.modules["triton"] is None  # hidden
+    loaded = _MAPS.read_text(encoding="utf-8", errors="replace") if _MAPS.is_file() else ""
+    return "libLLVM" in loaded
+
+
+def hide_triton() -> None:
+    """Keep torch from importing Triton where that would crash; torch then does without.
+
+    It imports Triton with its compiler, which comes with the first optimiser, on a CPU, too. To be
+    called before.
+    """
+    if "triton" not in sys.modules and importlib.util.find_spec("triton") and _would_crash():
+        sys.modules["triton"] = None  # type: ignore[assignment]
 
 
 def have_kernels(x: Tensor, features: int = 1) -> bool:

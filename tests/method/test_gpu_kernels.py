@@ -288,6 +288,33 @@ def test_software_opengl_is_known_by_its_llvm(
     assert kernels._would_crash() == ("LLVM" in loaded)
     monkeypatch.setitem(sys.modules, "triton", object())  # its LLVM is there already
     assert not kernels._would_crash()
+    kernels.hide_triton()
+    assert sys.modules["triton"]
+
+
+@pytest.mark.parametrize("loaded", ["/usr/lib/libLLVM-15.so.1", "/usr/lib/libGL.so.1"])
+def test_beside_software_opengl_torch_does_without_triton(tmp_path: Path, loaded: str) -> None:
+    """In a process of its own: an optimiser imports Triton, and here a stand-in that tells."""
+    (tmp_path / "maps").write_text(f"7f00-7f01 r-xp 00000000 08:01 7 {loaded}\n")
+    (tmp_path / "triton.py").write_text("raise ImportError(print('imported'))\n")
+    code = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from napari_s2dc.method import kernels
+kernels._MAPS = Path(sys.argv[1]) / "maps"
+from napari_s2dc.engine.loading import load_optimisers
+load_optimisers()
+import torch
+torch.optim.AdamW([torch.ones(1, requires_grad=True)])
+print(kernels._would_crash())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path], capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    assert ("imported" in done.stdout) != ("LLVM" in loaded)
+    assert done.stdout.endswith("True\n") == ("LLVM" in loaded)
 
 
 def test_only_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
